@@ -1,0 +1,3 @@
+"""udsproxy"""
+
+__version__ = "0.1.0"

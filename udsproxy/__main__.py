@@ -1,0 +1,5 @@
+"""``python -m udsproxy``: the same as the command."""
+
+from udsproxy.cli import main
+
+main()

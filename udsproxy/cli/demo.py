@@ -1,0 +1,14 @@
+"""``udsproxy demo``: the failure, reproduced and seen, on this machine alone."""
+
+from __future__ import annotations
+
+import trio
+
+from udsproxy.cli import DONE
+from udsproxy.lab.demo import demo as run_demo
+
+
+def demo() -> int:
+    """See requests decoded, then a full accept queue, on this machine alone; takes a few seconds."""
+    trio.run(run_demo)
+    return DONE

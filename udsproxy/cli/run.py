@@ -1,0 +1,143 @@
+"""``udsproxy run``: a proxy between two sockets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from udsproxy import config, endpoints
+from udsproxy.cli import (
+    DONE,
+    FAILED,
+    LISTENING,
+    USAGE,
+    Failure,
+    duration_option,
+    endpoint_argument,
+    size_option,
+)
+from udsproxy.config import Color, Decode, LogConfig, LogFormat, ProxyConfig
+from udsproxy.events import Summary
+from udsproxy.proxy.server import Server
+from udsproxy.sinks.text import duration, size
+
+
+def run(
+    listen: Annotated[str, Parameter(name="LISTEN")],
+    upstream: Annotated[str, Parameter(name="UPSTREAM")],
+    /,
+    *,
+    log: LogFormat = "console",
+    log_file: str | None = None,
+    verbose: Annotated[int, Parameter(alias="-v", count=True)] = 0,
+    hexdump: str = "256",
+    decode: Decode = "auto",
+    redact: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    show_secrets: Annotated[bool, Parameter(negative="")] = False,
+    backlog: int | None = None,
+    grace: str = "5s",
+    connect_timeout: str = "5s",
+    name: str | None = None,
+    color: Color = "auto",
+) -> int:
+    """Listen on LISTEN, forward to UPSTREAM, and show what flows.
+
+    An endpoint is a PATH, unix:PATH, unix:@NAME (abstract) or tcp:HOST:PORT. A listening path takes mode=,
+    owner= and group= after commas; without them it copies those of UPSTREAM.
+
+    Parameters
+    ----------
+    listen
+        Where clients connect.
+    upstream
+        The server's socket.
+    log
+        What to write: console is for people, json one object a line, socat what socat -v prints.
+    log_file
+        Write to this file (made with mode 600) and not to standard output.
+    verbose
+        -v shows each message, -vv the bytes too.
+    hexdump
+        The most bytes of a chunk that -vv shows (4096, 64KiB).
+    decode
+        What the bytes are: auto recognises FastCGI, else raw; none does not look at them.
+    redact
+        Mask this parameter's value too (HTTP_COOKIE, HTTP_AUTHORIZATION, PHP_AUTH_PW always are).
+    show_secrets
+        Mask nothing.
+    backlog
+        The limit of our own accept queue; without it, the system's (net.core.somaxconn).
+    grace
+        How long open connections may go on after SIGTERM or Ctrl-C (250ms, 5s).
+    connect_timeout
+        How long connecting to a TCP upstream may take.
+    name
+        What the proxy is called in the log; without it, the last part of LISTEN.
+    color
+        Colour on the console; auto: on a terminal where NO_COLOR is not set.
+    """
+    listen_on, to = endpoint_argument(listen), endpoint_argument(upstream)
+    if isinstance(to, endpoints.UnixPath) and (to.mode, to.owner, to.group) != (None, None, None):
+        raise Failure(USAGE, f"endpoint {upstream!r}: mode, owner and group are for LISTEN")
+    grace_s = duration_option("--grace", grace)
+    log_config = LogConfig(
+        format=log,
+        file=log_file,
+        verbosity=verbose,
+        hexdump=size_option("--hexdump", hexdump),
+        secrets=frozenset() if show_secrets else config.DEFAULT_SECRETS | {each.upper() for each in redact},
+        color=color,
+    )
+    try:
+        proxy = ProxyConfig(
+            listen=listen_on,
+            upstream=to,
+            name=name or os.path.basename(str(listen_on)) or "proxy",
+            decode=decode,
+            backlog=backlog,
+            connect_timeout_s=duration_option("--connect-timeout", connect_timeout),
+        )
+    except config.ConfigError as error:
+        raise Failure(USAGE, str(error)) from None
+
+    server = Server([proxy], log_config, grace_s=grace_s)
+    try:
+        listeners = server.open()
+    except endpoints.ListenError as error:
+        raise Failure(LISTENING, str(error)) from None
+    except OSError as error:
+        raise Failure(FAILED, f"cannot write the log to {error.filename}: {error.strerror}") from None
+    for listener in listeners:
+        if listener.note:
+            print(f"udsproxy: {listener.note}", file=sys.stderr)
+    summary = trio.run(_run_until_signals, server)
+    if log != "console" or log_file is not None:
+        print(
+            f"udsproxy: {summary.requests} requests in {summary.connections} connections,"
+            f" {summary.dropped} events dropped, {size(summary.c2s_bytes)} sent, {size(summary.s2c_bytes)} received"
+            f" in {duration(summary.total_s)}",
+            file=sys.stderr,
+        )
+    for line in server.failures:
+        print(f"udsproxy: {line}", file=sys.stderr)
+    return FAILED if server.failures else DONE
+
+
+async def _run_until_signals(server: Server) -> Summary:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_at, signals, server)
+            summary = await server.run()
+            nursery.cancel_scope.cancel()
+    return summary
+
+
+async def _stop_at(signals: AsyncIterator[int], server: Server) -> None:
+    async for _ in signals:
+        server.stop()

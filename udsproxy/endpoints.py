@@ -1,0 +1,440 @@
+"""Where sockets are: one spelling for all of them, and the only place that makes sockets.
+
+An endpoint is a path, ``unix:PATH``, ``unix:@NAME`` (abstract) or ``tcp:HOST:PORT``, then options after commas
+(``unix:/run/p.sock,mode=660,owner=www-data``). A backslash takes the meaning from the comma after it.
+
+Rules:
+
+* Every socket is non-blocking and close-on-exec.
+* connect() on AF_UNIX succeeds or fails at once, EAGAIN meaning "the accept queue is full" and never "in
+  progress" (net/unix/af_unix.c, unix_stream_connect): `connect` is a plain call that returns the errno.
+* A socket file never exists, not for a moment, with more permissions than it shall have.
+* Only a socket that nobody listens on is ever replaced; only a file that we made is ever removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import socket
+import stat
+import struct
+from difflib import get_close_matches
+from typing import Literal
+
+import msgspec
+import trio
+
+from udsproxy.events import Client, errno_message, errno_name
+
+MAX_PATH = 107
+"""sockaddr_un.sun_path is 108 bytes with its final NUL (unix(7)). Longer paths go by way of /proc/self/fd."""
+
+_UCRED = struct.Struct("3i")
+
+
+class EndpointError(ValueError):
+    """An endpoint that cannot be understood. One line."""
+
+
+class ListenError(Exception):
+    """An endpoint that cannot be listened on. One line: the thing, the operation, the errno, what to do."""
+
+
+class UnixPath(msgspec.Struct, frozen=True, tag="unix"):
+    """A socket in the file system. ``mode``, ``owner`` and ``group`` are for listening; None: not told."""
+
+    path: str
+    mode: int | None = None
+    owner: str | None = None
+    group: str | None = None
+
+    def __str__(self) -> str:
+        return self.path
+
+
+class UnixAbstract(msgspec.Struct, frozen=True, tag="abstract"):
+    """A socket in the abstract name space (unix(7)): ``name`` without the leading NUL."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"unix:@{self.name}"
+
+
+class Tcp(msgspec.Struct, frozen=True, tag="tcp"):
+    """A TCP endpoint. ``host`` is a name or an address, without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+
+Endpoint = UnixPath | UnixAbstract | Tcp
+
+
+# --- the spelling ---
+
+
+def parse(text: str) -> Endpoint:
+    """The endpoint that ``text`` spells. Raises `EndpointError`."""
+    address, *options = _split_commas(text)
+    if "\0" in text:
+        raise EndpointError(f"endpoint {text!r}: a NUL cannot be part of it")
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme == "tcp":
+        _options(text, options, ())
+        return _parse_tcp(text, rest)
+    if colon and "/" not in scheme and scheme != "unix":
+        raise EndpointError(
+            f"endpoint {text!r}: unknown kind {scheme!r}; write PATH, unix:PATH, unix:@NAME or tcp:HOST:PORT"
+        )
+    path = rest if colon and scheme == "unix" else address
+    if path.startswith("@"):
+        _options(text, options, ())
+        return _parse_abstract(text, path[1:])
+    if not path:
+        raise EndpointError(f"endpoint {text!r}: a path is missing")
+    given = _options(text, options, ("mode", "owner", "group"))
+    mode = _parse_mode(text, given["mode"]) if "mode" in given else None
+    return UnixPath(path, mode, given.get("owner"), given.get("group"))
+
+
+def _split_commas(text: str) -> list[str]:
+    parts, current, chars = [], "", iter(text)
+    for char in chars:
+        if char == "\\":
+            current += next(chars, "\\")
+        elif char == ",":
+            parts.append(current)
+            current = ""
+        else:
+            current += char
+    return [*parts, current]
+
+
+def _options(text: str, options: list[str], known: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if key not in known:
+            close = get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(known) or 'none'}"
+            raise EndpointError(f"endpoint {text!r}: unknown option {key!r}{hint}")
+        if not equals or not value:
+            raise EndpointError(f"endpoint {text!r}: option {key!r} needs a value, {key}=...")
+        found[key] = value
+    return found
+
+
+def _parse_mode(text: str, value: str) -> int:
+    try:
+        mode = int(value, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise EndpointError(f"endpoint {text!r}: mode {value!r} is not octal permissions, as in mode=660")
+    return mode
+
+
+def _parse_abstract(text: str, name: str) -> UnixAbstract:
+    if not name or len(os.fsencode(name)) > MAX_PATH:
+        raise EndpointError(f"endpoint {text!r}: an abstract name has 1 to {MAX_PATH} bytes")
+    return UnixAbstract(name)
+
+
+def _parse_tcp(text: str, rest: str) -> Tcp:
+    host, colon, port = rest.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 <= int(port) <= 65535:
+        raise EndpointError(f"endpoint {text!r}: write tcp:HOST:PORT, with a port from 0 to 65535")
+    if ":" in host and not bracketed:
+        raise EndpointError(f"endpoint {text!r}: an IPv6 address goes in brackets, tcp:[::1]:9000")
+    return Tcp(host[1:-1] if bracketed else host, int(port))
+
+
+# --- connecting ---
+
+
+def unix_socket() -> socket.socket:
+    """A new non-blocking AF_UNIX stream socket. Raises OSError (EMFILE, ENFILE, ENOBUFS, ENOMEM)."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+
+def connect(sock: socket.socket, upstream: UnixPath | UnixAbstract) -> int:
+    """connect() of an AF_UNIX socket, which never waits. Returns 0 or the errno.
+
+    After EAGAIN the same socket can be tried again; poll never tells when.
+    """
+    if isinstance(upstream, UnixAbstract):
+        return sock.connect_ex(b"\0" + os.fsencode(upstream.name))
+    if len(upstream.path) <= MAX_PATH // 4 or len(os.fsencode(upstream.path)) <= MAX_PATH:
+        return sock.connect_ex(upstream.path)
+    try:
+        pinned = os.open(upstream.path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno or errno.EIO
+    try:
+        return sock.connect_ex(f"/proc/self/fd/{pinned}")
+    finally:
+        os.close(pinned)
+
+
+def tcp_socket(family: int) -> socket.socket:
+    """A new non-blocking TCP socket that sends at once (TCP_NODELAY): a proxy adds no delay of its own."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+async def connect_tcp(upstream: Tcp) -> socket.socket:
+    """A connection to the first address of the host that answers. Waits; the caller sets the limit.
+
+    Raises socket.gaierror, OSError.
+    """
+    found = await trio.socket.getaddrinfo(upstream.host, upstream.port, type=socket.SOCK_STREAM)
+    failed = OSError(errno.EHOSTUNREACH, errno_message(errno.EHOSTUNREACH))
+    for family, _, _, _, address in found:
+        sock = trio.socket.from_stdlib_socket(tcp_socket(family))
+        try:
+            await sock.connect(address)
+            return socket.socket(fileno=sock.detach())
+        except OSError as error:
+            failed = error
+        finally:
+            sock.close()
+    raise failed
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """accept(), non-blocking both ways. Raises OSError (EAGAIN: nobody waits; EMFILE, ENFILE, ENOMEM)."""
+    sock, _ = listener.accept()
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def peer_credentials(sock: socket.socket) -> Client | None:
+    """Who connected (SO_PEERCRED), without the process's name; None for TCP."""
+    if sock.family != socket.AF_UNIX:
+        return None
+    return Client(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+# --- listening ---
+
+
+class Listener:
+    """A listening socket and, where it has one, its file. Close it to remove the file.
+
+    ``note`` is a warning for people, where owner or group could not be made the same as the upstream's.
+    """
+
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, backlog: int, note: str | None = None) -> None:
+        self.sock = sock
+        self.endpoint = endpoint
+        self.backlog = backlog
+        self.note = note
+        self._file: tuple[int, int] | None = None
+        if isinstance(endpoint, UnixPath):
+            made = os.stat(endpoint.path, follow_symlinks=False)
+            self._file = made.st_dev, made.st_ino
+
+    def remove_file(self) -> None:
+        """Remove the socket's file if it is still ours: nobody new can connect, who is in the queue stays."""
+        if self._file is not None and isinstance(self.endpoint, UnixPath):
+            with contextlib.suppress(OSError):
+                found = os.stat(self.endpoint.path, follow_symlinks=False)
+                if (found.st_dev, found.st_ino) == self._file:
+                    os.unlink(self.endpoint.path)
+            self._file = None
+
+    def close(self) -> None:
+        """Remove the file and close the socket. Who is still in the queue gets ECONNRESET."""
+        self.remove_file()
+        self.sock.close()
+
+
+def listen(endpoint: Endpoint, *, like: Endpoint | None = None, backlog: int | None = None) -> Listener:
+    """Listen on ``endpoint``.
+
+    A socket file takes owner, group and mode of ``like`` (the upstream) where ``endpoint`` does not say, and
+    mode 600 where there is none to copy. Raises `ListenError`.
+    """
+    with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
+        somaxconn = int(file.read())
+    backlog = somaxconn if backlog is None else min(backlog, somaxconn)
+    if isinstance(endpoint, UnixPath):
+        return _listen_path(endpoint, like, backlog)
+    try:
+        if isinstance(endpoint, UnixAbstract):
+            sock = unix_socket()
+            sock.bind(b"\0" + os.fsencode(endpoint.name))
+        else:
+            family, _, _, _, address = socket.getaddrinfo(
+                endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            endpoint = Tcp(endpoint.host, sock.getsockname()[1])
+        sock.listen(backlog)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {endpoint}: {_reason(error)}") from None
+    return Listener(sock, endpoint, backlog)
+
+
+def _listen_path(endpoint: UnixPath, like: Endpoint | None, backlog: int) -> Listener:
+    """Bind beside the path, set owner and mode, listen, and only then rename over the path."""
+    path = endpoint.path
+    directory, name = os.path.split(path)
+    _require_replaceable(path)
+    try:
+        at = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {path}: {_reason(error)}") from None
+    # The name shows in `ss -xl` and in getpeername() for as long as the socket lives: keep the path in it.
+    beside = os.path.join(directory, f"{name}.udsproxy-{os.getpid()}")
+    if len(os.fsencode(beside)) > MAX_PATH or len(os.fsencode(name)) > 200:
+        beside = f"/proc/self/fd/{at}/.udsproxy-{os.getpid()}"
+    sock = unix_socket()
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)  # of a process that had our number and was killed in this function
+        # bind() makes the file with the mode of the socket's inode, less the umask: closed until we are done.
+        os.fchmod(sock.fileno(), 0)
+        sock.bind(beside)
+        try:
+            # By descriptor, not by name: nobody can put another file in between.
+            pinned = os.open(beside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                note = _set_owner_and_mode(f"/proc/self/fd/{pinned}", endpoint, like)
+            finally:
+                os.close(pinned)
+            sock.listen(backlog)
+            os.rename(beside, path)
+        except BaseException:
+            os.unlink(beside)
+            raise
+        return Listener(sock, endpoint, backlog, note)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"cannot listen on {path}: {_reason(error)}") from None
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.close(at)
+
+
+def _require_replaceable(path: str) -> None:
+    """Nothing there, or a socket that nobody listens on (ECONNREFUSED). Raises `ListenError`."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+            raise ListenError(f"cannot listen on {path}: it is there and is no socket; choose another path")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ListenError(f"cannot listen on {path}: {_reason(error)}") from None
+    with unix_socket() as probe:
+        found = connect(probe, UnixPath(path))
+    if found == errno.EACCES:
+        raise ListenError(f"cannot listen on {path}: a socket is there and may not be tried (EACCES); remove it")
+    if found not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise ListenError(
+            f"cannot listen on {path}: somebody already listens there; stop that first, or choose another path"
+        )
+
+
+def _set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) -> str | None:
+    """Give a new socket file its owner, group and mode. Returns a warning, where one is due.
+
+    What was told must succeed. What is only copied may fail for want of privilege; then the file is opened to
+    no group that the upstream is not open to. Raises `ListenError`, OSError.
+    """
+    model = _stat_socket(like)
+    uid = _lookup("owner", endpoint.owner) if endpoint.owner is not None else -1
+    gid = _lookup("group", endpoint.group) if endpoint.group is not None else -1
+    if uid != -1 or gid != -1:
+        os.chown(file, uid, gid)
+    note = None
+    mode = endpoint.mode
+    if model is not None:
+        made = os.stat(file)
+        copied_mode = stat.S_IMODE(model.st_mode)
+        if gid == -1 and made.st_gid != model.st_gid and not _chown(file, -1, model.st_gid):
+            copied_mode &= ~0o070 | (copied_mode & 0o007) << 3
+            note = f"{endpoint.path}: the upstream's group {_group_name(model.st_gid)} cannot be copied (not root)"
+        if uid == -1 and made.st_uid != model.st_uid and not _chown(file, model.st_uid, -1):
+            note = f"{endpoint.path}: the upstream's owner {_user_name(model.st_uid)} cannot be copied (not root)"
+        mode = copied_mode if mode is None else mode
+    os.chmod(file, 0o600 if mode is None else mode)
+    return note
+
+
+def _chown(file: str, uid: int, gid: int) -> bool:
+    try:
+        os.chown(file, uid, gid)
+    except PermissionError:
+        return False
+    return True
+
+
+def _stat_socket(endpoint: Endpoint | None) -> os.stat_result | None:
+    if isinstance(endpoint, UnixPath):
+        with contextlib.suppress(OSError):
+            return os.stat(endpoint.path)
+    return None
+
+
+def _lookup(kind: Literal["owner", "group"], name: str) -> int:
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid if kind == "owner" else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ListenError(f"{kind} {name!r}: no such {'user' if kind == 'owner' else 'group'} here") from None
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def describe_owner(path: str) -> tuple[str, str]:
+    """(mode as in chmod, ``owner:group``) of a file. Raises OSError."""
+    found = os.stat(path, follow_symlinks=False)
+    return f"{stat.S_IMODE(found.st_mode):o}", f"{_user_name(found.st_uid)}:{_group_name(found.st_gid)}"
+
+
+_ADVICE = {
+    errno.EACCES: "run as a user who may write there, or choose another path",
+    errno.EADDRINUSE: "somebody listens there; stop that, or choose another",
+    errno.ENOENT: "make the directory first",
+    errno.EPERM: "giving files away takes root; leave owner and group out",
+    errno.EROFS: "choose a path on a file system that can be written",
+}
+
+
+def _reason(error: OSError) -> str:
+    number = error.errno or 0
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}; check the host's name"
+    advice = _ADVICE.get(number)
+    return f"{errno_message(number)} ({errno_name(number)})" + (f"; {advice}" if advice else "")

@@ -1,0 +1,212 @@
+"""Every record that leaves the traffic's path.
+
+Rules:
+
+* An event is a frozen value: a name, when it happened, and what is known. What is not known is None, and
+  then absent from every output.
+* ``at`` is CLOCK_MONOTONIC in nanoseconds. Sinks turn it into RFC 3339 UTC. Durations are float seconds.
+* Text that came from a peer has been through `printable` before it is in an event, and secrets are masked by
+  then: a sink cannot leak either.
+* The names of events and keys are an interface (docs/events.md): add, never rename.
+"""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+from typing import ClassVar, Literal, NamedTuple
+
+import msgspec
+
+Direction = Literal["c2s", "s2c"]
+"""Client to server, or server to client."""
+
+Side = Literal["client", "upstream", "proxy"]
+"""Who ended a connection."""
+
+MASK = "***"
+"""What stands where a secret was."""
+
+
+def printable(data: bytes | str) -> str:
+    """What a peer sent, as text that is safe on a terminal.
+
+    UTF-8 stays readable. Bytes that are no UTF-8, control characters (C0, DEL, C1) and invisible formatting
+    characters (bidirectional overrides among them) become ``\\xNN`` or ``\\uNNNN``.
+    """
+    text = data.decode("utf-8", "backslashreplace") if isinstance(data, bytes) else data
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def errno_name(number: int) -> str:
+    """``ECONNREFUSED`` for 111."""
+    return errno_names.errorcode.get(number, str(number))
+
+
+def errno_message(number: int) -> str:
+    """The kernel's words for an errno: ``Connection refused`` for 111."""
+    return os.strerror(number)
+
+
+class Client(NamedTuple):
+    """Who connected: SO_PEERCRED (unix(7)), and the name of that process where /proc tells it."""
+
+    pid: int
+    uid: int
+    gid: int
+    comm: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What all events have. ``conn`` is the connection's number, counted from 1 in each proxy."""
+
+    name: ClassVar[str]
+
+    at: int
+    proxy: str
+    conn: int | None = None
+
+
+class Listening(Event, frozen=True, kw_only=True):
+    """The proxy listens; from now on clients can connect."""
+
+    name: ClassVar[str] = "listening"
+
+    listen: str
+    upstream: str
+    backlog: int
+    mode: str | None = None
+    owner: str | None = None
+
+
+class Open(Event, frozen=True, kw_only=True):
+    """A client's connection was accepted and ours to the upstream made."""
+
+    name: ClassVar[str] = "open"
+
+    client: Client | None = None
+    connect_s: float | None = None
+
+
+class Request(Event, frozen=True, kw_only=True):
+    """One exchange: a request and its response, ended or not.
+
+    The byte counts are bytes on the wire that belong to this request, record headers and padding included.
+    ``incomplete`` says why an exchange has no proper end.
+    """
+
+    name: ClassVar[str] = "request"
+
+    protocol: str
+    request: int
+    method: str | None = None
+    uri: str | None = None
+    script: str | None = None
+    status: int | None = None
+    content_type: str | None = None
+    app_status: int | None = None
+    protocol_status: str | None = None
+    stderr: str | None = None
+    c2s_bytes: int
+    s2c_bytes: int
+    ttfb_s: float | None = None
+    total_s: float
+    incomplete: str | None = None
+
+
+class Message(Event, frozen=True, kw_only=True):
+    """One decoded unit of a protocol. ``nbytes`` is its content's length."""
+
+    name: ClassVar[str] = "message"
+
+    direction: Direction
+    protocol: str
+    kind: str
+    nbytes: int
+    fields: dict[str, str | int]
+
+
+class Data(Event, frozen=True, kw_only=True):
+    """Bytes as they were read from one side, secrets masked. ``offset`` counts from the direction's start."""
+
+    name: ClassVar[str] = "data"
+
+    direction: Direction
+    offset: int
+    data: bytes
+
+
+class Close(Event, frozen=True, kw_only=True):
+    """A connection's end: who ended it, and what went through."""
+
+    name: ClassVar[str] = "close"
+
+    by: Side
+    errno: str | None = None
+    c2s_bytes: int
+    s2c_bytes: int
+    total_s: float
+    protocol: str | None = None
+    requests: int = 0
+
+
+class UpstreamError(Event, frozen=True, kw_only=True):
+    """The upstream could not be reached; ``message`` is in the kernel's words."""
+
+    name: ClassVar[str] = "upstream_error"
+
+    op: str
+    errno: str
+    message: str
+    queue: int | None = None
+    backlog: int | None = None
+
+
+class ProxyError(Event, frozen=True, kw_only=True):
+    """Something of our own failed (descriptors or memory ran out, say); ``hint`` says what to do."""
+
+    name: ClassVar[str] = "proxy_error"
+
+    op: str
+    errno: str
+    message: str
+    hint: str | None = None
+
+
+class DecodeError(Event, frozen=True, kw_only=True):
+    """One direction is not, or no longer, what it was decoded as. From ``offset`` on it is raw."""
+
+    name: ClassVar[str] = "decode_error"
+
+    direction: Direction
+    protocol: str
+    offset: int
+    reason: str
+
+
+class Dropped(Event, frozen=True, kw_only=True):
+    """An observer could not keep up: so many units, and bytes of traffic where known, were not observed."""
+
+    name: ClassVar[str] = "dropped"
+
+    observer: str
+    count: int
+    nbytes: int | None = None
+
+
+class Summary(Event, frozen=True, kw_only=True):
+    """What was seen, from start to end."""
+
+    name: ClassVar[str] = "summary"
+
+    connections: int
+    requests: int
+    incomplete: int
+    upstream_errors: int
+    decode_errors: int
+    dropped: int
+    c2s_bytes: int
+    s2c_bytes: int
+    total_s: float

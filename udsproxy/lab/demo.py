@@ -1,0 +1,152 @@
+"""The demonstration: requests decoded live, then the failure that the project is about, on this machine alone.
+
+Rules: all that it makes is in one temporary directory, which goes at the end, whatever the end is. What it says
+of clients is what these clients got, counted, not what they should have got.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from udsproxy.config import DEFAULT_SECRETS, LogConfig, ProxyConfig
+from udsproxy.endpoints import UnixPath, connect, unix_socket
+from udsproxy.lab import requester
+from udsproxy.proxy.server import Server
+from udsproxy.sinks.text import duration
+
+WORKERS, BACKLOG, BURST = 2, 2, 12
+SLOW_S = 0.5
+_APART_S = 0.005
+"""Clients of the burst come one after the other, so that a worker that is free has taken its client before the
+next one comes: what each client gets is then a matter of counting, not of scheduling."""
+_START_S = 10.0
+_SETTLE_S = 0.15
+"""Time for the log's thread to write, so that the proxy's lines and ours stay in order."""
+
+_ENDING = """\
+What you saw:
+  nginx would have logged each EAGAIN as
+    connect() to unix:... failed (11: Resource temporarily unavailable) while connecting to upstream
+  and answered 502. A server with {workers} workers and a backlog of {backlog} has room for {workers} + {backlog} + 1
+  clients: those that are served, and those that wait, one more than the backlog says.
+
+What to do next:
+  Put it in front of your own server, and point nginx's fastcgi_pass at the new socket:
+    udsproxy run /run/php/seen.sock /run/php/php8.2-fpm.sock
+  -v shows every FastCGI record, -vv the bytes, --log json is for programs.
+  Read docs/nginx-php-fpm.md (the setup, step by step) and docs/events.md (what each key means).
+"""
+
+
+async def demo() -> None:
+    """Show it. Raises trio.TooSlowError where the server does not come up."""
+    with tempfile.TemporaryDirectory(prefix="udsproxy-demo-", dir="/tmp") as directory:
+        server, proxy = os.path.join(directory, "server.sock"), os.path.join(directory, "proxy.sock")
+
+        _title("1. A server, a proxy in front of it, and three requests")
+        _command("serve", server)
+        _command("run", proxy, server)
+        _command("request", proxy, "--script", "'/index.php?page=1'")
+        async with _server(server, "--workers", str(WORKERS)), _proxy(proxy, server):
+            for script, method, body in (
+                ("/index.php?page=1", "GET", b""),
+                ("/form.php", "POST", b"name=value" * 1000),
+                ("/health", "HEAD", b""),
+            ):
+                params = requester.make_params(script, method=method, body_bytes=len(body))
+                await requester.ask(UnixPath(proxy), params, body)
+            await trio.sleep(_SETTLE_S)
+
+        _title(f"2. The same server, slow and small: {BURST} clients at once, {WORKERS} workers, backlog {BACKLOG}")
+        slow = ("--workers", str(WORKERS), "--backlog", str(BACKLOG), "--delay", f"{SLOW_S * 1000:.0f}ms")
+        _command("serve", server, *slow)
+        async with _server(server, *slow):
+            _say("without a proxy:")
+            _tell(await _burst(UnixPath(server)))
+            _say(
+                "\nthrough udsproxy, whose own queue is kept as short as a queue can be (--backlog 0: one client):"
+            )
+            _command("run", proxy, server, "--backlog", "0")
+            async with _proxy(proxy, server, backlog=0):
+                outcomes = await _burst(UnixPath(proxy))
+                await trio.sleep(_SETTLE_S)
+                _tell(outcomes)
+    _say("")
+    _say(_ENDING.format(workers=WORKERS, backlog=BACKLOG))
+
+
+@asynccontextmanager
+async def _server(path: str, *options: str) -> AsyncIterator[None]:
+    process = subprocess.Popen(  # noqa: S603, ASYNC220 - ourselves, and Popen does not wait
+        [sys.executable, "-m", "udsproxy", "serve", path, *options], stdout=subprocess.DEVNULL
+    )
+    try:
+        with trio.fail_after(_START_S):
+            while not _listens(path) and process.poll() is None:
+                await trio.sleep(0.01)
+        await trio.sleep(_SETTLE_S)  # its workers have to be at their accept()
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _listens(path: str) -> bool:
+    with unix_socket() as probe:
+        return connect(probe, UnixPath(path)) == 0
+
+
+@asynccontextmanager
+async def _proxy(path: str, upstream: str, backlog: int | None = None) -> AsyncIterator[None]:
+    config = ProxyConfig(listen=UnixPath(path), upstream=UnixPath(upstream), name="demo", backlog=backlog)
+    server = Server([config], LogConfig(format="console", secrets=DEFAULT_SECRETS))
+    server.open()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        yield
+        server.stop()
+
+
+async def _burst(upstream: UnixPath) -> list[str]:
+    """What each client got, in the order in which they came."""
+    outcomes = [""] * BURST
+
+    async def client(index: int) -> None:
+        try:
+            answer = await requester.ask(upstream, requester.make_params(f"/slow.php?client={index + 1}"))
+            outcomes[index] = f"status {answer.status} after {duration(answer.total_s)}"
+        except requester.RequestFailed as failure:
+            outcomes[index] = str(failure)
+
+    async with trio.open_nursery() as nursery:
+        for index in range(BURST):
+            nursery.start_soon(client, index)
+            await trio.sleep(_APART_S)
+    return outcomes
+
+
+def _tell(outcomes: list[str]) -> None:
+    for number, outcome in enumerate(outcomes, 1):
+        _say(f"  client {number:>2}  {outcome}")
+    kinds = Counter("answered" if outcome.startswith("status") else "got EAGAIN" for outcome in outcomes)
+    _say("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+
+
+def _title(text: str) -> None:
+    _say(f"\n{text}\n{'-' * len(text)}")
+
+
+def _command(*words: str) -> None:
+    _say(f"$ udsproxy {' '.join(words)}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,148 @@
+"""What a protocol's decoder is, and the two that decode nothing: raw, and the one that recognises.
+
+Rules:
+
+* A decoder sees a connection's bytes, both directions, each in order, and returns events. It reads no clock,
+  does no I/O, and never raises on what a peer sent: a stream that turns wrong is one `DecodeError`, and that
+  direction is raw from there.
+* Any split of the bytes gives the same events, their times apart.
+* Its memory is bounded, whatever it is fed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from udsproxy.events import Direction, Event
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Which connection a decoder works for, and what is wanted of it."""
+
+    proxy: str
+    conn: int
+    messages: bool = False
+    """Make a `Message` of each unit (-v), not only the exchanges."""
+    spans: bool = False
+    """Say where secrets stand in the bytes, so that these can be shown masked (-vv)."""
+    secrets: frozenset[str] = frozenset()
+    """Names, in upper case, whose values are secret."""
+
+
+class Decoder(Protocol):
+    """One connection's decoder."""
+
+    @property
+    def protocol(self) -> str | None:
+        """``fastcgi``; None while, or where, it is not known."""
+        ...
+
+    @property
+    def exchanges(self) -> int:
+        """How many exchanges have been reported."""
+        ...
+
+    @property
+    def secret_spans(self) -> list[tuple[int, int]]:
+        """Where in the bytes of the last `feed` secrets stood (only with ``Scope.spans``)."""
+        ...
+
+    def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
+        """Bytes that were read at ``at`` (ns)."""
+        ...
+
+    def lost(self, direction: Direction, at: int) -> Sequence[Event]:
+        """The observer lost bytes here: stop guessing about this direction."""
+        ...
+
+    def close(self, at: int, why: str) -> Sequence[Event]:
+        """The connection ended; report what has not."""
+        ...
+
+
+class RawDecoder:
+    """Bytes with no meaning that we know: nothing to report.
+
+    With ``hide``, what the client sent counts as secret: its start was not seen, so nobody can tell.
+    """
+
+    def __init__(self, *, hide: bool = False) -> None:
+        self.protocol: str | None = None
+        self.exchanges = 0
+        self.secret_spans: list[tuple[int, int]] = []
+        self._hide = hide
+
+    def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
+        if self._hide:
+            self.secret_spans = [(0, len(data))] if direction == "c2s" else []
+        return ()
+
+    def lost(self, direction: Direction, at: int) -> Sequence[Event]:
+        return ()
+
+    def close(self, at: int, why: str) -> Sequence[Event]:
+        return ()
+
+
+class ProtocolEntry(msgspec.Struct, frozen=True):
+    """A protocol that the registry knows."""
+
+    name: str
+    recognise: Callable[[bytes], bool | None]
+    """The first bytes that the client sent: is it this? None: more bytes are needed to tell."""
+    decoder: Callable[[Scope], Decoder]
+
+
+class AutoDecoder:
+    """Recognises the protocol by the first bytes of the client, else raw.
+
+    Until it knows, it keeps the bytes, which are no more than a protocol's ``recognise`` asks for. A server
+    that speaks first speaks none of the protocols that are recognised so.
+    """
+
+    def __init__(self, scope: Scope, candidates: Sequence[ProtocolEntry]) -> None:
+        self._scope = scope
+        self._candidates = candidates
+        self._first: list[tuple[int, bytes]] = []
+        self._decoder: Decoder | None = None
+
+    @property
+    def protocol(self) -> str | None:
+        return self._decoder.protocol if self._decoder else None
+
+    @property
+    def exchanges(self) -> int:
+        return self._decoder.exchanges if self._decoder else 0
+
+    @property
+    def secret_spans(self) -> list[tuple[int, int]]:
+        return self._decoder.secret_spans if self._decoder else []
+
+    def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
+        if self._decoder is not None:
+            return self._decoder.feed(direction, at, data)
+        if direction == "s2c":
+            self._decoder = RawDecoder()
+            return ()
+        self._first.append((at, data))
+        start = data if len(self._first) == 1 else b"".join(data for _, data in self._first)
+        verdicts = [(entry, entry.recognise(start)) for entry in self._candidates]
+        recognised = next((entry for entry, verdict in verdicts if verdict), None)
+        if recognised is not None:
+            self._decoder = recognised.decoder(self._scope)
+            return [e for at, data in self._first for e in self._decoder.feed(direction, at, data)]
+        if all(verdict is False for _, verdict in verdicts):
+            self._decoder = RawDecoder()
+            self._first.clear()
+        return ()
+
+    def lost(self, direction: Direction, at: int) -> Sequence[Event]:
+        if self._decoder is None:
+            self._decoder = RawDecoder(hide=bool(self._scope.secrets))
+        return self._decoder.lost(direction, at)
+
+    def close(self, at: int, why: str) -> Sequence[Event]:
+        return self._decoder.close(at, why) if self._decoder else ()

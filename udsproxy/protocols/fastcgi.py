@@ -1,0 +1,255 @@
+"""The FastCGI 1.0 wire format: numbers, encoding, name-value pairs.
+
+Source: the FastCGI Specification 1.0 (Open Market, 1996); sections are cited as "spec 3.3".
+
+Rules: bytes in, values out; no sockets, no clock, no events (fastcgi_decoder.py makes those). Encoders raise
+ValueError for what the format cannot carry; `PairReader` never raises, whatever it is fed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+VERSION = 1
+HEADER = struct.Struct(">BBHHBx")
+"""version, type, request id, content length, padding length, reserved (spec 3.3)."""
+
+MAX_CONTENT = 0xFFFF
+
+# Types (spec 8). The first eight belong to a request; the others are management records with request id 0.
+BEGIN_REQUEST = 1
+ABORT_REQUEST = 2
+END_REQUEST = 3
+PARAMS = 4
+STDIN = 5
+STDOUT = 6
+STDERR = 7
+DATA = 8
+GET_VALUES = 9
+GET_VALUES_RESULT = 10
+UNKNOWN_TYPE = 11
+
+TYPE_NAMES = {
+    BEGIN_REQUEST: "BEGIN_REQUEST",
+    ABORT_REQUEST: "ABORT_REQUEST",
+    END_REQUEST: "END_REQUEST",
+    PARAMS: "PARAMS",
+    STDIN: "STDIN",
+    STDOUT: "STDOUT",
+    STDERR: "STDERR",
+    DATA: "DATA",
+    GET_VALUES: "GET_VALUES",
+    GET_VALUES_RESULT: "GET_VALUES_RESULT",
+    UNKNOWN_TYPE: "UNKNOWN_TYPE",
+}
+
+RESPONDER = 1
+ROLE_NAMES = {RESPONDER: "RESPONDER", 2: "AUTHORIZER", 3: "FILTER"}
+
+KEEP_CONN = 1
+"""The flag of BEGIN_REQUEST: the server leaves the connection open after the response (spec 5.1)."""
+
+REQUEST_COMPLETE = 0
+PROTOCOL_STATUS_NAMES = {
+    REQUEST_COMPLETE: "REQUEST_COMPLETE",
+    1: "CANT_MPX_CONN",
+    2: "OVERLOADED",
+    3: "UNKNOWN_ROLE",
+}
+
+BEGIN_BODY = struct.Struct(">HB5x")
+"""role, flags (spec 5.1)."""
+END_BODY = struct.Struct(">IB3x")
+"""application status, protocol status (spec 5.5)."""
+
+
+def encode_record(kind: int, request_id: int, content: bytes = b"", *, padding: int | None = None) -> bytes:
+    """One record. ``padding`` None: to the next 8 bytes, as the specification advises (spec 3.3).
+
+    Raises ValueError where content is longer than 65,535 bytes or a number does not fit its field.
+    """
+    if padding is None:
+        padding = -len(content) % 8
+    try:
+        header = HEADER.pack(VERSION, kind, request_id, len(content), padding)
+    except struct.error as error:
+        raise ValueError(f"no FastCGI record can hold this: {error}") from None
+    return header + content + bytes(padding)
+
+
+def encode_stream(kind: int, request_id: int, content: bytes) -> bytes:
+    """A whole stream: as many records as it takes, and the empty one that ends it (spec 3.3)."""
+    starts = range(0, len(content), MAX_CONTENT)
+    records = [encode_record(kind, request_id, content[i : i + MAX_CONTENT]) for i in starts]
+    return b"".join([*records, encode_record(kind, request_id)])
+
+
+def encode_begin(request_id: int, *, role: int = RESPONDER, flags: int = 0) -> bytes:
+    """A BEGIN_REQUEST record (spec 5.1)."""
+    return encode_record(BEGIN_REQUEST, request_id, BEGIN_BODY.pack(role, flags))
+
+
+def encode_end(request_id: int, *, app_status: int = 0, protocol_status: int = REQUEST_COMPLETE) -> bytes:
+    """An END_REQUEST record (spec 5.5)."""
+    return encode_record(END_REQUEST, request_id, END_BODY.pack(app_status, protocol_status))
+
+
+def encode_pairs(pairs: Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Name-value pairs (spec 3.4)."""
+    items = pairs.items() if isinstance(pairs, Mapping) else pairs
+    return b"".join(_encode_length(len(n)) + _encode_length(len(v)) + n + v for n, v in items)
+
+
+def encode_request(
+    params: Mapping[bytes, bytes], body: bytes = b"", *, request_id: int = 1, flags: int = 0
+) -> bytes:
+    """All records of one request to a responder: BEGIN_REQUEST, PARAMS, STDIN."""
+    return (
+        encode_begin(request_id, flags=flags)
+        + encode_stream(PARAMS, request_id, encode_pairs(params))
+        + encode_stream(STDIN, request_id, body)
+    )
+
+
+class Record(NamedTuple):
+    """One record, padding taken off."""
+
+    kind: int
+    request_id: int
+    content: bytes
+
+
+class RecordReader:
+    """Whole records from a stream that may be cut anywhere, for who takes part in the protocol.
+
+    (Who only watches counts bodies and keeps none: fastcgi_decoder.py.)
+    """
+
+    def __init__(self) -> None:
+        self._buffer = b""
+
+    def feed(self, data: bytes) -> list[Record]:
+        """The records that ``data`` completes. Raises ValueError where the stream is not FastCGI."""
+        data = self._buffer + data if self._buffer else data
+        records, pos = [], 0
+        while len(data) - pos >= HEADER.size:
+            version, kind, request_id, size, padding = HEADER.unpack_from(data, pos)
+            if version != VERSION:
+                raise ValueError(f"version {version} where FastCGI has {VERSION}")
+            start = pos + HEADER.size
+            if len(data) < start + size + padding:
+                break
+            records.append(Record(kind, request_id, data[start : start + size]))
+            pos = start + size + padding
+        self._buffer = data[pos:]
+        return records
+
+
+def _encode_length(length: int) -> bytes:
+    """One byte up to 127, else four with the highest bit set (spec 3.4)."""
+    if length > 0x7FFFFFFF:
+        raise ValueError(f"a name or value of {length} bytes: FastCGI carries at most {0x7FFFFFFF}")
+    return bytes((length,)) if length < 0x80 else (length | 0x80000000).to_bytes(4, "big")
+
+
+class PairReader:
+    """Name-value pairs (spec 3.4) from a stream that may be cut anywhere.
+
+    Of a pair longer than `MAX_KEPT` bytes, whatever length it claims, the head is kept and the rest counted:
+    its value comes out short. ``partial`` is true while the stream stands inside a pair.
+    """
+
+    MAX_KEPT = 16 * 1024
+
+    __slots__ = ("_buffer", "_long_pair", "_need", "_secrets", "_skip", "_skip_secret", "secret_spans")
+
+    def __init__(self, secrets: frozenset[bytes] | None = None) -> None:
+        """With ``secrets`` (names in upper case), each `feed` leaves in ``secret_spans`` where, in what it was
+        fed, values of those names stood: ``[(start, end), ...]``."""
+        self._buffer = bytearray()
+        self._need = 2
+        self._skip = 0
+        self._long_pair: tuple[bytes, bytes] | None = None
+        self._secrets = secrets
+        self._skip_secret = False
+        self.secret_spans: list[tuple[int, int]] = []
+
+    @property
+    def partial(self) -> bool:
+        return bool(self._buffer) or self._skip > 0
+
+    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        """The pairs that ``data`` completes, in order."""
+        pairs: list[tuple[bytes, bytes]] = []
+        if self._secrets is not None:
+            self.secret_spans = []
+        taken = 0
+        if self._skip:
+            taken = min(self._skip, len(data))
+            self._skip -= taken
+            if self._skip_secret:
+                self.secret_spans.append((0, taken))
+            if self._skip == 0 and self._long_pair is not None:
+                pairs.append(self._long_pair)
+                self._long_pair = None
+        if self._buffer:
+            before = len(self._buffer) - taken
+            self._buffer += data[taken:] if taken else data
+            if len(self._buffer) < self._need and self._secrets is None:
+                return pairs
+            data = bytes(self._buffer)
+        else:
+            before = -taken
+            data = data[taken:] if taken else data
+        used = self._parse(data, pairs, before)
+        self._buffer = bytearray(data[used:])
+        return pairs
+
+    def _parse(self, data: bytes, pairs: list[tuple[bytes, bytes]], before: int) -> int:
+        """Append the whole pairs of ``data`` and return how much of it they used.
+
+        ``before`` is how many bytes of ``data`` came in earlier feeds (negative: so many of this one are gone).
+        """
+        pos, size, secrets = 0, len(data), self._secrets
+        while size - pos >= 2:
+            name_size, at = data[pos], pos + 1
+            if name_size & 0x80:
+                at = pos + 4
+                name_size = int.from_bytes(data[pos:at], "big") & 0x7FFFFFFF
+                if at >= size:
+                    self._need = 5
+                    return pos
+            value_size = data[at]
+            if value_size & 0x80:
+                if at + 4 > size:
+                    self._need = at + 4 - pos
+                    return pos
+                value_size = int.from_bytes(data[at : at + 4], "big") & 0x7FFFFFFF
+                at += 4
+            else:
+                at += 1
+            value_at = at + name_size
+            end = value_at + value_size
+            secret = False
+            if secrets is not None and value_at <= size:
+                secret = data[at:value_at].upper() in secrets
+                if secret and min(end, size) > before:
+                    self.secret_spans.append((max(value_at, before) - before, min(end, size) - before))
+            if end > size:
+                if end - pos <= self.MAX_KEPT:
+                    self._need = end - pos
+                    return pos
+                if size - pos < self.MAX_KEPT:
+                    self._need = self.MAX_KEPT
+                    return pos
+                kept = pos + self.MAX_KEPT  # the same cut, however the stream was split
+                self._long_pair = data[at : min(value_at, kept)], data[value_at:kept]
+                self._skip_secret = secret
+                self._skip = end - size
+                return size
+            pairs.append((data[at:value_at], data[value_at:end]))
+            pos = end
+        self._need = 2
+        return pos

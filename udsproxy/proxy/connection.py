@@ -1,0 +1,112 @@
+"""The connections of one proxy: their numbers, and what is told of their beginning and end.
+
+Rules: opening one is a plain call. A connection is here from `Connections.open` until the relay has closed it.
+"""
+
+from __future__ import annotations
+
+import socket
+from time import monotonic_ns
+
+import trio
+
+from udsproxy.endpoints import peer_credentials
+from udsproxy.events import Close, Open, ProxyError, printable
+from udsproxy.kernel.procfs import ProcessNames
+from udsproxy.protocols.tap import Observation, Tap
+from udsproxy.proxy.relay import Pair, Relay
+
+_WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped"}
+
+
+class Connection:
+    """One connection: the owner of a pair in the relay."""
+
+    __slots__ = ("_connections", "_number", "_observation", "_opened_at")
+
+    def __init__(self, connections: Connections, number: int, observation: Observation, opened_at: int) -> None:
+        self._connections = connections
+        self._number = number
+        self._observation = observation
+        self._opened_at = opened_at
+
+    def ended(self, pair: Pair) -> None:
+        at = monotonic_ns()
+        assert pair.by is not None
+        event = Close(
+            at=at,
+            proxy=self._connections.proxy,
+            conn=self._number,
+            by=pair.by,
+            errno=pair.errno,
+            c2s_bytes=pair.c2s.nbytes,
+            s2c_bytes=pair.s2c.nbytes,
+            total_s=(at - self._opened_at) / 1e9,
+        )
+        self._observation.close(event, f"reset by {pair.by}" if pair.errno == "ECONNRESET" else _WHY[pair.by])
+        self._connections.forget(pair)
+
+    def descriptors_lost(self, count: int) -> None:
+        self._connections.tap.put(
+            ProxyError(
+                at=monotonic_ns(),
+                proxy=self._connections.proxy,
+                conn=self._number,
+                op="sendmsg",
+                errno="EOPNOTSUPP",
+                message=f"{count} file descriptors cannot travel over TCP and were closed",
+                hint="use a Unix socket on both sides",
+            )
+        )
+
+
+class Connections:
+    """What is open through one proxy."""
+
+    def __init__(self, proxy: str, relay: Relay, tap: Tap) -> None:
+        self.proxy = proxy
+        self.tap = tap
+        self._relay = relay
+        self._names = ProcessNames()
+        self._pairs: set[Pair] = set()
+        self._emptied = trio.Event()
+        self._count = 0
+
+    def number(self) -> int:
+        """The number of a new connection, also of one that will not come about."""
+        self._count += 1
+        return self._count
+
+    def open(self, client: socket.socket, upstream: socket.socket, *, number: int, connect_s: float) -> None:
+        """Relay these two; they belong to the relay from now on.
+
+        Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
+        """
+        at = monotonic_ns()
+        observation = self.tap.observe(self.proxy, number)
+        connection = Connection(self, number, observation, at)
+        pair = Pair(client, upstream, connection, observation if observation.wants_data else None)
+        if not self.tap.quiet:
+            who = peer_credentials(client)
+            if who is not None:
+                comm = self._names.get(who.pid, at)
+                who = who._replace(comm=None if comm is None else printable(comm))
+            self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+        self._pairs.add(pair)
+        try:
+            self._relay.add(pair)
+        except OSError:
+            self._relay.end(pair)
+            raise
+
+    def forget(self, pair: Pair) -> None:
+        """The relay has closed this one."""
+        self._pairs.discard(pair)
+        if not self._pairs:
+            self._emptied.set()
+            self._emptied = trio.Event()
+
+    async def drained(self) -> None:
+        """Wait until none is open."""
+        while self._pairs:
+            await self._emptied.wait()

@@ -1,0 +1,222 @@
+"""The accept loop of one proxy.
+
+Rules:
+
+* The upstream is connected before the client is accepted: a client whose upstream's queue is full stays in our
+  queue, and nothing pretends to it that it was served. (TCP has no such answer to give and can wait: there the
+  client is accepted first and the upstream connected by a task with a timeout.)
+* Accepting is a call that the relay makes when somebody waits in our queue. Where it cannot go on (upstream
+  full, no descriptors left) it *parks*: the task takes the socket out of the epoll, waits, and puts it back.
+* An upstream that is not there, or not permitted, costs its client the connection and nobody else anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from time import monotonic_ns
+
+import trio
+
+from udsproxy import endpoints
+from udsproxy.config import ProxyConfig
+from udsproxy.endpoints import Listener, Tcp, UnixAbstract, UnixPath
+from udsproxy.events import Listening, ProxyError, UpstreamError, errno_message, errno_name
+from udsproxy.protocols.tap import Tap
+from udsproxy.proxy.connection import Connections
+from udsproxy.proxy.relay import Relay
+
+RETRY_FULL_S = 0.002
+"""How soon a full upstream is tried again. EAGAIN on AF_UNIX is never pollable."""
+RETRY_STARVED_S = 0.1
+"""How long accepting rests where we ran out of something. accept() at the limit leaves the listener readable."""
+
+_STARVED = {
+    errno.EMFILE: "raise the limit on open files of this process (ulimit -n)",
+    errno.ENFILE: "raise the system's limit on open files (fs.file-max)",
+    errno.ENOMEM: "the kernel is out of memory",
+    errno.ENOBUFS: "the kernel is out of buffers",
+    errno.ENOSPC: "raise fs.epoll.max_user_watches",
+}
+
+
+class AcceptLoop:
+    """Accepts for one proxy, until cancelled."""
+
+    def __init__(self, config: ProxyConfig, listener: Listener, relay: Relay, tap: Tap) -> None:
+        self.connections = Connections(config.name, relay, tap)
+        self.listener = listener
+        self._config = config
+        self._relay = relay
+        self._tap = tap
+        self._spare: socket.socket | None = None
+        """For the next client: a socket for its upstream connection, new or still to be tried again."""
+        self._spare_connected_s: float | None = None
+        """It is connected, which took so long, but its client could not be accepted yet."""
+        self._connecting = 0
+        """Clients that wait for a TCP upstream."""
+        self._upstream_full = False
+        self._starved = False
+        self._parked = trio.Event()
+        self._park_s = 0.0
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        self._tell_listening()
+        sock = self.listener.sock
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._relay.watch(sock, self._ready)
+                while True:
+                    await self._parked.wait()
+                    await trio.sleep(self._park_s)
+                    self._parked = trio.Event()
+                    self._relay.watch(sock, self._ready)
+        finally:
+            self._relay.unwatch(sock)
+            if self._spare is not None:
+                self._spare.close()
+
+    async def drain(self) -> None:
+        """Take what is still in our queue; nobody new can come once the file is gone. Ends when it is empty."""
+        self.listener.remove_file()
+        poll = select.poll()
+        poll.register(self.listener.sock, select.POLLIN)
+        while poll.poll(0) or self._connecting:
+            await trio.sleep(RETRY_FULL_S)
+
+    # --- calls from the relay ---
+
+    def _ready(self) -> None:
+        """Somebody waits in our queue."""
+        try:
+            if isinstance(self._config.upstream, Tcp):
+                self._accept_then_connect()
+            else:
+                self._connect_then_accept(self._config.upstream)
+        except OSError as error:
+            if error.errno not in (
+                errno.EAGAIN,
+                errno.ECONNABORTED,
+            ):  # these: on TCP a client may leave before
+                self._starve(error)
+
+    def _connect_then_accept(self, upstream: UnixPath | UnixAbstract) -> None:
+        """Raises OSError: EAGAIN where nobody waits after all, or what we ran out of."""
+        began = monotonic_ns()
+        if self._spare is None:
+            self._spare = endpoints.unix_socket()
+        failed = 0
+        if self._spare_connected_s is None:
+            failed = endpoints.connect(self._spare, upstream)
+            if failed == errno.EAGAIN:
+                self._full()
+                return
+            if failed == 0:
+                self._spare_connected_s = (monotonic_ns() - began) / 1e9
+        client = endpoints.accept(self.listener.sock)
+        self._upstream_full = self._starved = False
+        number = self.connections.number()
+        spare, self._spare = self._spare, None
+        if self._spare_connected_s is None:
+            spare.close()
+            client.close()
+            self._tell_upstream_error("connect", failed, number)
+            return
+        connect_s, self._spare_connected_s = self._spare_connected_s, None
+        self.connections.open(client, spare, number=number, connect_s=connect_s)
+
+    def _accept_then_connect(self) -> None:
+        """Raises OSError, as `_connect_then_accept`."""
+        client = endpoints.accept(self.listener.sock)
+        self._starved = False
+        assert self._nursery is not None
+        self._nursery.start_soon(self._connect_tcp, client, self.connections.number())
+
+    async def _connect_tcp(self, client: socket.socket, number: int) -> None:
+        upstream, timeout_s = self._config.upstream, self._config.connect_timeout_s
+        assert isinstance(upstream, Tcp)
+        began = monotonic_ns()
+        server: socket.socket | None = None
+        self._connecting += 1
+        try:
+            with trio.move_on_after(timeout_s):
+                server = await endpoints.connect_tcp(upstream)
+            if server is None:
+                self._tell_upstream_error("connect", errno.ETIMEDOUT, number)
+                return
+            self.connections.open(client, server, number=number, connect_s=(monotonic_ns() - began) / 1e9)
+            client = None  # type: ignore[assignment]  # the relay's now
+        except socket.gaierror as error:
+            self._tell_upstream_error("getaddrinfo", error.errno or 0, number, str(error.strerror))
+        except OSError as error:
+            if error.errno in _STARVED:
+                self._tell_starved(error)
+            else:
+                self._tell_upstream_error("connect", error.errno or 0, number)
+        finally:
+            self._connecting -= 1
+            if client is not None:
+                client.close()
+
+    # --- parking ---
+
+    def _park(self, seconds: float) -> None:
+        self._relay.unwatch(self.listener.sock)
+        self._park_s = seconds
+        self._parked.set()
+
+    def _full(self) -> None:
+        if not self._upstream_full:
+            self._upstream_full = True
+            self._tell_upstream_error("connect", errno.EAGAIN, None)
+        self._park(RETRY_FULL_S)
+
+    def _starve(self, error: OSError) -> None:
+        if not self._starved:
+            self._starved = True
+            self._tell_starved(error)
+        self._park(RETRY_STARVED_S)
+
+    # --- telling ---
+
+    def _tell_listening(self) -> None:
+        endpoint = self.listener.endpoint
+        mode, owner = endpoints.describe_owner(endpoint.path) if isinstance(endpoint, UnixPath) else (None, None)
+        self._tap.put(
+            Listening(
+                at=monotonic_ns(),
+                proxy=self._config.name,
+                listen=str(endpoint),
+                upstream=str(self._config.upstream),
+                backlog=self.listener.backlog,
+                mode=mode,
+                owner=owner,
+            )
+        )
+
+    def _tell_upstream_error(self, op: str, number: int, conn: int | None, message: str | None = None) -> None:
+        self._tap.put(
+            UpstreamError(
+                at=monotonic_ns(),
+                proxy=self._config.name,
+                conn=conn,
+                op=op,
+                errno="EAI" if message else errno_name(number),
+                message=message or errno_message(number),
+            )
+        )
+
+    def _tell_starved(self, error: OSError) -> None:
+        number = error.errno or 0
+        self._tap.put(
+            ProxyError(
+                at=monotonic_ns(),
+                proxy=self._config.name,
+                op="accept",
+                errno=errno_name(number),
+                message=errno_message(number),
+                hint=_STARVED.get(number),
+            )
+        )

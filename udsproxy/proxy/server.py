@@ -1,0 +1,127 @@
+"""A process full of proxies, from its start to its end.
+
+Rules:
+
+* First the output, then the listening sockets, then the traffic; and back in the opposite order, whatever
+  happens: a socket file of ours never outlives the process that can end itself.
+* `Server.stop`, called once, stops accepting and lets connections finish; called again, it ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Sequence
+from time import monotonic_ns
+
+import trio
+
+from udsproxy import endpoints
+from udsproxy.config import LogConfig, ProxyConfig
+from udsproxy.endpoints import Listener
+from udsproxy.events import Summary
+from udsproxy.protocols.tap import Tap
+from udsproxy.proxy.listener import AcceptLoop
+from udsproxy.proxy.relay import Relay
+from udsproxy.sinks import make_sinks
+from udsproxy.sinks.sink import TextSink
+
+_LAST_WRITES_S = 1.0
+"""How long the end waits for output that is stalled."""
+
+
+class Server:
+    """Proxies of one process: `open` it, then `run` it to its end."""
+
+    def __init__(self, proxies: Sequence[ProxyConfig], log: LogConfig, *, grace_s: float = 5.0) -> None:
+        self._proxies = proxies
+        self._log = log
+        self._grace_s = grace_s
+        self._began = 0
+        self._sinks: list[TextSink] = []
+        self._listeners: list[Listener] = []
+        self._stopping = trio.Event()
+        self._ending = trio.CancelScope()
+        self.failures: list[str] = []
+        """What of the output went wrong, a line each; complete when `run` has returned."""
+
+    def open(self) -> list[Listener]:
+        """Open the output, listen. From then on clients can connect, and wait until `run` takes them.
+
+        Raises `udsproxy.endpoints.ListenError`, and OSError where the log file cannot be opened.
+        """
+        raise_fd_limit()
+        self._began = monotonic_ns()
+        try:
+            self._sinks = make_sinks(self._log, several=len(self._proxies) > 1)
+            for proxy in self._proxies:
+                self._listeners.append(endpoints.listen(proxy.listen, like=proxy.upstream, backlog=proxy.backlog))
+        except BaseException:
+            self._close()
+            raise
+        return self._listeners
+
+    def stop(self) -> None:
+        """Stop accepting, let connections finish for the grace time; the second time, end at once."""
+        if self._stopping.is_set():
+            self._ending.cancel()
+        self._stopping.set()
+
+    async def run(self) -> Summary:
+        """Serve until `stop`, then close everything."""
+        tap = Tap(
+            list(self._sinks),
+            decode={proxy.name: proxy.decode for proxy in self._proxies},
+            verbosity=2 if self._log.format == "socat" else self._log.verbosity,
+            secrets=self._log.secrets,
+        )
+        relay = Relay(tap)
+        tap.wake = relay.wake
+        try:
+            with contextlib.closing(relay), self._ending:
+                await self._serve(tap, relay)
+        finally:
+            tap.wake = _nobody
+            for listener in self._listeners:
+                listener.close()
+            name = self._proxies[0].name if len(self._proxies) == 1 else "all"
+            now = monotonic_ns()
+            summary = tap.finish((now - self._began) / 1e9, now, name)
+            self._close()
+        return summary
+
+    async def _serve(self, tap: Tap, relay: Relay) -> None:
+        async with trio.open_nursery() as nursery, trio.open_nursery() as accepting:
+            nursery.start_soon(relay.run)
+            pairs = zip(self._proxies, self._listeners, strict=True)
+            loops = [AcceptLoop(proxy, listener, relay, tap) for proxy, listener in pairs]
+            for loop in loops:
+                accepting.start_soon(loop.run)
+            await self._stopping.wait()
+            with trio.move_on_after(self._grace_s):
+                for loop in loops:
+                    await loop.drain()
+                accepting.cancel_scope.cancel()
+                for listener in self._listeners:
+                    listener.close()
+                for loop in loops:
+                    await loop.connections.drained()
+            nursery.cancel_scope.cancel()
+
+    def _close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for sink in self._sinks:
+            sink.close(_LAST_WRITES_S)
+            if sink.failure is not None:
+                self.failures.append(f"log {sink.failure}; {sink.total_dropped} events were not written")
+
+
+def _nobody() -> None:
+    """The relay has gone; nobody is to be woken."""
+
+
+def raise_fd_limit() -> None:
+    """RLIMIT_NOFILE to its hard limit: two descriptors a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,36 @@
+"""Where events go. Renderers are pure; sink.py batches what they render; writer.py has the thread that writes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from udsproxy.config import LogConfig
+from udsproxy.sinks.console import ConsoleRenderer
+from udsproxy.sinks.json_lines import JsonRenderer
+from udsproxy.sinks.sink import Renderer, TextSink
+from udsproxy.sinks.socat import SocatRenderer
+from udsproxy.sinks.text import WallClock
+from udsproxy.sinks.writer import Writer
+
+
+def make_sinks(log: LogConfig, *, several: bool = False) -> list[TextSink]:
+    """The sinks that ``log`` asks for. Raises OSError where the log file cannot be opened."""
+    if log.format == "none":
+        return []
+    if log.file is not None:
+        fd = os.open(log.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+    else:
+        fd = sys.stdout.fileno()
+    clock = WallClock()
+    renderer: Renderer
+    if log.format == "json":
+        renderer = JsonRenderer(clock, hexdump=log.hexdump)
+    elif log.format == "socat":
+        renderer = SocatRenderer(clock)
+    else:
+        color = log.color == "always" or (log.color == "auto" and os.isatty(fd) and not os.environ.get("NO_COLOR"))
+        renderer = ConsoleRenderer(
+            clock, color=color, verbosity=log.verbosity, hexdump=log.hexdump, several=several
+        )
+    return [TextSink(log.format, renderer, Writer(fd, log.format, owned=log.file is not None))]

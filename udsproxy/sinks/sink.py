@@ -1,0 +1,108 @@
+"""What all sinks share: rendering in small steps, batches, a bounded hand-over to the writer's thread.
+
+Rules:
+
+* Rendering is pure and done by the tap's worker, in steps; only writing waits, and that is the thread's.
+* Past `HELD_BYTES` events are dropped, before they are rendered, and counted. As soon as there is room again a
+  `Dropped` event stands where they would have been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from udsproxy.events import Data, Dropped, Event
+from udsproxy.sinks.writer import Writer
+
+HELD_BYTES = 4 * 1024 * 1024
+"""Rendered output that waits to be written, at most."""
+
+_BATCH_BYTES = 64 * 1024
+
+
+class Renderer(Protocol):
+    """Turns events into lines."""
+
+    def render(self, event: Event) -> bytes | Iterator[bytes] | None:
+        """Whole lines; None: nothing to show. What takes long comes as an iterator of pieces."""
+        ...
+
+
+class TextSink:
+    """A renderer and a writer. See `udsproxy.protocols.tap.Sink`."""
+
+    def __init__(self, name: str, renderer: Renderer, writer: Writer, *, limit: int = HELD_BYTES) -> None:
+        self.name = name
+        self._renderer = renderer
+        self._writer = writer
+        self._limit = limit
+        self._batch: list[bytes] = []
+        self._batched = 0
+        self._dropped = 0
+        self._dropped_bytes = 0
+        self._lost_lines_told = 0
+        self.total_dropped = 0
+
+    def emit(self, event: Event) -> Iterator[None] | None:
+        if self._batched + self._writer.held > self._limit or self._writer.dead:
+            self._dropped += 1
+            self.total_dropped += 1
+            if isinstance(event, Data):
+                self._dropped_bytes += len(event.data)
+            return None
+        if self._dropped or self._writer.lost_lines != self._lost_lines_told:
+            self._tell_dropped(event)
+        rendered = self._renderer.render(event)
+        if rendered is None:
+            return None
+        if isinstance(rendered, bytes):
+            self._add(rendered)
+            return None
+        return self._add_slowly(rendered)
+
+    def flush(self) -> None:
+        if self._batch:
+            self._writer.put(b"".join(self._batch))
+            self._batch.clear()
+            self._batched = 0
+
+    def close(self, timeout_s: float) -> None:
+        """Write what is left, but wait no longer than that."""
+        self.flush()
+        self._writer.close(timeout_s)
+
+    @property
+    def failure(self) -> str | None:
+        """Why output is not, or not all, where it should be; None: it is."""
+        error = self._writer.error
+        return f"{self.name}: {error.strerror}" if error is not None else None
+
+    def _tell_dropped(self, event: Event) -> None:
+        lost = self._writer.lost_lines - self._lost_lines_told
+        if lost and self._writer.error is not None and not self._dropped:
+            return  # still failing: the telling would be lost too
+        self._lost_lines_told += lost
+        self.total_dropped += lost
+        told = Dropped(
+            at=event.at,
+            proxy=event.proxy,
+            observer=self.name,
+            count=self._dropped + lost,
+            nbytes=self._dropped_bytes or None,
+        )
+        self._dropped = self._dropped_bytes = 0
+        rendered = self._renderer.render(told)
+        if isinstance(rendered, bytes):
+            self._add(rendered)
+
+    def _add(self, line: bytes) -> None:
+        self._batch.append(line)
+        self._batched += len(line)
+        if self._batched >= _BATCH_BYTES:
+            self.flush()
+
+    def _add_slowly(self, pieces: Iterator[bytes]) -> Iterator[None]:
+        for piece in pieces:
+            self._add(piece)
+            yield

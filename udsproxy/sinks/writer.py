@@ -1,0 +1,82 @@
+"""The thread that writes: the only place where output may wait.
+
+Rules:
+
+* `Writer.put` never waits. ``held`` says how much waits to be written; who puts keeps it bounded.
+* What cannot be written (a full disk) is lost and counted in lines, and later writes are tried again. A reader
+  that has gone (EPIPE) ends the writer: ``dead`` is set.
+* The thread ends with the process, also where a write is stuck for good.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from queue import SimpleQueue
+from threading import Thread
+
+
+class Writer:
+    """Writes to a descriptor, in order, in a thread of its own."""
+
+    def __init__(self, fd: int, name: str, *, owned: bool) -> None:
+        """``owned``: close the descriptor at the end."""
+        self.dead = False
+        self.error: OSError | None = None
+        """Why the last write failed; None once one has succeeded again."""
+        self.lost_lines = 0
+        self._fd = fd
+        self._owned = owned
+        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        # Each counter has one writer: what was put is counted by the caller, what was written by the thread.
+        self._put = 0
+        self._written = 0
+        self._torn = False
+        self._thread = Thread(target=self._run, name=f"udsproxy-{name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait to be written."""
+        return self._put - self._written
+
+    def put(self, data: bytes) -> None:
+        """Have whole lines written."""
+        self._put += len(data)
+        self._queue.put(data)
+
+    def close(self, timeout_s: float) -> bool:
+        """Wait until all is written, but no longer than that. Returns whether it was."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (data := self._queue.get()) is not None:
+            if not self.dead:
+                self._write(data)
+            self._written += len(data)
+        if self._owned:
+            os.close(self._fd)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(b"\n" + data if self._torn else data)
+        try:
+            while view:
+                view = view[self._write_some(view) :]
+        except OSError as error:
+            self.error = error
+            self.dead = error.errno == errno.EPIPE
+            self.lost_lines += bytes(view).count(b"\n")
+            self._torn = len(view) < len(data) and data[-len(view) - 1 : -len(view)] != b"\n"
+        else:
+            self.error = None
+            self._torn = False
+
+    def _write_some(self, view: memoryview) -> int:
+        while True:
+            try:
+                return os.write(self._fd, view)
+            except BlockingIOError:  # somebody made our standard output non-blocking
+                select.select([], [self._fd], [])
