@@ -35,8 +35,8 @@ _ENDING = """\
 What you saw:
   nginx would have logged each EAGAIN as
     connect() to unix:... failed (11: Resource temporarily unavailable) while connecting to upstream
-  and answered 502. A server with {workers} workers and a backlog of {backlog} has room for {workers} + {backlog} + 1
-  clients: those that are served, and those that wait, one more than the backlog says.
+  and answered 502. A server with {workers} workers and a backlog of {backlog} has room for
+  {workers} + {backlog} + 1 clients: those that are served, and those that wait, one more than the backlog says.
 
 What to do next:
   Put it in front of your own server, and point nginx's fastcgi_pass at the new socket:

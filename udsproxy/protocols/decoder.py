@@ -127,16 +127,19 @@ class AutoDecoder:
         if direction == "s2c":
             self._decoder = RawDecoder()
             return ()
-        self._first.append((at, data))
-        start = data if len(self._first) == 1 else b"".join(data for _, data in self._first)
-        verdicts = [(entry, entry.recognise(start)) for entry in self._candidates]
-        recognised = next((entry for entry, verdict in verdicts if verdict), None)
-        if recognised is not None:
-            self._decoder = recognised.decoder(self._scope)
-            return [e for at, data in self._first for e in self._decoder.feed(direction, at, data)]
-        if all(verdict is False for _, verdict in verdicts):
+        start = b"".join([data for _, data in self._first]) + data if self._first else data
+        undecided = False
+        for candidate in self._candidates:
+            verdict = candidate.recognise(start)
+            if verdict:
+                decoder = self._decoder = candidate.decoder(self._scope)
+                earlier = [event for at, data in self._first for event in decoder.feed(direction, at, data)]
+                return [*earlier, *decoder.feed(direction, at, data)]
+            undecided = undecided or verdict is None
+        if undecided:
+            self._first.append((at, data))
+        else:
             self._decoder = RawDecoder()
-            self._first.clear()
         return ()
 
     def lost(self, direction: Direction, at: int) -> Sequence[Event]:

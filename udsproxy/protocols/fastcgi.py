@@ -163,17 +163,23 @@ class PairReader:
 
     MAX_KEPT = 16 * 1024
 
-    __slots__ = ("_buffer", "_long_pair", "_need", "_secrets", "_skip", "_skip_secret", "secret_spans")
+    _buffer = b""
+    """The start of a pair that is not whole."""
+    _need = 2
+    """How long ``_buffer`` must be before parsing it can come further."""
+    _skip = 0
+    """How much of a pair longer than `MAX_KEPT` is still to come."""
+    _skip_secret = False
+    _long_pair: tuple[bytes, bytes] | None = None
 
-    def __init__(self, secrets: frozenset[bytes] | None = None) -> None:
-        """With ``secrets`` (names in upper case), each `feed` leaves in ``secret_spans`` where, in what it was
-        fed, values of those names stood: ``[(start, end), ...]``."""
-        self._buffer = bytearray()
-        self._need = 2
-        self._skip = 0
-        self._long_pair: tuple[bytes, bytes] | None = None
+    def __init__(self, wanted: frozenset[bytes] | None = None, *, secrets: frozenset[bytes] | None = None) -> None:
+        """``wanted``: the names whose pairs are returned; None: all.
+
+        With ``secrets`` (names in upper case), each `feed` leaves in ``secret_spans`` where, in what it was fed,
+        values of those names stood: ``[(start, end), ...]``.
+        """
+        self._wanted = wanted
         self._secrets = secrets
-        self._skip_secret = False
         self.secret_spans: list[tuple[int, int]] = []
 
     @property
@@ -181,55 +187,64 @@ class PairReader:
         return bool(self._buffer) or self._skip > 0
 
     def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
-        """The pairs that ``data`` completes, in order."""
-        pairs: list[tuple[bytes, bytes]] = []
+        """The wanted pairs that ``data`` completes, in order."""
         if self._secrets is not None:
             self.secret_spans = []
-        taken = 0
-        if self._skip:
-            taken = min(self._skip, len(data))
-            self._skip -= taken
-            if self._skip_secret:
-                self.secret_spans.append((0, taken))
-            if self._skip == 0 and self._long_pair is not None:
-                pairs.append(self._long_pair)
-                self._long_pair = None
-        if self._buffer:
-            before = len(self._buffer) - taken
-            self._buffer += data[taken:] if taken else data
-            if len(self._buffer) < self._need and self._secrets is None:
-                return pairs
-            data = bytes(self._buffer)
-        else:
-            before = -taken
-            data = data[taken:] if taken else data
-        used = self._parse(data, pairs, before)
-        self._buffer = bytearray(data[used:])
+        if self._buffer or self._skip:
+            return self._feed_on(data)
+        pairs: list[tuple[bytes, bytes]] = []
+        used = self._parse(data, pairs, 0)
+        if used < len(data):
+            self._buffer = data[used:]
         return pairs
+
+    def _feed_on(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        """`feed` where the stream stands inside a pair."""
+        pairs: list[tuple[bytes, bytes]] = []
+        skipped = min(self._skip, len(data))
+        if skipped:
+            self._skip -= skipped
+            if self._skip_secret:
+                self.secret_spans.append((0, skipped))
+            if self._skip:
+                return pairs
+            assert self._long_pair is not None
+            self._append(pairs, *self._long_pair)
+        before = len(self._buffer) - skipped
+        data = self._buffer + data[skipped:]
+        if len(data) < self._need and self._secrets is None:
+            self._buffer = data
+        else:
+            self._buffer = data[self._parse(data, pairs, before) :]
+        return pairs
+
+    def _append(self, pairs: list[tuple[bytes, bytes]], name: bytes, value: bytes) -> None:
+        if self._wanted is None or name in self._wanted:
+            pairs.append((name, value))
 
     def _parse(self, data: bytes, pairs: list[tuple[bytes, bytes]], before: int) -> int:
         """Append the whole pairs of ``data`` and return how much of it they used.
 
         ``before`` is how many bytes of ``data`` came in earlier feeds (negative: so many of this one are gone).
         """
-        pos, size, secrets = 0, len(data), self._secrets
+        pos, size, secrets, wanted = 0, len(data), self._secrets, self._wanted
         while size - pos >= 2:
-            name_size, at = data[pos], pos + 1
-            if name_size & 0x80:
-                at = pos + 4
-                name_size = int.from_bytes(data[pos:at], "big") & 0x7FFFFFFF
-                if at >= size:
-                    self._need = 5
-                    return pos
-            value_size = data[at]
-            if value_size & 0x80:
-                if at + 4 > size:
-                    self._need = at + 4 - pos
-                    return pos
-                value_size = int.from_bytes(data[at : at + 4], "big") & 0x7FFFFFFF
-                at += 4
-            else:
-                at += 1
+            name_size, value_size, at = data[pos], data[pos + 1], pos + 2
+            if name_size | value_size >= 0x80 or secrets is not None:
+                if name_size & 0x80:
+                    at = pos + 4
+                    name_size = int.from_bytes(data[pos:at], "big") & 0x7FFFFFFF
+                    if at >= size:
+                        self._need = 5
+                        return pos
+                    value_size = data[at]
+                    at += 1
+                if value_size & 0x80:
+                    at += 3
+                    if at > size:
+                        self._need = at - pos
+                        return pos
+                    value_size = int.from_bytes(data[at - 4 : at], "big") & 0x7FFFFFFF
             value_at = at + name_size
             end = value_at + value_size
             secret = False
@@ -249,7 +264,9 @@ class PairReader:
                 self._skip_secret = secret
                 self._skip = end - size
                 return size
-            pairs.append((data[at:value_at], data[value_at:end]))
+            name = data[at:value_at]
+            if wanted is None or name in wanted:
+                pairs.append((name, data[value_at:end]))
             pos = end
         self._need = 2
         return pos

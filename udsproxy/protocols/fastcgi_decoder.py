@@ -2,10 +2,10 @@
 
 Rules:
 
-* Framing is per direction: `_Direction` walks records and hands their content on in the pieces in which it
+* Framing is per direction: `_walk` goes from record to record and hands their content on in the pieces in which it
   arrives; nothing waits for a record to be whole that need not. Bodies are counted, not kept.
-* What a record means is decided in `FastCGIDecoder`: the tables `_FROM_CLIENT` and `_FROM_SERVER` say which
-  types may travel which way; anything else turns that direction raw, with one `DecodeError`.
+* The tables `_FROM_CLIENT` and `_FROM_SERVER` say which types may travel which way; anything else turns that
+  direction raw, with one `DecodeError`.
 * An exchange begins with BEGIN_REQUEST and ends with END_REQUEST (spec 5.1, 5.5). Every exchange that began
   is reported once, ended or not. Records of a request id that is not open are skipped, as spec 3.3 asks.
 * Kept per connection: at most `MAX_OPEN` exchanges, each with a bounded head, standard error and parameters.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from udsproxy.events import MASK, DecodeError, Direction, Event, Message, Request, printable
 from udsproxy.protocols import fastcgi as wire
@@ -33,12 +32,26 @@ MAX_PARAMS_SHOWN = 64 * 1024
 MAX_TEXT = 8 * 1024
 """Bytes kept of a URI, a script's name, a header."""
 
-_FROM_CLIENT = frozenset(
-    {wire.BEGIN_REQUEST, wire.ABORT_REQUEST, wire.PARAMS, wire.STDIN, wire.DATA, wire.GET_VALUES}
-)
-_FROM_SERVER = frozenset({wire.END_REQUEST, wire.STDOUT, wire.STDERR, wire.GET_VALUES_RESULT, wire.UNKNOWN_TYPE})
+_ANY = -1
+_FROM_CLIENT = {
+    wire.BEGIN_REQUEST: wire.BEGIN_BODY.size,
+    wire.ABORT_REQUEST: 0,
+    wire.PARAMS: _ANY,
+    wire.STDIN: _ANY,
+    wire.DATA: _ANY,
+    wire.GET_VALUES: _ANY,
+}
+"""Which types a client sends, and the size that their content must have."""
+_FROM_SERVER = {
+    wire.END_REQUEST: wire.END_BODY.size,
+    wire.STDOUT: _ANY,
+    wire.STDERR: _ANY,
+    wire.GET_VALUES_RESULT: _ANY,
+    wire.UNKNOWN_TYPE: 8,
+}
 _MANAGEMENT = frozenset({wire.GET_VALUES, wire.GET_VALUES_RESULT, wire.UNKNOWN_TYPE})
-_FIXED_SIZE = {wire.BEGIN_REQUEST: 8, wire.END_REQUEST: 8, wire.UNKNOWN_TYPE: 8, wire.ABORT_REQUEST: 0}
+_UNDERSTOOD_WHOLE = _MANAGEMENT | {wire.BEGIN_REQUEST, wire.END_REQUEST}
+_WANTED = frozenset({b"REQUEST_METHOD", b"REQUEST_URI", b"SCRIPT_NAME", b"SCRIPT_FILENAME", b"QUERY_STRING"})
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -65,62 +78,53 @@ def recognise(start: bytes) -> bool | None:
     return int.from_bytes(start[8:10], "big") in wire.ROLE_NAMES
 
 
-@dataclass(slots=True)
 class _Exchange:
-    """What is known of one request and its response so far."""
+    """What is known of one request and its response so far. (What most requests never change is in the class.)"""
 
-    request_id: int
-    began_at: int
-    params: wire.PairReader
-    found: dict[bytes, bytes] = field(default_factory=dict)
-    shown: dict[str, str | int] = field(default_factory=dict)
-    shown_bytes: int = 0
-    params_bytes: int = 0
+    aborted = False
+    content_type: str | None = None
+    first_reply_at: int | None = None
     head: bytes | None = b""
     """The start of STDOUT until its headers are complete; then None."""
+    params_bytes = 0
+    shown_bytes = 0
     status: int | None = None
-    content_type: str | None = None
-    stderr: bytes = b""
-    first_reply_at: int | None = None
-    aborted: bool = False
-    c2s_bytes: int = 0
-    s2c_bytes: int = 0
+    stderr = b""
+
+    def __init__(self, request_id: int, began_at: int, params: wire.PairReader) -> None:
+        self.request_id = request_id
+        self.began_at = began_at
+        self.params = params
+        self.found: dict[bytes, bytes] = {}
+        self.shown: dict[str, str | int] = {}
+        self.c2s_bytes = 0
+        self.s2c_bytes = 0
 
 
-@dataclass(slots=True)
-class _Direction:
-    """Where one direction stands in its stream of records."""
+class _Stream:
+    """Where one direction stands. What is kept of a record between two feeds is only set where one was cut."""
 
-    direction: Direction
-    allowed: frozenset[int]
-    raw: bool = False
-    offset: int = 0
-    """Of the next byte to come."""
-    header: bytes = b""
+    header = b""
     """What has come of a header that is not whole."""
-    header_at: int = 0
-    kind: int = 0
-    request_id: int = 0
-    size: int = 0
-    left: int = 0
-    """Content still to come."""
-    padding: int = 0
+    header_at = 0
+    left = 0
+    """Content still to come of the record in hand."""
+    padding = 0
     """Padding still to come."""
-    inside: bool = False
-    """A header has been read and its record has not ended."""
+    inside = False
+    """There is a record in hand."""
+    kind = 0
+    request_id = 0
+    size = 0
+    content = b""
     exchange: _Exchange | None = None
-    content: bytes = b""
-    """Of the record types that are understood as a whole."""
+    raw = False
+    offset = 0
+    """Of the next byte to come."""
 
-
-_WANTED = frozenset({b"REQUEST_METHOD", b"REQUEST_URI", b"SCRIPT_NAME", b"SCRIPT_FILENAME", b"QUERY_STRING"})
-_WHOLE = frozenset(
-    {wire.BEGIN_REQUEST, wire.END_REQUEST, wire.GET_VALUES, wire.GET_VALUES_RESULT, wire.UNKNOWN_TYPE}
-)
-
-
-class _Wrong(Exception):
-    """This direction is not FastCGI any more; the argument says why. Never leaves this module."""
+    def __init__(self, direction: Direction, allowed: dict[int, int]) -> None:
+        self.direction = direction
+        self.allowed = allowed
 
 
 class FastCGIDecoder:
@@ -131,10 +135,12 @@ class FastCGIDecoder:
         self.exchanges = 0
         self.secret_spans: list[tuple[int, int]] = []
         self._scope = scope
-        self._secrets = frozenset(name.encode() for name in scope.secrets)
-        self._span_secrets = self._secrets if scope.spans and scope.secrets else None
-        self._client = _Direction("c2s", _FROM_CLIENT)
-        self._server = _Direction("s2c", _FROM_SERVER)
+        self._messages = scope.messages
+        self._span_secrets: frozenset[bytes] | None = None
+        if scope.spans and scope.secrets:
+            self._span_secrets = frozenset(name.encode() for name in scope.secrets)
+        self._client = _Stream("c2s", _FROM_CLIENT)
+        self._server = _Stream("s2c", _FROM_SERVER)
         self._open: dict[int, _Exchange] = {}
         self._events: list[Event] = []
 
@@ -144,21 +150,20 @@ class FastCGIDecoder:
         stream = self._client if direction == "c2s" else self._server
         if self._span_secrets is not None:
             self.secret_spans = []
-        if stream.raw:
-            self._hide_all(direction, 0, data)
-            stream.offset += len(data)
-            return ()
         self._events = []
-        self._walk(stream, at, data)
+        if stream.raw:
+            self._hide(stream, 0, data)
+        else:
+            self._walk(stream, at, data)
         stream.offset += len(data)
         return self._events
 
     def lost(self, direction: Direction, at: int) -> Sequence[Event]:
         stream = self._client if direction == "c2s" else self._server
-        if stream.raw:
-            return ()
         self._events = []
-        self._turn_raw(stream, at, stream.offset, "bytes were not observed here (the observer could not keep up)")
+        if not stream.raw:
+            reason = "bytes were not observed here (the observer could not keep up)"
+            self._turn_raw(stream, at, stream.offset, reason)
         return self._events
 
     def close(self, at: int, why: str) -> Sequence[Event]:
@@ -172,91 +177,100 @@ class FastCGIDecoder:
 
     # --- framing ---
 
-    def _walk(self, stream: _Direction, at: int, data: bytes) -> None:
+    def _walk(self, stream: _Stream, at: int, data: bytes) -> None:
         pos, size = 0, len(data)
         while pos < size:
-            if not stream.inside:
-                start = pos
-                if stream.header or size - pos < 8:
-                    if not stream.header:
-                        stream.header_at = at
-                    taken = 8 - len(stream.header)
-                    stream.header += data[pos : pos + taken]
-                    pos = min(pos + taken, size)
-                    if len(stream.header) < 8:
-                        return
-                    version, kind, request_id, length, padding = wire.HEADER.unpack(stream.header)
-                    start = pos - 8
-                    stream.header = b""
-                else:
-                    version, kind, request_id, length, padding = wire.HEADER.unpack_from(data, pos)
+            if stream.inside:
+                pos = self._continue_record(stream, at, data, pos)
+                continue
+            if stream.header or size - pos < 8:
+                if not stream.header:
                     stream.header_at = at
-                    pos += 8
-                try:
-                    if version != wire.VERSION:
-                        raise _Wrong(f"version {version} where FastCGI has {wire.VERSION}")
-                    self._begin_record(stream, kind, request_id, length, padding)
-                except _Wrong as wrong:
-                    self._turn_raw(stream, at, stream.offset + start, str(wrong))
-                    self._hide_all(stream.direction, max(start, 0), data)
+                start = pos - len(stream.header)  # negative where it began in an earlier feed
+                stream.header += data[pos : start + 8]
+                pos = min(start + 8, size)
+                if len(stream.header) < 8:
                     return
-            if stream.left:
-                end = min(pos + stream.left, size)
-                stream.left -= end - pos
-                self._content(stream, data, pos, end)
-                pos = end
-            if stream.padding and stream.left == 0 and pos < size:
-                taken = min(stream.padding, size - pos)
-                stream.padding -= taken
-                pos += taken
-                self._count(stream, taken)
-            if stream.left == 0 and stream.padding == 0:
-                stream.inside = False
-                try:
-                    self._end_record(stream, at)
-                except _Wrong as wrong:
-                    self._turn_raw(stream, at, stream.offset + pos, str(wrong))
-                    self._hide_all(stream.direction, pos, data)
+                header, header_at, stream.header = stream.header, stream.header_at, b""
+                version, kind, request_id, length, padding = wire.HEADER.unpack(header)
+            else:
+                start, header_at = pos, at
+                version, kind, request_id, length, padding = wire.HEADER.unpack_from(data, pos)
+                pos += 8
+            wrong = None
+            if version != wire.VERSION or not request_id or stream.allowed.get(kind) not in (_ANY, length):
+                wrong = self._wrong(stream, version, kind, request_id, length)
+            elif kind in _MANAGEMENT:
+                wrong = f"{wire.TYPE_NAMES[kind]} with request id {request_id}"
+            if wrong is None and kind == wire.BEGIN_REQUEST:
+                wrong = self._begin(request_id, header_at)
+            if wrong is not None:
+                self._turn_raw(stream, at, stream.offset + start, wrong)
+                self._hide(stream, max(start, 0), data)
+                return
+            exchange = self._open.get(request_id) if request_id else None
+            if exchange is not None:
+                if stream.direction == "c2s":
+                    exchange.c2s_bytes += 8
+                else:
+                    exchange.s2c_bytes += 8
+                    if exchange.first_reply_at is None:
+                        exchange.first_reply_at = header_at
+            stream.kind, stream.request_id, stream.size, stream.exchange = kind, request_id, length, exchange
+            if pos + length + padding <= size:
+                # All of it is here, as it nearly always is: nothing need be kept.
+                if length:
+                    self._content(stream, data, pos, pos + length)
+                pos += length + padding
+                if padding:
+                    self._count(stream, padding)
+                wrong = self._end_record(stream, at)
+                if wrong is not None:
+                    self._turn_raw(stream, at, stream.offset + pos, wrong)
+                    self._hide(stream, pos, data)
                     return
+            else:
+                stream.left, stream.padding, stream.inside = length, padding, True
 
-    def _begin_record(self, stream: _Direction, kind: int, request_id: int, size: int, padding: int) -> None:
-        self._check_record(stream, kind, request_id, size)
-        stream.kind = kind
-        stream.request_id = request_id
-        stream.size = stream.left = size
-        stream.padding = padding
-        stream.inside = True
-        stream.content = b""
-        if kind == wire.BEGIN_REQUEST:
-            if request_id in self._open:
-                self._report(self._open.pop(request_id), stream.header_at, incomplete="its id was begun again")
-            if len(self._open) >= MAX_OPEN:
-                raise _Wrong(f"more than {MAX_OPEN} requests open at once")
-            exchange = _Exchange(request_id, stream.header_at, wire.PairReader(self._span_secrets))
-            self._open[request_id] = exchange
-        stream.exchange = self._open.get(request_id) if request_id else None
-        if stream.exchange is not None:
-            if stream.direction == "s2c" and stream.exchange.first_reply_at is None:
-                stream.exchange.first_reply_at = stream.header_at
-            self._count(stream, 8)
+    def _continue_record(self, stream: _Stream, at: int, data: bytes, pos: int) -> int:
+        """Take what ``data`` has, from ``pos`` on, of a record that was cut. Returns where the rest begins."""
+        end = min(pos + stream.left, len(data))
+        if end > pos:
+            stream.left -= end - pos
+            self._content(stream, data, pos, end)
+        if stream.left == 0:
+            padding = min(stream.padding, len(data) - end)
+            stream.padding -= padding
+            end += padding
+            self._count(stream, padding)
+            if stream.padding == 0:
+                stream.inside = False
+                wrong = self._end_record(stream, at)
+                if wrong is not None:
+                    self._turn_raw(stream, at, stream.offset + end, wrong)
+                    self._hide(stream, end, data)
+                    return len(data)
+        return end
 
     @staticmethod
-    def _check_record(stream: _Direction, kind: int, request_id: int, size: int) -> None:
-        """Raises `_Wrong` where this record cannot come from this side."""
+    def _wrong(stream: _Stream, version: int, kind: int, request_id: int, size: int) -> str | None:
+        """Why such a record cannot come from this side; None where it can."""
+        if version != wire.VERSION:
+            return f"version {version} where FastCGI has {wire.VERSION}"
         name = wire.TYPE_NAMES.get(kind)
         if name is None:
             # A type that we do not know is legal: the server answers UNKNOWN_TYPE or skips it (spec 4.2).
-            if stream.direction == "s2c":
-                raise _Wrong(f"type {kind}, which no server sends")
-            return
+            return None if stream.direction == "c2s" else f"type {kind}, which no server sends"
         if kind not in stream.allowed:
-            raise _Wrong(f"{name} from the {'client' if stream.direction == 'c2s' else 'server'}")
+            return f"{name} from the {'client' if stream.direction == 'c2s' else 'server'}"
         if (request_id == 0) != (kind in _MANAGEMENT):
-            raise _Wrong(f"{name} with request id {request_id}")
-        if _FIXED_SIZE.get(kind, size) != size:
-            raise _Wrong(f"{name} of {size} bytes, not {_FIXED_SIZE[kind]}")
+            return f"{name} with request id {request_id}"
+        if stream.allowed[kind] not in (_ANY, size):
+            return f"{name} of {size} bytes, not {stream.allowed[kind]}"
+        return None
 
-    def _count(self, stream: _Direction, nbytes: int) -> None:
+    @staticmethod
+    def _count(stream: _Stream, nbytes: int) -> None:
         if stream.exchange is not None:
             if stream.direction == "c2s":
                 stream.exchange.c2s_bytes += nbytes
@@ -265,14 +279,24 @@ class FastCGIDecoder:
 
     # --- meaning ---
 
-    def _content(self, stream: _Direction, data: bytes, start: int, end: int) -> None:
-        """Content of the current record, as much as came: ``data[start:end]``."""
+    def _begin(self, request_id: int, at: int) -> str | None:
+        """A request begins. Returns why it cannot."""
+        if request_id in self._open:
+            self._report(self._open.pop(request_id), at, incomplete="its id was begun again")
+        if len(self._open) >= MAX_OPEN:
+            return f"more than {MAX_OPEN} requests open at once"
+        params = wire.PairReader(None if self._messages else _WANTED, secrets=self._span_secrets)
+        self._open[request_id] = _Exchange(request_id, at, params)
+        return None
+
+    def _content(self, stream: _Stream, data: bytes, start: int, end: int) -> None:
+        """Content of the record in hand, as much as came: ``data[start:end]``."""
         kind, exchange = stream.kind, stream.exchange
-        if kind in _WHOLE:
+        if kind in _UNDERSTOOD_WHOLE:
             stream.content += data[start:end]
         if exchange is None:
             if kind == wire.PARAMS:
-                self._hide_all("c2s", start, data[:end])  # of no open request: cannot be read, so is not shown
+                self._hide(stream, start, data[:end])  # of no open request: cannot be read, so is not shown
             return
         self._count(stream, end - start)
         if kind == wire.PARAMS:
@@ -290,11 +314,11 @@ class FastCGIDecoder:
         for name, value in exchange.params.feed(piece):
             if name in _WANTED:
                 exchange.found[name] = value[:MAX_TEXT]
-            if self._scope.messages:
+            if self._messages:
                 exchange.shown_bytes += len(name) + len(value)
                 if exchange.shown_bytes <= MAX_PARAMS_SHOWN:
-                    secret = name.upper() in self._secrets
-                    exchange.shown[printable(name)] = MASK if secret else printable(value)
+                    shown = printable(name)
+                    exchange.shown[shown] = MASK if shown.upper() in self._scope.secrets else printable(value)
 
     @staticmethod
     def _take_head(exchange: _Exchange, piece: bytes) -> None:
@@ -306,40 +330,35 @@ class FastCGIDecoder:
             exchange.head = None if len(head) > MAX_HEAD else head
             return
         exchange.head = None
-        location = False
         if ended.start() > MAX_HEAD:
             return
+        status = 200
         for line in head[: ended.start()].splitlines():
             name, _, value = line.partition(b":")
             name = name.strip().lower()
             if name == b"status":
-                code = value.split(maxsplit=1)[:1]
-                if code and code[0].isdigit() and len(code[0]) == 3:
-                    exchange.status = int(code[0])
+                code = value.strip()[:3]
+                exchange.status = int(code) if len(code) == 3 and code.isdigit() else None
             elif name == b"content-type":
                 exchange.content_type = printable(value.strip()[:MAX_TEXT])
             elif name == b"location":
-                location = True
+                status = 302
         if exchange.status is None:
-            exchange.status = 302 if location else 200
+            exchange.status = status
 
-    def _end_record(self, stream: _Direction, at: int) -> None:
+    def _end_record(self, stream: _Stream, at: int) -> str | None:
+        """The record in hand is complete. Returns why the stream is wrong, if it is."""
         kind, exchange = stream.kind, stream.exchange
-        stream.exchange = None
-        if kind == wire.ABORT_REQUEST and exchange is not None:
-            exchange.aborted = True
-        if kind == wire.PARAMS and stream.size == 0 and exchange is not None:
-            if exchange.params.partial:
-                raise _Wrong("PARAMS ended inside a name-value pair")
-            if self._scope.messages:
-                fields: dict[str, str | int] = {"request": exchange.request_id, **exchange.shown}
-                if exchange.shown_bytes > MAX_PARAMS_SHOWN:
-                    fields["(not shown)"] = f"parameters past {MAX_PARAMS_SHOWN} bytes"
-                self._message(stream, at, fields, nbytes=exchange.params_bytes)
-                exchange.shown = {}
-        elif self._scope.messages and kind != wire.PARAMS:
-            self._message(stream, at, self._fields(stream))
-        if kind == wire.END_REQUEST and exchange is not None and self._open.get(stream.request_id) is exchange:
+        if kind == wire.PARAMS:
+            if stream.size == 0 and exchange is not None:
+                if exchange.params.partial:
+                    return "PARAMS ended inside a name-value pair"
+                if self._messages:
+                    self._message_of_params(stream, at, exchange)
+            return None
+        if self._messages:
+            self._message(stream, at, self._fields(stream), stream.size)
+        if kind == wire.END_REQUEST and exchange is not None:
             app_status, protocol_status = wire.END_BODY.unpack(stream.content)
             del self._open[stream.request_id]
             self._report(
@@ -349,9 +368,13 @@ class FastCGIDecoder:
                 protocol_status=wire.PROTOCOL_STATUS_NAMES.get(protocol_status, str(protocol_status)),
                 incomplete="abort" if exchange.aborted else None,
             )
-        stream.content = b""
+        elif kind == wire.ABORT_REQUEST and exchange is not None:
+            exchange.aborted = True
+        if stream.content:
+            stream.content = b""
+        return None
 
-    def _fields(self, stream: _Direction) -> dict[str, str | int]:
+    def _fields(self, stream: _Stream) -> dict[str, str | int]:
         """What a message of this record says besides its kind and size."""
         fields: dict[str, str | int] = {"request": stream.request_id} if stream.request_id else {}
         content = stream.content
@@ -371,9 +394,15 @@ class FastCGIDecoder:
             fields["type"] = stream.kind
         return fields
 
-    def _message(
-        self, stream: _Direction, at: int, fields: dict[str, str | int], nbytes: int | None = None
-    ) -> None:
+    def _message_of_params(self, stream: _Stream, at: int, exchange: _Exchange) -> None:
+        """PARAMS are one message per request, however many records they came in."""
+        fields: dict[str, str | int] = {"request": exchange.request_id, **exchange.shown}
+        if exchange.shown_bytes > MAX_PARAMS_SHOWN:
+            fields["(not shown)"] = f"parameters past {MAX_PARAMS_SHOWN} bytes"
+        self._message(stream, at, fields, exchange.params_bytes)
+        exchange.shown = {}
+
+    def _message(self, stream: _Stream, at: int, fields: dict[str, str | int], nbytes: int) -> None:
         self._events.append(
             Message(
                 at=at,
@@ -382,7 +411,7 @@ class FastCGIDecoder:
                 direction=stream.direction,
                 protocol=PROTOCOL,
                 kind=wire.TYPE_NAMES.get(stream.kind, "UNKNOWN"),
-                nbytes=stream.size if nbytes is None else nbytes,
+                nbytes=nbytes,
                 fields=fields,
             )
         )
@@ -430,7 +459,7 @@ class FastCGIDecoder:
 
     # --- turning wrong ---
 
-    def _turn_raw(self, stream: _Direction, at: int, offset: int, reason: str) -> None:
+    def _turn_raw(self, stream: _Stream, at: int, offset: int, reason: str) -> None:
         stream.raw = True
         stream.exchange = None
         self._events.append(
@@ -445,7 +474,7 @@ class FastCGIDecoder:
             )
         )
 
-    def _hide_all(self, direction: Direction, start: int, data: bytes) -> None:
+    def _hide(self, stream: _Stream, start: int, data: bytes) -> None:
         """Parameters that can no longer be told from secrets count as secret."""
-        if self._span_secrets is not None and direction == "c2s" and start < len(data):
+        if self._span_secrets is not None and stream.direction == "c2s" and start < len(data):
             self.secret_spans.append((start, len(data)))

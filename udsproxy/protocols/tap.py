@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -42,6 +42,7 @@ _ITEM_BYTES = 200
 """What an item of the queue costs besides its data, about."""
 
 _MASK_BYTE = b"*"
+_NEITHER: frozenset[Direction] = frozenset()
 
 
 class Sink(Protocol):
@@ -61,13 +62,14 @@ class Sink(Protocol):
 class Observation:
     """One connection, as the tap sees it. Made by `Tap.observe`."""
 
-    __slots__ = ("_blind", "_decoder", "_offset", "_tap", "conn", "proxy")
+    __slots__ = ("_blind", "_decoder", "_offsets", "_tap", "conn", "proxy")
 
     def __init__(self, tap: Tap, decoder: Decoder | None, proxy: str, conn: int) -> None:
         self._tap = tap
         self._decoder = decoder
-        self._offset: dict[Direction, int] = {"c2s": 0, "s2c": 0}
-        self._blind: set[Direction] = set()
+        self._offsets: dict[Direction, int] = {}
+        self._blind: frozenset[Direction] = _NEITHER
+        """Directions of which bytes were lost."""
         self.proxy = proxy
         self.conn = conn
 
@@ -90,7 +92,7 @@ class Observation:
         self._tap.dropped_bytes += len(data)
         self._tap.total_dropped += 1
         if direction not in self._blind:
-            self._blind.add(direction)
+            self._blind |= {direction}
             self._tap.append((self, direction, at, None))
 
     def close(self, event: Close, why: str) -> None:
@@ -99,29 +101,29 @@ class Observation:
 
     # --- called by the tap, in the queue's order ---
 
-    def decode(self, direction: Direction, at: int, data: bytes, *, show: bool) -> Iterator[Event]:
+    def decode(self, direction: Direction, at: int, data: bytes, *, show: bool) -> Sequence[Event]:
         assert self._decoder is not None
         events = self._decoder.feed(direction, at, data)
-        if show:
-            masked = data
-            for start, end in self._decoder.secret_spans:
-                masked = masked[:start] + _MASK_BYTE * (end - start) + masked[end:]
-            offset = self._offset[direction]
-            yield Data(at=at, proxy=self.proxy, conn=self.conn, direction=direction, offset=offset, data=masked)
-            self._offset[direction] = offset + len(data)
-        yield from events
+        return [self._shown(direction, at, data), *events] if show else events
 
-    def decode_gap(self, direction: Direction, at: int) -> Iterator[Event]:
-        if self._decoder is not None:
-            yield from self._decoder.lost(direction, at)
+    def _shown(self, direction: Direction, at: int, data: bytes) -> Data:
+        """The bytes of the last feed, as they may be shown."""
+        assert self._decoder is not None
+        for start, end in self._decoder.secret_spans:
+            data = data[:start] + _MASK_BYTE * (end - start) + data[end:]
+        offset = self._offsets.get(direction, 0)
+        self._offsets[direction] = offset + len(data)
+        return Data(at=at, proxy=self.proxy, conn=self.conn, direction=direction, offset=offset, data=data)
 
-    def decode_close(self, event: Close, why: str) -> Iterator[Event]:
+    def decode_gap(self, direction: Direction, at: int) -> Sequence[Event]:
+        return self._decoder.lost(direction, at) if self._decoder else ()
+
+    def decode_close(self, event: Close, why: str) -> Sequence[Event]:
         decoder = self._decoder
         if decoder is None:
-            yield event
-            return
-        yield from decoder.close(event.at, why)
-        yield replace(event, protocol=decoder.protocol, requests=decoder.exchanges)
+            return (event,)
+        last = replace(event, protocol=decoder.protocol, requests=decoder.exchanges)
+        return [*decoder.close(event.at, why), last]
 
 
 _Item = tuple[Observation | None, Direction, int, "bytes | tuple[Close, str] | Event | None"]
@@ -137,13 +139,15 @@ class Tap:
         self,
         sinks: list[Sink],
         *,
+        name: str,
         decode: dict[str, str],
         verbosity: int = 0,
         secrets: frozenset[str] = frozenset(),
         limit: int = QUEUE_BYTES,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """``decode``: for each proxy's name, what to decode its bytes as (`make_decoder`, or ``none``)."""
+        """``name``: of the whole, for events that belong to no single proxy. ``decode``: for each proxy's name,
+        what to decode its bytes as (`make_decoder`, or ``none``)."""
         self.queue: deque[_Item] = deque()
         self.held = 0
         self.limit = limit
@@ -163,6 +167,7 @@ class Tap:
             ),
             0,
         )
+        self._name = name
         self._sinks = sinks
         self._decode = decode
         self._verbosity = verbosity
@@ -201,7 +206,11 @@ class Tap:
 
     def append(self, item: _Item) -> None:
         """Queue an item that carries no bytes."""
-        if len(self.queue) >= QUEUE_ITEMS:
+        if not self._sinks:
+            event = item[3][0] if isinstance(item[3], tuple) else item[3]
+            assert isinstance(event, Event)
+            self._tally(event)
+        elif len(self.queue) >= QUEUE_ITEMS:
             self.dropped += 1
             self.total_dropped += 1
         else:
@@ -223,11 +232,11 @@ class Tap:
         self._steps = steps
         return True
 
-    def finish(self, total_s: float, at: int, proxy: str) -> Summary:
+    def finish(self, total_s: float, at: int) -> Summary:
         """Do all that waits, and say what was seen in all. Only for the end: it takes as long as it takes."""
         while self.pending:
             self.work(1000)
-        summary = Summary(at=at, proxy=proxy, total_s=total_s, dropped=self.total_dropped, **self.summary)
+        summary = Summary(at=at, proxy=self._name, total_s=total_s, dropped=self.total_dropped, **self.summary)
         self.put(summary)
         self.work(1000)
         return summary
@@ -236,36 +245,32 @@ class Tap:
         queue, show = self.queue, self._verbosity >= 2
         while queue:
             watched, direction, at, item = queue.popleft()
+            events: Sequence[Event]
             if watched is None:
                 assert isinstance(item, Event)
-                yield from self._emit(item)
-                continue
-            if isinstance(item, bytes):
+                events = (item,)
+            elif isinstance(item, bytes):
                 self.held -= len(item) + _ITEM_BYTES
-                for event in watched.decode(direction, at, item, show=show):
-                    yield from self._emit(event)
+                events = watched.decode(direction, at, item, show=show)
             elif isinstance(item, tuple):
-                for event in watched.decode_close(*item):
-                    yield from self._emit(event)
+                events = watched.decode_close(*item)
             else:
-                for event in watched.decode_gap(direction, at):
-                    yield from self._emit(event)
+                assert item is None
+                events = watched.decode_gap(direction, at)
+            for event in events:
+                self._tally(event)
+                for sink in self._sinks:
+                    slow = sink.emit(event)
+                    if slow is not None:
+                        yield from slow
             if self.dropped and self.held < self.limit // 2:
-                yield from self._report_dropped(at, watched.proxy)
+                self._report_dropped(at)
             yield None
 
-    def _report_dropped(self, at: int, proxy: str) -> Iterator[None]:
-        event = Dropped(at=at, proxy=proxy, observer="tap", count=self.dropped, nbytes=self.dropped_bytes)
+    def _report_dropped(self, at: int) -> None:
+        event = Dropped(at=at, proxy=self._name, observer="tap", count=self.dropped, nbytes=self.dropped_bytes)
         self.dropped = self.dropped_bytes = 0
-        yield from self._emit(event)
-
-    def _emit(self, event: Event) -> Iterator[None]:
-        self._tally(event)
-        for sink in self._sinks:
-            slow = sink.emit(event)
-            if slow is not None:
-                yield from slow
-        yield None
+        self.queue.append((None, "c2s", at, event))
 
     def _tally(self, event: Event) -> None:
         seen = self.summary

@@ -11,7 +11,7 @@ from time import monotonic_ns
 import trio
 
 from udsproxy.endpoints import peer_credentials
-from udsproxy.events import Close, Open, ProxyError, printable
+from udsproxy.events import Client, Close, Open, ProxyError, printable
 from udsproxy.kernel.procfs import ProcessNames
 from udsproxy.protocols.tap import Observation, Tap
 from udsproxy.proxy.relay import Pair, Relay
@@ -63,8 +63,10 @@ class Connection:
 class Connections:
     """What is open through one proxy."""
 
-    def __init__(self, proxy: str, relay: Relay, tap: Tap) -> None:
+    def __init__(self, proxy: str, relay: Relay, tap: Tap, *, unix_clients: bool) -> None:
+        """``unix_clients``: they come by a Unix socket, and so can be told who they are."""
         self.proxy = proxy
+        self._unix_clients = unix_clients
         self.tap = tap
         self._relay = relay
         self._names = ProcessNames()
@@ -87,10 +89,7 @@ class Connections:
         connection = Connection(self, number, observation, at)
         pair = Pair(client, upstream, connection, observation if observation.wants_data else None)
         if not self.tap.quiet:
-            who = peer_credentials(client)
-            if who is not None:
-                comm = self._names.get(who.pid, at)
-                who = who._replace(comm=None if comm is None else printable(comm))
+            who = self._who(client, at) if self._unix_clients else None
             self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
         self._pairs.add(pair)
         try:
@@ -98,6 +97,11 @@ class Connections:
         except OSError:
             self._relay.end(pair)
             raise
+
+    def _who(self, client: socket.socket, at: int) -> Client:
+        who = peer_credentials(client)
+        comm = self._names.get(who.pid, at)
+        return who if comm is None else Client(who.pid, who.uid, who.gid, printable(comm))
 
     def forget(self, pair: Pair) -> None:
         """The relay has closed this one."""

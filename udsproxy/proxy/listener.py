@@ -45,7 +45,7 @@ class AcceptLoop:
     """Accepts for one proxy, until cancelled."""
 
     def __init__(self, config: ProxyConfig, listener: Listener, relay: Relay, tap: Tap) -> None:
-        self.connections = Connections(config.name, relay, tap)
+        self.connections = Connections(config.name, relay, tap, unix_clients=listener.is_unix)
         self.listener = listener
         self._config = config
         self._relay = relay
@@ -115,7 +115,7 @@ class AcceptLoop:
                 return
             if failed == 0:
                 self._spare_connected_s = (monotonic_ns() - began) / 1e9
-        client = endpoints.accept(self.listener.sock)
+        client = self.listener.accept()
         self._upstream_full = self._starved = False
         number = self.connections.number()
         spare, self._spare = self._spare, None
@@ -129,7 +129,7 @@ class AcceptLoop:
 
     def _accept_then_connect(self) -> None:
         """Raises OSError, as `_connect_then_accept`."""
-        client = endpoints.accept(self.listener.sock)
+        client = self.listener.accept()
         self._starved = False
         assert self._nursery is not None
         self._nursery.start_soon(self._connect_tcp, client, self.connections.number())
@@ -138,12 +138,11 @@ class AcceptLoop:
         upstream, timeout_s = self._config.upstream, self._config.connect_timeout_s
         assert isinstance(upstream, Tcp)
         began = monotonic_ns()
-        server: socket.socket | None = None
         self._connecting += 1
         try:
-            with trio.move_on_after(timeout_s):
+            with trio.move_on_after(timeout_s) as scope:
                 server = await endpoints.connect_tcp(upstream)
-            if server is None:
+            if scope.cancelled_caught:
                 self._tell_upstream_error("connect", errno.ETIMEDOUT, number)
                 return
             self.connections.open(client, server, number=number, connect_s=(monotonic_ns() - began) / 1e9)

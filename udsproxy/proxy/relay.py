@@ -48,8 +48,11 @@ _UNITS = 16
 
 _WATCH = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
 _GONE = select.EPOLLHUP | select.EPOLLERR
-_MORE_TO_SAY = select.EPOLLPRI | select.EPOLLRDHUP | _GONE
-"""With these, a short read does not mean that the source is drained."""
+_READ_ON = select.EPOLLPRI | select.EPOLLERR
+"""With these, a short read does not mean that the source is drained: out-of-band data cuts reads short, and an
+error is still to be had."""
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_SHUT_RD, _SHUT_WR = int(socket.SHUT_RD), int(socket.SHUT_WR)
 
 _ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 """Room for as many descriptors as one message can carry (SCM_MAX_FD, include/net/scm.h)."""
@@ -143,7 +146,7 @@ class Relay:
         self._flows: dict[int, Flow] = {}
         self._calls: dict[int, Callable[[], None]] = {}
         self._again: list[Flow] = []
-        self._ended: list[Pair] = []
+        self._over: list[Pair] = []
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
@@ -196,8 +199,8 @@ class Relay:
 
     def close(self) -> None:
         """End every connection that is left. Nothing can be asked of the relay after that."""
-        for flow in list(self._flows.values()):
-            self.end(flow.pair)
+        for pair in {flow.pair for flow in self._flows.values()}:
+            self.end(pair)
         self._epoll.close()
         os.close(self._wake_fd)
 
@@ -225,8 +228,8 @@ class Relay:
         if self._again:
             again, self._again = self._again, []
             for flow in again:
-                if not (flow.done or flow.outbox or flow.pair.ended):
-                    self._pump(flow, drain=True)
+                if not (flow.done or flow.outbox):
+                    self._pump(flow, _READ_ON)
         flows = self._flows
         for fd, mask in events:
             flow_or_none = flows.get(fd)
@@ -236,7 +239,7 @@ class Relay:
                     call()
                 continue
             self._event(flow_or_none, mask)
-        if self._ended:
+        if self._over:
             self._close_ended()
 
     def _woken(self) -> None:
@@ -258,25 +261,24 @@ class Relay:
         if mask & select.EPOLLOUT and twin.outbox:
             self._flush(twin)
         if mask & ~select.EPOLLOUT and not (flow.done or flow.outbox):
-            self._pump(flow, drain=bool(mask & _MORE_TO_SAY))
+            self._pump(flow, mask)
         if flow.gone and not flow.pair.ended:
             # It is gone, but the other side has yet to take its last bytes; what that one sends has no reader.
-            _shutdown(flow.dst, socket.SHUT_RD)
+            _shutdown(flow.dst, _SHUT_RD)
 
-    def _pump(self, flow: Flow, *, drain: bool) -> None:
-        """Read and forward. ``drain``: until the source says that there is no more, not only a short read."""
+    def _pump(self, flow: Flow, mask: int) -> None:
+        """Read and forward. ``mask`` is what epoll said of the source, before anything was read."""
         pair = flow.pair
         for _ in range(_READS):
             try:
-                nbytes, ancillary, _, _ = flow.receive(self._into, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                nbytes, ancillary, _, _ = flow.receive(self._into, _ANCILLARY, _CLOEXEC)
             except BlockingIOError:
                 return
             except OSError as error:
                 self._failed(flow, error)
                 return
             if nbytes == 0:
-                pair.first_eof = pair.first_eof or flow.side
-                self._finish(flow)
+                self._ended(flow)
                 return
             data = self._view[:nbytes]
             descriptors = _descriptors(ancillary) if ancillary else []
@@ -298,7 +300,10 @@ class Relay:
                 flow.outbox.append((memoryview(bytes(data[sent:])), descriptors if sent == 0 else []))
                 self._arm(flow)
                 return
-            if nbytes < BUFFER and not drain and not descriptors:
+            if nbytes < BUFFER and not mask & _READ_ON and not descriptors:
+                # The source is drained, and where its end had come before we read, this was all.
+                if mask & select.EPOLLRDHUP:
+                    self._ended(flow)
                 return
         self._again.append(flow)
 
@@ -318,7 +323,7 @@ class Relay:
                 outbox[0] = (data[sent:], [])
             else:
                 outbox.popleft()
-        self._pump(flow, drain=True)
+        self._pump(flow, _READ_ON)
 
     def _send(self, flow: Flow, data: memoryview, descriptors: list[int]) -> int:
         """Send bytes with descriptors (unix(7), SCM_RIGHTS) and close our copies of these.
@@ -342,6 +347,11 @@ class Relay:
 
     # --- endings ---
 
+    def _ended(self, flow: Flow) -> None:
+        """``src`` has no more to say."""
+        flow.pair.first_eof = flow.pair.first_eof or flow.side
+        self._finish(flow)
+
     def _failed(self, flow: Flow, error: OSError) -> None:
         """``src`` cannot be read: a reset. Its peer neither sends nor reads any more."""
         flow.pair.by = flow.pair.by or flow.side
@@ -355,7 +365,7 @@ class Relay:
         if error.errno != errno.EPIPE:
             flow.pair.errno = flow.pair.errno or errno_name(error.errno or errno.EIO)
         self._abandon(flow)
-        _shutdown(flow.src, socket.SHUT_RD)
+        _shutdown(flow.src, _SHUT_RD)
         if flow.twin.done:
             self._end(flow.pair)
 
@@ -371,15 +381,15 @@ class Relay:
         if flow.twin.done:
             self._end(flow.pair)
         else:
-            _shutdown(flow.dst, socket.SHUT_WR)
+            _shutdown(flow.dst, _SHUT_WR)
 
     def _end(self, pair: Pair) -> None:
         if not pair.ended:
             pair.ended = True
-            self._ended.append(pair)
+            self._over.append(pair)
 
     def _close_ended(self) -> None:
-        ended, self._ended = self._ended, []
+        ended, self._over = self._over, []
         for pair in ended:
             for flow in (pair.c2s, pair.s2c):
                 self._abandon(flow)
@@ -388,11 +398,15 @@ class Relay:
             pair.s2c.src.close()
             pair.by = pair.by or pair.first_eof or "proxy"
             pair.owner.ended(pair)
+            # The two hold each other: taken apart, they are freed now, and not by the collector in some pause.
+            del pair.c2s.twin, pair.s2c.twin, pair.c2s.pair, pair.s2c.pair
 
 
 def _shutdown(sock: socket.socket, how: int) -> None:
-    with contextlib.suppress(OSError):  # ENOTCONN: the other end went first
+    try:  # noqa: SIM105 - contextlib.suppress costs more than the call
         sock.shutdown(how)
+    except OSError:
+        pass  # ENOTCONN: the other end went first
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

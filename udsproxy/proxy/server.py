@@ -71,6 +71,7 @@ class Server:
         """Serve until `stop`, then close everything."""
         tap = Tap(
             list(self._sinks),
+            name=self._proxies[0].name if len(self._proxies) == 1 else "all",
             decode={proxy.name: proxy.decode for proxy in self._proxies},
             verbosity=2 if self._log.format == "socat" else self._log.verbosity,
             secrets=self._log.secrets,
@@ -84,9 +85,8 @@ class Server:
             tap.wake = _nobody
             for listener in self._listeners:
                 listener.close()
-            name = self._proxies[0].name if len(self._proxies) == 1 else "all"
             now = monotonic_ns()
-            summary = tap.finish((now - self._began) / 1e9, now, name)
+            summary = tap.finish((now - self._began) / 1e9, now)
             self._close()
         return summary
 

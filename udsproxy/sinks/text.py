@@ -1,4 +1,4 @@
-"""How times, sizes and bytes are written for people and programs. Pure functions, and one clock reading at start."""
+"""How times, sizes and bytes are written for people and programs."""
 
 from __future__ import annotations
 

@@ -13,8 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import select
-from queue import SimpleQueue
-from threading import Thread
+from collections import deque
+from threading import Event, Thread
+
+_GATHER_S = 0.01
+"""How long the thread lets output gather before it writes: each time that it wakes costs the traffic a moment
+(the interpreter runs one thread at a time), and no reader sees a hundredth of a second."""
 
 
 class Writer:
@@ -28,7 +32,9 @@ class Writer:
         self.lost_lines = 0
         self._fd = fd
         self._owned = owned
-        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._queue: deque[bytes] = deque()
+        self._filled = Event()
+        self._closing = Event()
         # Each counter has one writer: what was put is counted by the caller, what was written by the thread.
         self._put = 0
         self._written = 0
@@ -44,19 +50,29 @@ class Writer:
     def put(self, data: bytes) -> None:
         """Have whole lines written."""
         self._put += len(data)
-        self._queue.put(data)
+        self._queue.append(data)
+        if not self._filled.is_set():
+            self._filled.set()
 
     def close(self, timeout_s: float) -> bool:
         """Wait until all is written, but no longer than that. Returns whether it was."""
-        self._queue.put(None)
+        self._closing.set()
+        self._filled.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (data := self._queue.get()) is not None:
-            if not self.dead:
+        while True:
+            self._filled.wait()
+            self._closing.wait(_GATHER_S)
+            closing = self._closing.is_set()
+            self._filled.clear()  # before the queue is emptied: what comes after that sets it again
+            data = b"".join([self._queue.popleft() for _ in range(len(self._queue))])
+            if data and not self.dead:
                 self._write(data)
             self._written += len(data)
+            if closing:
+                break
         if self._owned:
             os.close(self._fd)
 
