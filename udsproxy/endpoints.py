@@ -23,7 +23,7 @@ import socket
 import stat
 import struct
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import trio
@@ -249,8 +249,8 @@ class Listener:
             accepted = socket.socket(_AF_UNIX, _STREAM, 0, self.sock._accept()[0])  # type: ignore[attr-defined]
         else:
             accepted, _ = self.sock.accept()
+            accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        accepted.setblocking(False)
         return accepted
 
     def remove_file(self) -> None:
@@ -281,20 +281,28 @@ def listen(endpoint: Endpoint, *, like: Endpoint | None = None, backlog: int | N
         return _listen_path(endpoint, like, backlog)
     try:
         if isinstance(endpoint, UnixAbstract):
-            sock = unix_socket()
-            sock.bind(b"\0" + os.fsencode(endpoint.name))
+            sock = _listening(unix_socket(), b"\0" + os.fsencode(endpoint.name), backlog)
         else:
             family, _, _, _, address = socket.getaddrinfo(
                 endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
+            sock = _listening(tcp_socket(family), address, backlog)
             endpoint = Tcp(endpoint.host, sock.getsockname()[1])
-        sock.listen(backlog)
     except OSError as error:
         raise ListenError(f"cannot listen on {endpoint}: {_reason(error)}") from None
     return Listener(sock, endpoint, backlog)
+
+
+def _listening(sock: socket.socket, address: bytes | tuple[Any, ...], backlog: int) -> socket.socket:
+    """``sock``, bound and listening; closed where that fails. Raises OSError."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # on AF_UNIX it means nothing
+        sock.bind(address)
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _listen_path(endpoint: UnixPath, like: Endpoint | None, backlog: int) -> Listener:

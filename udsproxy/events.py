@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno as errno_names
 import os
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -50,7 +50,7 @@ def errno_message(number: int) -> str:
     return os.strerror(number)
 
 
-class Client(NamedTuple):
+class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who connected: SO_PEERCRED (unix(7)), and the name of that process where /proc tells it."""
 
     pid: int
@@ -59,12 +59,16 @@ class Client(NamedTuple):
     comm: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """What all events have. ``conn`` is the connection's number, counted from 1 in each proxy."""
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What all events have. ``conn`` is the connection's number, counted from 1 in each proxy.
+
+    Only what may be unknown has a default, None, and that is left out of encodings.
+    """
 
     name: ClassVar[str]
 
     at: int
+    """First of all fields (the JSON sink counts on it)."""
     proxy: str
     conn: int | None = None
 
@@ -149,7 +153,7 @@ class Close(Event, frozen=True, kw_only=True):
     s2c_bytes: int
     total_s: float
     protocol: str | None = None
-    requests: int = 0
+    requests: int
 
 
 class UpstreamError(Event, frozen=True, kw_only=True):

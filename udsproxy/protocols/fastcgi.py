@@ -252,21 +252,21 @@ class PairReader:
                 secret = data[at:value_at].upper() in secrets
                 if secret and min(end, size) > before:
                     self.secret_spans.append((max(value_at, before) - before, min(end, size) - before))
-            if end > size:
-                if end - pos <= self.MAX_KEPT:
-                    self._need = end - pos
+            if end > size or end - pos > self.MAX_KEPT:
+                kept = min(end, pos + self.MAX_KEPT)
+                if size < kept:
+                    self._need = kept - pos
                     return pos
-                if size - pos < self.MAX_KEPT:
-                    self._need = self.MAX_KEPT
-                    return pos
-                kept = pos + self.MAX_KEPT  # the same cut, however the stream was split
                 self._long_pair = data[at : min(value_at, kept)], data[value_at:kept]
                 self._skip_secret = secret
-                self._skip = end - size
-                return size
-            name = data[at:value_at]
-            if wanted is None or name in wanted:
-                pairs.append((name, data[value_at:end]))
+                self._skip = max(0, end - size)
+                if self._skip:
+                    return size
+                self._append(pairs, *self._long_pair)
+            else:
+                name = data[at:value_at]
+                if wanted is None or name in wanted:
+                    pairs.append((name, data[value_at:end]))
             pos = end
         self._need = 2
         return pos

@@ -42,6 +42,7 @@ class Connection:
             c2s_bytes=pair.c2s.nbytes,
             s2c_bytes=pair.s2c.nbytes,
             total_s=(at - self._opened_at) / 1e9,
+            requests=0,
         )
         self._observation.close(event, f"reset by {pair.by}" if pair.errno == "ECONNRESET" else _WHY[pair.by])
         self._connections.forget(pair)

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from udsproxy.events import Client, Data, Event
+from udsproxy.events import Data, Event
 from udsproxy.sinks.text import WallClock, hexdump_lines
 
 _encode = msgspec.json.Encoder().encode
@@ -28,8 +28,14 @@ class _Line:
         self.line = line
 
 
-def _render(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
-    return _encode(event) + b"\n"
+def _flatten(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> bytes:
+    """The last processor: ``ts`` and ``event``, then the record's own keys but for ``at``, its first."""
+    keys = _encode(entry["record"])
+    return b'{"ts":"%b","event":"%b"%b\n' % (
+        entry["ts"].encode(),
+        entry["event"].encode(),
+        keys[keys.index(b",") :],
+    )
 
 
 class JsonRenderer:
@@ -39,44 +45,31 @@ class JsonRenderer:
         self._clock = clock
         self._hexdump = hexdump
         self._kept = _Line()
-        self._log: Callable[..., object] = (
-            structlog.wrap_logger(
-                self._kept,
-                processors=[_render],
-                wrapper_class=structlog.BoundLogger,
-                cache_logger_on_first_use=True,
-            )
-            .bind()
-            .info
-        )
+        logger = structlog.wrap_logger(self._kept, processors=[_flatten], wrapper_class=structlog.BoundLogger)
+        self._log: Callable[..., object] = logger.bind().info
 
     def render(self, event: Event) -> bytes | Iterator[bytes] | None:
-        keys = self._keys(event)
         if isinstance(event, Data):
-            return self._render_data(event, keys)
-        return self._line(event.name, keys)
+            return self._render_data(event)
+        return self._line(event, event)
 
-    def _line(self, name: str, keys: dict[str, Any]) -> bytes:
-        self._log(name, **keys)
+    def _line(self, event: Event, record: Event | dict[str, Any]) -> bytes:
+        self._log(event.name, ts=self._clock.rfc3339(event.at), record=record)
         return self._kept.line
 
-    def _keys(self, event: Event) -> dict[str, Any]:
-        keys: dict[str, Any] = {"ts": self._clock.rfc3339(event.at)}
-        for key in event.__struct_fields__:
-            value = getattr(event, key)
-            if value is None or key in ("at", "data"):
-                continue
-            keys[key] = _client(value) if isinstance(value, Client) else value
-        return keys
-
-    def _render_data(self, event: Data, keys: dict[str, Any]) -> Iterator[bytes]:
+    def _render_data(self, event: Data) -> Iterator[bytes]:
         """Line by line, because a hexdump takes long; the whole comes at the end, as one line of JSON."""
         lines = []
         for line in hexdump_lines(event.data, self._hexdump):
             lines.append(line)
             yield b""
-        yield self._line(event.name, {**keys, "nbytes": len(event.data), "text": "\n".join(lines)})
-
-
-def _client(client: Client) -> dict[str, Any]:
-    return {key: value for key, value in client._asdict().items() if value is not None}
+        record = {
+            "at": event.at,
+            "proxy": event.proxy,
+            "conn": event.conn,
+            "direction": event.direction,
+            "offset": event.offset,
+            "nbytes": len(event.data),
+            "text": "\n".join(lines),
+        }
+        yield self._line(event, record)
