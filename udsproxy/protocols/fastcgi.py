@@ -261,6 +261,7 @@ class PairReader:
                 self._skip_secret = secret
                 self._skip = max(0, end - size)
                 if self._skip:
+                    self._need = 2
                     return size
                 self._append(pairs, *self._long_pair)
             else:

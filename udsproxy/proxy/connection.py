@@ -32,7 +32,6 @@ class Connection:
 
     def ended(self, pair: Pair) -> None:
         at = monotonic_ns()
-        assert pair.by is not None
         event = Close(
             at=at,
             proxy=self._connections.proxy,
@@ -44,7 +43,9 @@ class Connection:
             total_s=(at - self._opened_at) / 1e9,
             requests=0,
         )
-        self._observation.close(event, f"reset by {pair.by}" if pair.errno == "ECONNRESET" else _WHY[pair.by])
+        # If neither left before the other had said its last, an answer that is not whole was the upstream's doing.
+        why = f"reset by {pair.by}" if pair.errno == "ECONNRESET" else _WHY[pair.left or "upstream"]
+        self._observation.close(event, why)
         self._connections.forget(pair)
 
     def descriptors_lost(self, count: int) -> None:

@@ -70,7 +70,7 @@ class Owner(Protocol):
     """Who is told of a pair's fate."""
 
     def ended(self, pair: Pair) -> None:
-        """Both sockets are closed; ``pair.by`` and ``pair.errno`` say how it ended."""
+        """Both sockets are closed; ``pair`` says how it ended."""
         ...
 
     def descriptors_lost(self, count: int) -> None:
@@ -123,7 +123,7 @@ class Flow:
 class Pair:
     """A relayed connection: two sockets, and the flows between them."""
 
-    __slots__ = ("by", "c2s", "ended", "errno", "first_eof", "owner", "s2c", "watch")
+    __slots__ = ("c2s", "ended", "errno", "first_eof", "left", "owner", "s2c", "watch")
 
     def __init__(
         self, client: socket.socket, upstream: socket.socket, owner: Owner, watch: Watch | None = None
@@ -133,10 +133,17 @@ class Pair:
         self.c2s.twin, self.s2c.twin = self.s2c, self.c2s
         self.watch = watch
         self.owner = owner
-        self.by: Side | None = None
         self.errno: str | None = None
         self.first_eof: Side | None = None
+        """Which side was first to have no more to say."""
+        self.left: Side | None = None
+        """Who left while the other still had something to say, or to be told."""
         self.ended = False
+
+    @property
+    def by(self) -> Side:
+        """Who ended it: who left; else who was the first to say its last."""
+        return self.left or self.first_eof or "proxy"
 
 
 class Relay:
@@ -171,7 +178,7 @@ class Relay:
     def end(self, pair: Pair) -> None:
         """End a pair from our side, now, whatever it still holds."""
         if not pair.ended:
-            pair.by = pair.by or "proxy"
+            pair.left = pair.left or "proxy"
             self._end(pair)
             self._close_ended()
 
@@ -257,8 +264,9 @@ class Relay:
         twin = flow.twin
         if mask & _GONE and not flow.gone:
             flow.gone = True
-            flow.pair.by = flow.pair.by or flow.side
-            self._abandon(twin)
+            if not twin.done:
+                flow.pair.left = flow.pair.left or flow.side
+                self._abandon(twin)
             if flow.done:
                 self._end(flow.pair)
                 return
@@ -358,7 +366,7 @@ class Relay:
 
     def _failed(self, flow: Flow, error: OSError) -> None:
         """``src`` cannot be read: a reset. Its peer neither sends nor reads any more."""
-        flow.pair.by = flow.pair.by or flow.side
+        flow.pair.left = flow.pair.left or flow.side
         flow.pair.errno = flow.pair.errno or errno_name(error.errno or errno.EIO)
         flow.gone = True
         self._abandon(flow.twin)
@@ -400,7 +408,6 @@ class Relay:
                 self._flows.pop(flow.src.fileno(), None)
             pair.c2s.src.close()
             pair.s2c.src.close()
-            pair.by = pair.by or pair.first_eof or "proxy"
             pair.owner.ended(pair)
             # The two hold each other: taken apart, they are freed now, and not by the collector in some pause.
             del pair.c2s.twin, pair.s2c.twin, pair.c2s.pair, pair.s2c.pair

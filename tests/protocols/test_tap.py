@@ -1,0 +1,179 @@
+"""The tap: what is handed over comes out as events, in order, or is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from udsproxy.events import Close, Data, DecodeError, Dropped, Event, Open, Request
+from udsproxy.protocols import fastcgi as wire
+from udsproxy.protocols.tap import QUEUE_ITEMS, Tap
+
+QUESTION = wire.encode_request({b"REQUEST_METHOD": b"GET", b"SCRIPT_NAME": b"/a", b"HTTP_COOKIE": b"sesame"})
+REPLY = wire.encode_stream(wire.STDOUT, 1, b"Status: 200\r\n\r\nhi") + wire.encode_end(1)
+
+
+class Kept:
+    """A sink that keeps the events; with ``steps``, each takes so many steps of rendering."""
+
+    name = "kept"
+
+    def __init__(self, steps: int = 0) -> None:
+        self.events: list[Event] = []
+        self.flushed = 0
+        self._steps = steps
+
+    def emit(self, event: Event) -> Iterator[None] | None:
+        if not self._steps:
+            self.events.append(event)
+            return None
+        return self._slowly(event)
+
+    def _slowly(self, event: Event) -> Iterator[None]:
+        for _ in range(self._steps):
+            yield
+        self.events.append(event)
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+def make(sink: Kept | None, *, decode: str = "auto", verbosity: int = 0, limit: int = 1 << 20) -> Tap:
+    secrets = frozenset({"HTTP_COOKIE"})
+    sinks = [] if sink is None else [sink]
+    return Tap(list(sinks), name="p", decode={"p": decode}, verbosity=verbosity, secrets=secrets, limit=limit)
+
+
+def closed(at: int = 9) -> Close:
+    return Close(at=at, proxy="p", conn=1, by="client", c2s_bytes=5, s2c_bytes=6, total_s=1.0, requests=0)
+
+
+def run(tap: Tap) -> None:
+    while tap.work(1):
+        pass
+
+
+def test_events_in_order() -> None:
+    """What happened first is told first, decoded or not; a close says what the connection was."""
+    sink = Kept()
+    tap = make(sink)
+    tap.put(Open(at=1, proxy="p", conn=1))
+    seen = tap.observe("p", 1)
+    seen.data("c2s", 2, QUESTION)
+    seen.data("s2c", 3, REPLY)
+    seen.close(closed(), "client left")
+    assert sink.events == []
+    run(tap)
+    assert [type(event) for event in sink.events] == [Open, Request, Close]
+    last = sink.events[-1]
+    assert isinstance(last, Close)
+    assert (last.protocol, last.requests) == ("fastcgi", 1)
+    assert sink.flushed == 1
+    assert not tap.pending
+
+
+def test_work_is_done_in_small_units() -> None:
+    """Each call does at most so many steps, slow rendering included, and says whether any are left."""
+    sink = Kept(steps=10)
+    tap = make(sink)
+    for at in range(3):
+        tap.put(Open(at=at, proxy="p", conn=1))
+    calls = 0
+    while tap.work(1):
+        calls += 1
+        assert len(sink.events) <= calls / 10
+    assert len(sink.events) == 3
+
+
+def test_overflow_is_counted_and_told() -> None:
+    """What does not fit is dropped: one event says how much, the decoder stops guessing, the rest goes on."""
+    sink = Kept()
+    tap = make(sink, limit=4096)
+    lost, fine = tap.observe("p", 1), tap.observe("p", 2)
+    lost.data("c2s", 1, QUESTION)
+    for _ in range(5):
+        lost.data("c2s", 2, bytes(1000) * 4)
+    lost.data("s2c", 3, REPLY)
+    lost.close(closed(), "client left")
+    run(tap)
+    fine.data("c2s", 4, QUESTION)
+    fine.data("s2c", 5, REPLY)
+    run(tap)
+    [dropped] = [event for event in sink.events if isinstance(event, Dropped)]
+    assert (dropped.observer, dropped.count, dropped.nbytes) == ("tap", 5, 20_000)
+    assert len([event for event in sink.events if isinstance(event, DecodeError)]) == 1
+    requests = [event for event in sink.events if isinstance(event, Request)]
+    assert [(each.conn, each.incomplete) for each in requests] == [(1, None), (2, None)]
+    assert tap.held == 0
+
+
+def test_connections_that_come_too_fast_are_counted() -> None:
+    """Events without bytes are bounded too."""
+    sink = Kept()
+    tap = make(sink)
+    for at in range(QUEUE_ITEMS + 10):
+        tap.put(Open(at=at, proxy="p", conn=at))
+    run(tap)
+    assert len([event for event in sink.events if isinstance(event, Open)]) == QUEUE_ITEMS
+    assert [event.count for event in sink.events if isinstance(event, Dropped)] == [10]
+
+
+def test_bytes_are_shown_masked() -> None:
+    """At -vv the bytes come with their offsets, before what they mean, and without secrets."""
+    sink = Kept()
+    tap = make(sink, verbosity=2)
+    seen = tap.observe("p", 1)
+    half = QUESTION.index(b"sesame") + 3
+    seen.data("c2s", 1, QUESTION[:half])
+    seen.data("c2s", 1, QUESTION[half:])
+    run(tap)
+    shown = [event for event in sink.events if isinstance(event, Data)]
+    assert [event.offset for event in shown] == [0, half]
+    assert b"".join(event.data for event in shown) == QUESTION.replace(b"sesame", b"******")
+    assert isinstance(sink.events[0], Data)
+
+
+def test_nobody_looks() -> None:
+    """Without sinks nothing is queued or decoded, but the summary counts."""
+    tap = make(None)
+    seen = tap.observe("p", 1)
+    assert tap.quiet
+    assert not seen.wants_data
+    seen.close(closed(), "client left")
+    assert not tap.pending
+    summary = tap.finish(1.0, 10)
+    assert (summary.connections, summary.c2s_bytes, summary.s2c_bytes) == (1, 5, 6)
+
+
+def test_decode_none_does_not_look() -> None:
+    """With decode ``none`` bytes are not asked for; opening and closing is still told."""
+    sink = Kept()
+    tap = make(sink, decode="none")
+    seen = tap.observe("p", 1)
+    assert not seen.wants_data
+    seen.close(closed(), "client left")
+    run(tap)
+    assert [type(event) for event in sink.events] == [Close]
+
+
+def test_the_summary() -> None:
+    """At the end everything that waits is told, and then what was seen in all."""
+    sink = Kept()
+    tap = make(sink)
+    for conn, reply in ((1, REPLY), (2, b"")):
+        seen = tap.observe("p", conn)
+        seen.data("c2s", 1, QUESTION)
+        if reply:
+            seen.data("s2c", 2, reply)
+        seen.close(closed(), "client left")
+    summary = tap.finish(2.0, 10)
+    assert (summary.requests, summary.incomplete, summary.connections, summary.dropped) == (2, 1, 2, 0)
+    assert sink.events[-1] == summary
+
+
+def test_waking() -> None:
+    """Who has to do the work is woken when something comes that is no traffic of its own."""
+    woken = []
+    tap = make(Kept())
+    tap.wake = lambda: woken.append(True)
+    tap.put(Open(at=1, proxy="p", conn=1))
+    assert woken == [True]
