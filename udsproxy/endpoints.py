@@ -237,10 +237,16 @@ class Listener:
         self.backlog = backlog
         self.note = note
         self.is_unix = not isinstance(endpoint, Tcp)
+        self.mode: str | None = None
+        """The file's, as chmod writes it; None where there is no file."""
+        self.owner: str | None = None
+        """The file's, as ``owner:group``."""
         self._file: tuple[int, int] | None = None
         if isinstance(endpoint, UnixPath):
             made = os.stat(endpoint.path, follow_symlinks=False)
             self._file = made.st_dev, made.st_ino
+            self.mode = f"{stat.S_IMODE(made.st_mode):o}"
+            self.owner = f"{_user_name(made.st_uid)}:{_group_name(made.st_gid)}"
 
     def accept(self) -> socket.socket:
         """accept(), non-blocking both ways. Raises OSError (EAGAIN: nobody waits; EMFILE, ENFILE, ENOMEM)."""
@@ -429,12 +435,6 @@ def _group_name(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return str(gid)
-
-
-def describe_owner(path: str) -> tuple[str, str]:
-    """(mode as in chmod, ``owner:group``) of a file. Raises OSError."""
-    found = os.stat(path, follow_symlinks=False)
-    return f"{stat.S_IMODE(found.st_mode):o}", f"{_user_name(found.st_uid)}:{_group_name(found.st_gid)}"
 
 
 _ADVICE = {

@@ -24,8 +24,8 @@ class IdleTap:
         self.done = 0
 
     @property
-    def waiting(self) -> int:
-        return self.units
+    def pressing(self) -> bool:
+        return self.units > 1000
 
     @property
     def pending(self) -> bool:

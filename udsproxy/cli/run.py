@@ -112,7 +112,8 @@ def run(
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     except OSError as error:
-        raise Failure(FAILED, f"cannot write the log to {error.filename}: {error.strerror}") from None
+        what = f"write the log to {error.filename}" if error.filename else "start"
+        raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
     for listener in listeners:
         if listener.note:
             print(f"udsproxy: {listener.note}", file=sys.stderr)

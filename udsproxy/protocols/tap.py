@@ -38,6 +38,9 @@ QUEUE_BYTES = 16 * 1024 * 1024
 QUEUE_ITEMS = 100_000
 """Chunks and events that wait, at most: connections that are opened and closed faster than they are told of."""
 
+BATCH_ITEMS = 256
+"""What waits until there is time for it: it is cheaper to decode, and to write, in batches."""
+
 _ITEM_BYTES = 200
 """What an item of the queue costs besides its data, about."""
 
@@ -180,9 +183,9 @@ class Tap:
         return not self._sinks
 
     @property
-    def waiting(self) -> int:
-        """Items in the queue."""
-        return len(self.queue)
+    def pressing(self) -> bool:
+        """So much waits that it cannot wait for an idle moment."""
+        return len(self.queue) >= BATCH_ITEMS or self.held >= self.limit // 4
 
     @property
     def pending(self) -> bool:

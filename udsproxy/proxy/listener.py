@@ -181,17 +181,15 @@ class AcceptLoop:
     # --- telling ---
 
     def _tell_listening(self) -> None:
-        endpoint = self.listener.endpoint
-        mode, owner = endpoints.describe_owner(endpoint.path) if isinstance(endpoint, UnixPath) else (None, None)
         self._tap.put(
             Listening(
                 at=monotonic_ns(),
                 proxy=self._config.name,
-                listen=str(endpoint),
+                listen=str(self.listener.endpoint),
                 upstream=str(self._config.upstream),
                 backlog=self.listener.backlog,
-                mode=mode,
-                owner=owner,
+                mode=self.listener.mode,
+                owner=self.listener.owner,
             )
         )
 

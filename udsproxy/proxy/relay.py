@@ -41,8 +41,9 @@ _EVENTS = 32
 """Events taken at once; with `_READS`, bounds what the tap can be handed between two slices of its work."""
 _TURN_NS = 2_000_000
 """How long the relay goes on before trio's other tasks have their turn."""
-_BATCH = 256
-"""Items that the tap may hold back while there is traffic to move."""
+_LINGER_S = 0.001
+"""How long the relay waits in its own epoll for more traffic before it goes back to wait by way of trio, which
+costs more than moving a chunk does. It is epoll_wait()'s shortest time, and what trio's other tasks may lose."""
 _UNITS = 8
 """Units of the tap's work in one slice: 100 to 200 µs."""
 
@@ -82,8 +83,8 @@ class Observer(Protocol):
     """The tap, as the relay sees it."""
 
     @property
-    def waiting(self) -> int:
-        """Items that wait to be observed."""
+    def pressing(self) -> bool:
+        """So much waits that it cannot wait for an idle moment."""
         ...
 
     @property
@@ -222,17 +223,20 @@ class Relay:
         poll, tap = self._epoll.poll, self._tap
         began = now = monotonic_ns()
         while now - began < _TURN_NS:
-            events = poll(0, _EVENTS)
+            idle = not (self._again or tap.pending)
+            events = poll(_LINGER_S if idle else 0, _EVENTS)
             if events or self._again:
                 self._round(events)
-                if tap.waiting >= _BATCH:
+                if tap.pressing:
                     # No idle moment: observation may take as long as the traffic it observes took.
                     after = monotonic_ns()
                     until = after + after - now
                     while tap.work(_UNITS) and monotonic_ns() < until:
                         pass
-            elif not tap.pending or not tap.work(_UNITS):
+            elif idle:
                 return
+            else:
+                tap.work(_UNITS)
             now = monotonic_ns()
 
     def _round(self, events: list[tuple[int, int]]) -> None:

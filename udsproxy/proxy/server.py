@@ -91,19 +91,21 @@ class Server:
         return summary
 
     async def _serve(self, tap: Tap, relay: Relay) -> None:
-        async with trio.open_nursery() as nursery, trio.open_nursery() as accepting:
+        pairs = zip(self._proxies, self._listeners, strict=True)
+        loops = [AcceptLoop(proxy, listener, relay, tap) for proxy, listener in pairs]
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(relay.run)
-            pairs = zip(self._proxies, self._listeners, strict=True)
-            loops = [AcceptLoop(proxy, listener, relay, tap) for proxy, listener in pairs]
-            for loop in loops:
-                accepting.start_soon(loop.run)
-            await self._stopping.wait()
-            with trio.move_on_after(self._grace_s):
+            async with trio.open_nursery() as accepting:
                 for loop in loops:
-                    await loop.drain()
+                    accepting.start_soon(loop.run)
+                await self._stopping.wait()
+                with trio.move_on_after(self._grace_s) as grace:
+                    for loop in loops:
+                        await loop.drain()
                 accepting.cancel_scope.cancel()
-                for listener in self._listeners:
-                    listener.close()
+            for listener in self._listeners:
+                listener.close()
+            with trio.CancelScope(deadline=grace.deadline):
                 for loop in loops:
                     await loop.connections.drained()
             nursery.cancel_scope.cancel()
