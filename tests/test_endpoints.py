@@ -202,9 +202,7 @@ def test_abstract_and_tcp() -> None:
     listener = endpoints.listen(name)
     with endpoints.unix_socket() as sock:
         assert endpoints.connect(sock, name) == 0
-        with listener.accept() as accepted:
-            who = endpoints.peer_credentials(accepted)
-        assert (who.pid, who.uid) == (os.getpid(), os.getuid())
+        listener.accept().close()
     with pytest.raises(ListenError, match="EADDRINUSE"):
         endpoints.listen(name)
     listener.close()

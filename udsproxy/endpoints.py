@@ -21,23 +21,19 @@ import os
 import pwd
 import socket
 import stat
-import struct
 from difflib import get_close_matches
 from typing import Any, Literal
 
 import msgspec
 import trio
 
-from udsproxy.events import Client, errno_message, errno_name
+from udsproxy.events import errno_message, errno_name
 
 MAX_PATH = 107
 """sockaddr_un.sun_path is 108 bytes with its final NUL (unix(7)). Longer paths go by way of /proc/self/fd."""
 
-_UCRED = struct.Struct("3i")
-
 # Plain numbers: the enumerations of the socket module cost more than the system calls they are passed to.
-_AF_UNIX, _SOL_SOCKET, _SO_PEERCRED = int(socket.AF_UNIX), int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
-_STREAM = int(socket.SOCK_STREAM)
+_AF_UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 _STREAM_NONBLOCK = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
 
@@ -215,11 +211,6 @@ async def connect_tcp(upstream: Tcp) -> socket.socket:
         finally:
             sock.close()
     raise failed
-
-
-def peer_credentials(sock: socket.socket) -> Client:
-    """Who connected (SO_PEERCRED), without the process's name. Raises OSError where it is no Unix socket."""
-    return Client(*_UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size)))
 
 
 # --- listening ---

@@ -10,9 +10,8 @@ from time import monotonic_ns
 
 import trio
 
-from udsproxy.endpoints import peer_credentials
-from udsproxy.events import Client, Close, Open, ProxyError, printable
-from udsproxy.kernel.procfs import ProcessNames
+from udsproxy.events import Close, Open, ProxyError
+from udsproxy.kernel.credentials import Peers
 from udsproxy.protocols.tap import Observation, Tap
 from udsproxy.proxy.relay import Pair, Relay
 
@@ -71,7 +70,7 @@ class Connections:
         self._unix_clients = unix_clients
         self.tap = tap
         self._relay = relay
-        self._names = ProcessNames()
+        self._peers = Peers()
         self._pairs: set[Pair] = set()
         self._emptied = trio.Event()
         self._count = 0
@@ -91,7 +90,7 @@ class Connections:
         connection = Connection(self, number, observation, at)
         pair = Pair(client, upstream, connection, observation if observation.wants_data else None)
         if not self.tap.quiet:
-            who = self._who(client, at) if self._unix_clients else None
+            who = self._peers.of(client, at) if self._unix_clients else None
             self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
         self._pairs.add(pair)
         try:
@@ -99,11 +98,6 @@ class Connections:
         except OSError:
             self._relay.end(pair)
             raise
-
-    def _who(self, client: socket.socket, at: int) -> Client:
-        who = peer_credentials(client)
-        comm = self._names.get(who.pid, at)
-        return who if comm is None else Client(who.pid, who.uid, who.gid, printable(comm))
 
     def forget(self, pair: Pair) -> None:
         """The relay has closed this one."""

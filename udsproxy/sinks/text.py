@@ -25,7 +25,7 @@ class WallClock:
 
     def _split(self, at: int) -> int:
         """Nanoseconds within the second of ``at``; the texts of that second are ready then."""
-        if not 0 <= at - self._read_at < 1_000_000_000:
+        if not -1_000_000_000 < at - self._read_at < 1_000_000_000:
             self._read_at = at
             self._offset = time.time_ns() - time.monotonic_ns()
         second, nanos = divmod(at + self._offset, 1_000_000_000)
