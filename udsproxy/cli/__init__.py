@@ -23,10 +23,16 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-app.command("udsproxy.cli.run:run")
-app.command("udsproxy.cli.request:request")
-app.command("udsproxy.cli.serve:serve")
-app.command("udsproxy.cli.demo:demo")
+# By name, so that a command loads only what it needs; their first lines are said here for the same reason.
+for _sort_key, (_command, _help) in enumerate(
+    (
+        ("run", "Between two sockets: listen on one, forward to the other, show what flows."),
+        ("request", "Send FastCGI requests: one, or a load."),
+        ("serve", "A small pre-forking FastCGI server, to have something to call."),
+        ("demo", "A full accept queue, made and seen on this machine alone; takes a few seconds."),
+    )
+):
+    app.command(f"udsproxy.cli.{_command}:{_command}", help=_help, sort_key=_sort_key)
 
 
 class Failure(Exception):

@@ -1,0 +1,89 @@
+"""The command line: what is refused, with which exit code, in one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ("run", "serve", "request", "demo")
+
+
+def udsproxy(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "udsproxy", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["walk"], 2, "walk"),
+        (["run"], 2, "LISTEN"),
+        (["run", "/tmp/x"], 2, "UPSTREAM"),
+        (["run", "/tmp/x", "/tmp/y", "--logg", "json"], 2, "--log"),
+        (["run", "/tmp/x", "/tmp/y", "--log", "xml"], 2, "xml"),
+        (["run", "/tmp/x", "/tmp/y", "--decode", "http"], 2, "http"),
+        (["run", "/tmp/x", "/tmp/y", "--grace", "soon"], 2, "--grace: 'soon' is no duration"),
+        (["run", "/tmp/x", "/tmp/y", "--hexdump", "-1"], 2, "hexdump"),
+        (["run", "/tmp/x", "/tmp/y", "--backlog", "-1"], 2, "backlog"),
+        (["run", "/tmp/x,mod=600", "/tmp/y"], 2, "did you mean 'mode'"),
+        (["run", "/tmp/x", "/tmp/y,mode=600"], 2, "for LISTEN"),
+        (["run", "/nonexistent/x", "/tmp/y"], 4, "make the directory first"),
+        (["run", "/etc/passwd", "/tmp/y"], 4, "no socket"),
+        (
+            ["run", "@udsproxy-never", "/tmp/y", "--log", "json", "--log-file", "/nonexistent/log"],
+            1,
+            "cannot write the log",
+        ),
+        (["serve"], 2, "SOCKET"),
+        (["serve", "/nonexistent/x"], 4, "make the directory first"),
+        (["serve", "/tmp/x", "--workers", "0"], 2, "at least 1"),
+        (["request", "/nonexistent/s"], 1, "ENOENT"),
+        (["request", "/nonexistent/s", "--param", "x"], 2, "NAME=VALUE"),
+        (["request", "/nonexistent/s", "--body", "/nonexistent/b"], 1, "cannot read"),
+    ],
+)
+def test_mistakes(words: list[str], code: int, says: str) -> None:
+    """A mistake ends with its exit code and one line on standard error that names it."""
+    done = udsproxy(*words)
+    assert done.returncode == code
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("udsproxy: ")
+    assert says in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str) -> None:
+    """Each command says what it does and what each of its options means."""
+    done = udsproxy(command, "--help", COLUMNS="200")
+    assert done.returncode == 0
+    assert f"udsproxy {command}" in done.stdout
+    for line in done.stdout.splitlines():
+        if line.startswith("│ --"):
+            assert len(line.strip("│ ").split("  ", 1)[1].strip()) > 5
+
+
+def test_help_lists_the_commands() -> None:
+    """The help of the whole names each command with what it is for."""
+    done = udsproxy("--help")
+    assert done.returncode == 0
+    for command in COMMANDS:
+        [line] = [line for line in done.stdout.splitlines() if line.startswith(f"│ {command} ")]
+        assert len(line.split()) > 5
+
+
+def test_version() -> None:
+    """The version is that of the package."""
+    done = udsproxy("--version")
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert f'version = "{done.stdout.strip()}"' in project.read_text()

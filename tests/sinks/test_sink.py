@@ -1,0 +1,149 @@
+"""Batches, the writer's thread, and output that stalls, fails or goes away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+
+from udsproxy.config import LogConfig
+from udsproxy.events import Data, Dropped, Event, Open
+from udsproxy.sinks import make_sinks
+from udsproxy.sinks.sink import TextSink
+from udsproxy.sinks.writer import Writer
+
+
+class Names:
+    """Renders an event as its name, padded."""
+
+    def __init__(self, width: int = 0) -> None:
+        self._width = width
+
+    def render(self, event: Event) -> bytes:
+        if isinstance(event, Dropped):
+            return b"dropped %d %d\n" % (event.count, event.nbytes or 0)
+        return event.name.ljust(self._width).encode() + b"\n"
+
+
+def opened() -> Event:
+    return Open(at=1, proxy="p", conn=1)
+
+
+def drained(fd: int) -> bytes:
+    data = b""
+    while piece := os.read(fd, 1 << 20):
+        data += piece
+    return data
+
+
+def test_lines_are_written_in_order() -> None:
+    """What is put is written, in order, all of it, by the time it is closed."""
+    read, write = os.pipe()
+    writer = Writer(write, "test", owned=True)
+    for number in range(100):
+        writer.put(b"%d\n" % number)
+    assert writer.close(10)
+    assert drained(read) == b"".join(b"%d\n" % number for number in range(100))
+    assert writer.held == 0
+    os.close(read)
+
+
+def test_a_stalled_reader_costs_events_not_time() -> None:
+    """While nobody reads, emitting never waits; what does not fit is counted, and told where it is missing."""
+    read, write = os.pipe()
+    sink = TextSink("test", Names(1000), Writer(write, "test", owned=True), limit=200_000)
+    for _ in range(1000):
+        sink.emit(opened())
+        sink.flush()
+    sink.emit(Data(at=1, proxy="p", conn=1, direction="c2s", offset=0, data=bytes(77)))
+    written: list[bytes] = []
+    reader = threading.Thread(target=lambda: written.append(drained(read)))
+    reader.start()
+    while sink._writer.held:
+        pass
+    sink.emit(opened())
+    sink.close(10)
+    reader.join()
+    lines = written[0].splitlines()
+    [told] = [line for line in lines if line.startswith(b"dropped")]
+    assert told.split() == [b"dropped", b"%d" % sink.total_dropped, b"77"]
+    assert len(lines) - 1 + sink.total_dropped == 1002
+    assert sink.total_dropped > 0
+    assert lines[-1].startswith(b"open")
+    os.close(read)
+
+
+def test_closing_does_not_wait_for_a_stalled_reader() -> None:
+    """The end does not wait for a reader longer than it was told to."""
+    read, write = os.pipe()
+    writer = Writer(write, "test", owned=True)
+    writer.put(bytes(1 << 20))
+    assert not writer.close(0.01)
+    drained_by = threading.Thread(target=drained, args=(read,))
+    drained_by.start()
+    assert writer.close(30)
+    drained_by.join()
+    os.close(read)
+
+
+def test_a_full_disk() -> None:
+    """Lines that cannot be written are counted; the failure is named."""
+    writer = Writer(os.open("/dev/full", os.O_WRONLY), "test", owned=True)
+    sink = TextSink("json", Names(), writer)
+    sink.emit(opened())
+    sink.close(10)
+    assert sink.failure == "json: No space left on device"
+    assert writer.lost_lines == 1
+    assert not writer.dead
+
+
+def test_a_reader_that_has_gone() -> None:
+    """After EPIPE nothing is rendered any more, and events are counted as dropped."""
+    read, write = os.pipe()
+    os.close(read)
+    writer = Writer(write, "test", owned=True)
+    sink = TextSink("console", Names(), writer)
+    sink.emit(opened())
+    sink.flush()
+    while not writer.dead:
+        pass
+    sink.emit(opened())
+    sink.close(10)
+    assert sink.total_dropped == 1
+    assert sink.failure == "console: Broken pipe"
+
+
+def test_a_log_file_is_nobody_elses(tmp_path: Path) -> None:
+    """The log file is made with mode 600 whatever the umask, and added to."""
+    file = tmp_path / "log"
+    before = os.umask(0)
+    try:
+        for _ in range(2):
+            [sink] = make_sinks(LogConfig(format="json", file=str(file)))
+            sink.emit(opened())
+            sink.close(10)
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(file.read_text().splitlines()) == 2
+
+
+def test_no_log() -> None:
+    """With format ``none`` there is no sink."""
+    assert make_sinks(LogConfig(format="none")) == []
+
+
+def test_slow_rendering_is_driven_on() -> None:
+    """A renderer that comes in pieces is driven by who emits, piece by piece."""
+    read, write = os.pipe()
+
+    class Pieces:
+        def render(self, event: Event) -> bytes | None:
+            return None
+
+    sink = TextSink("none", Pieces(), Writer(write, "test", owned=True))
+    assert sink.emit(opened()) is None
+    sink.close(10)
+    with contextlib.closing(os.fdopen(read, "rb")) as reader:
+        assert reader.read() == b""
