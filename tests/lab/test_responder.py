@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 from hypothesis import given
@@ -82,7 +83,5 @@ def test_parameters_without_end() -> None:
 def test_nonsense_is_refused(data: bytes) -> None:
     """Whatever comes, it is answered or refused with a ValueError."""
     made = Conversation(workers=1)
-    try:
-        list(made.feed(data))
-    except ValueError as error:
-        assert "FastCGI" in str(error)
+    with contextlib.suppress(ValueError):
+        assert all(answer for answer, _ in made.feed(data))

@@ -7,14 +7,16 @@ Every error is one line on standard error.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from udsproxy import config, endpoints
-from udsproxy.endpoints import Endpoint
-
-DONE, FAILED, USAGE, CONFIGURATION, LISTENING = range(5)
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
+from udsproxy.cli.demo import demo
+from udsproxy.cli.request import request
+from udsproxy.cli.run import run
+from udsproxy.cli.serve import serve
 
 app = App(
     name="udsproxy",
@@ -23,48 +25,9 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-# By name, so that a command loads only what it needs; their first lines are said here for the same reason.
-for _sort_key, (_command, _help) in enumerate(
-    (
-        ("run", "Between two sockets: listen on one, forward to the other, show what flows."),
-        ("request", "Send FastCGI requests: one, or a load."),
-        ("serve", "A small pre-forking FastCGI server, to have something to call."),
-        ("demo", "A full accept queue, made and seen on this machine alone; takes a few seconds."),
-    )
-):
-    app.command(f"udsproxy.cli.{_command}:{_command}", help=_help, sort_key=_sort_key)
-
-
-class Failure(Exception):
-    """Ends the command with this line and this exit code."""
-
-    def __init__(self, code: int, line: str) -> None:
-        super().__init__(line)
-        self.code = code
-
-
-def endpoint_argument(text: str) -> Endpoint:
-    """An endpoint from the command line. Raises `Failure`."""
-    try:
-        return endpoints.parse(text)
-    except endpoints.EndpointError as error:
-        raise Failure(USAGE, str(error)) from None
-
-
-def duration_option(option: str, text: str) -> float:
-    """Seconds from an option of the command line. Raises `Failure`."""
-    try:
-        return config.parse_duration(text)
-    except config.ConfigError as error:
-        raise Failure(USAGE, f"{option}: {error}") from None
-
-
-def size_option(option: str, text: str) -> int:
-    """Bytes from an option of the command line. Raises `Failure`."""
-    try:
-        return config.parse_size(text)
-    except config.ConfigError as error:
-        raise Failure(USAGE, f"{option}: {error}") from None
+_COMMANDS: tuple[Callable[..., int], ...] = (run, request, serve, demo)
+for _sort_key, _command in enumerate(_COMMANDS):
+    app.command(_command, sort_key=_sort_key)
 
 
 def main() -> NoReturn:

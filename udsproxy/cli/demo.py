@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from udsproxy.cli import DONE
+from udsproxy.cli.common import DONE
 from udsproxy.lab.demo import demo as run_demo
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import trio
 from cyclopts import Parameter
 
-from udsproxy.cli import DONE, FAILED, USAGE, Failure, endpoint_argument
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, endpoint_argument
 from udsproxy.endpoints import Endpoint
 from udsproxy.events import printable
 from udsproxy.lab import requester

@@ -12,7 +12,7 @@ import trio
 from cyclopts import Parameter
 
 from udsproxy import config, endpoints
-from udsproxy.cli import (
+from udsproxy.cli.common import (
     DONE,
     FAILED,
     LISTENING,

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udsproxy import endpoints
-from udsproxy.cli import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument
+from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument
 from udsproxy.lab import responder
 
 

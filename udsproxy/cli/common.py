@@ -1,0 +1,40 @@
+"""What the commands share: exit codes, the failure that ends one, and arguments of more than one command."""
+
+from __future__ import annotations
+
+from udsproxy import config, endpoints
+from udsproxy.endpoints import Endpoint
+
+DONE, FAILED, USAGE, CONFIGURATION, LISTENING = range(5)
+
+
+class Failure(Exception):
+    """Ends the command with this line and this exit code."""
+
+    def __init__(self, code: int, line: str) -> None:
+        super().__init__(line)
+        self.code = code
+
+
+def endpoint_argument(text: str) -> Endpoint:
+    """An endpoint from the command line. Raises `Failure`."""
+    try:
+        return endpoints.parse(text)
+    except endpoints.EndpointError as error:
+        raise Failure(USAGE, str(error)) from None
+
+
+def duration_option(option: str, text: str) -> float:
+    """Seconds from an option of the command line. Raises `Failure`."""
+    try:
+        return config.parse_duration(text)
+    except config.ConfigError as error:
+        raise Failure(USAGE, f"{option}: {error}") from None
+
+
+def size_option(option: str, text: str) -> int:
+    """Bytes from an option of the command line. Raises `Failure`."""
+    try:
+        return config.parse_size(text)
+    except config.ConfigError as error:
+        raise Failure(USAGE, f"{option}: {error}") from None
