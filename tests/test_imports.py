@@ -10,7 +10,7 @@ import udsproxy
 ROOT = Path(udsproxy.__file__).parent
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": set(),
+    "__init__": {"config", "endpoints", "proxy"},
     "__main__": {"cli"},
     "cli": {"cli", "config", "endpoints", "events", "lab", "protocols", "proxy", "sinks"},
     "lab": {"config", "endpoints", "events", "lab", "protocols", "proxy", "sinks"},

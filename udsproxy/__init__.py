@@ -1,3 +1,31 @@
-"""udsproxy"""
+"""udsproxy: see, explain and reproduce what happens on a Unix domain socket.
 
+The architecture in a page::
+
+    client ──► listener ──► connection ──► relay ──────────────► upstream
+                                             │ bytes, both ways: one trio task, one epoll, all connections
+                                             ▼
+                                tap (bounded; forwards first) ──► decoders ──► events ──► sinks
+
+* ``endpoints``  where sockets are; the only module that makes them
+* ``proxy``      the traffic's path: server, listener, connection, relay
+* ``protocols``  what bytes mean: the tap, the decoders (FastCGI), their registry
+* ``kernel``     what the kernel and /proc tell of sockets and processes
+* ``sinks``      where events go: console, JSON lines, socat's format; each writes in a thread of its own
+* ``events``     every record that leaves the traffic's path
+* ``config``     the settings of a proxy and of its output
+* ``lab``        something to call and to call it with: a FastCGI server, a client, the demonstration
+* ``cli``        the command line, a module a command
+
+What waits is a task; what need not wait is a call; bytes have one engine. Observers never touch the path: what
+they cannot keep up with they lose, and say how much. Imports point one way, ``cli → lab → proxy → {protocols,
+kernel, sinks} → events``; tests/test_imports.py holds that.
+"""
+
+from udsproxy.config import LogConfig, ProxyConfig
+from udsproxy.endpoints import Tcp, UnixAbstract, UnixPath
+from udsproxy.endpoints import parse as parse_endpoint
+from udsproxy.proxy.server import Server
+
+__all__ = ["LogConfig", "ProxyConfig", "Server", "Tcp", "UnixAbstract", "UnixPath", "parse_endpoint"]
 __version__ = "0.1.0"

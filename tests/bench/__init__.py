@@ -13,5 +13,5 @@ name, and use nothing of /etc.
 - ``report``: tables, targets, the machine
 
 Rules: contenders are measured in turn within each round, so that a slow moment of the machine hits all of
-them; ratios are taken within a round; no measurement is dropped, repeated or corrected.
+them; ratios are taken within a round; no measurement is left out or repeated.
 """
