@@ -49,7 +49,14 @@ _FROM_SERVER = {
     wire.GET_VALUES_RESULT: _ANY,
     wire.UNKNOWN_TYPE: 8,
 }
+_PLAIN: dict[Direction, frozenset[int]] = {
+    "c2s": frozenset({wire.PARAMS, wire.STDIN, wire.DATA}),
+    "s2c": frozenset({wire.STDOUT, wire.STDERR}),
+}
+"""Types that are right from there whatever their size, if they have a request id."""
 _MANAGEMENT = frozenset({wire.GET_VALUES, wire.GET_VALUES_RESULT, wire.UNKNOWN_TYPE})
+_HAS_AN_END = _MANAGEMENT | {wire.BEGIN_REQUEST, wire.ABORT_REQUEST, wire.END_REQUEST, wire.PARAMS}
+"""Types of which something happens when a record is complete, besides that it is one."""
 _UNDERSTOOD_WHOLE = _MANAGEMENT | {wire.BEGIN_REQUEST, wire.END_REQUEST}
 _WANTED = frozenset({b"REQUEST_METHOD", b"REQUEST_URI", b"SCRIPT_NAME", b"SCRIPT_FILENAME", b"QUERY_STRING"})
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -125,6 +132,7 @@ class _Stream:
     def __init__(self, direction: Direction, allowed: dict[int, int]) -> None:
         self.direction = direction
         self.allowed = allowed
+        self.plain = _PLAIN[direction]
 
 
 class FastCGIDecoder:
@@ -197,44 +205,42 @@ class FastCGIDecoder:
                 start, header_at = pos, at
                 version, kind, request_id, length, padding = wire.HEADER.unpack_from(data, pos)
                 pos += 8
-            wrong = None
-            if version != wire.VERSION or not request_id or stream.allowed.get(kind) not in (_ANY, length):
+            if version != wire.VERSION or not request_id or kind not in stream.plain:
                 wrong = self._wrong(stream, version, kind, request_id, length)
-            elif kind in _MANAGEMENT:
-                wrong = f"{wire.TYPE_NAMES[kind]} with request id {request_id}"
-            if wrong is None and kind == wire.BEGIN_REQUEST:
-                wrong = self._begin(request_id, header_at)
-            if wrong is not None:
-                self._turn_raw(stream, at, stream.offset + start, wrong)
-                self._hide(stream, max(start, 0), data)
-                return
-            exchange = self._open.get(request_id) if request_id else None
+                if wrong is None and kind == wire.BEGIN_REQUEST:
+                    wrong = self._begin(request_id, header_at)
+                if wrong is not None:
+                    self._turn_raw(stream, at, stream.offset + start, wrong)
+                    self._hide(stream, max(start, 0), data)
+                    return
+            # Mostly all of a record is here: then nothing of it need be kept.
+            whole = pos + length + padding <= size
+            exchange = self._open.get(request_id)
             if exchange is not None:
-                if stream.direction == "c2s":
-                    exchange.c2s_bytes += 8
+                nbytes = 8 + length + padding if whole else 8
+                if stream is self._client:
+                    exchange.c2s_bytes += nbytes
                 else:
-                    exchange.s2c_bytes += 8
+                    exchange.s2c_bytes += nbytes
                     if exchange.first_reply_at is None:
                         exchange.first_reply_at = header_at
             stream.kind, stream.request_id, stream.size, stream.exchange = kind, request_id, length, exchange
-            if pos + length + padding <= size:
-                # All of it is here, as it nearly always is: nothing need be kept.
-                if length:
-                    self._content(stream, data, pos, pos + length)
-                pos += length + padding
-                if padding:
-                    self._count(stream, padding)
+            if not whole:
+                stream.left, stream.padding, stream.inside = length, padding, True
+                continue
+            if length:
+                self._content(stream, data, pos, pos + length)
+            pos += length + padding
+            if kind in _HAS_AN_END or self._messages:
                 wrong = self._end_record(stream, at)
                 if wrong is not None:
                     self._turn_raw(stream, at, stream.offset + pos, wrong)
                     self._hide(stream, pos, data)
                     return
-            else:
-                stream.left, stream.padding, stream.inside = length, padding, True
 
     def _continue_record(self, stream: _Stream, at: int, data: bytes, pos: int) -> int:
         """Take what ``data`` has, from ``pos`` on, of a record that was cut. Returns where the rest begins."""
-        end = min(pos + stream.left, len(data))
+        start, end = pos, min(pos + stream.left, len(data))
         if end > pos:
             stream.left -= end - pos
             self._content(stream, data, pos, end)
@@ -242,14 +248,18 @@ class FastCGIDecoder:
             padding = min(stream.padding, len(data) - end)
             stream.padding -= padding
             end += padding
-            self._count(stream, padding)
-            if stream.padding == 0:
-                stream.inside = False
-                wrong = self._end_record(stream, at)
-                if wrong is not None:
-                    self._turn_raw(stream, at, stream.offset + end, wrong)
-                    self._hide(stream, end, data)
-                    return len(data)
+        if stream.exchange is not None:
+            if stream is self._client:
+                stream.exchange.c2s_bytes += end - start
+            else:
+                stream.exchange.s2c_bytes += end - start
+        if stream.left == stream.padding == 0:
+            stream.inside = False
+            wrong = self._end_record(stream, at)
+            if wrong is not None:
+                self._turn_raw(stream, at, stream.offset + end, wrong)
+                self._hide(stream, end, data)
+                return len(data)
         return end
 
     @staticmethod
@@ -268,14 +278,6 @@ class FastCGIDecoder:
         if stream.allowed[kind] not in (_ANY, size):
             return f"{name} of {size} bytes, not {stream.allowed[kind]}"
         return None
-
-    @staticmethod
-    def _count(stream: _Stream, nbytes: int) -> None:
-        if stream.exchange is not None:
-            if stream.direction == "c2s":
-                stream.exchange.c2s_bytes += nbytes
-            else:
-                stream.exchange.s2c_bytes += nbytes
 
     # --- meaning ---
 
@@ -298,7 +300,6 @@ class FastCGIDecoder:
             if kind == wire.PARAMS:
                 self._hide(stream, start, data[:end])  # of no open request: cannot be read, so is not shown
             return
-        self._count(stream, end - start)
         if kind == wire.PARAMS:
             self._take_params(exchange, data[start:end])
             if self._span_secrets is not None:
