@@ -58,9 +58,11 @@ def test_parsing_never_fails_otherwise(text: str) -> None:
 
 def test_settings_that_cannot_be_meant() -> None:
     """A backlog below 0 or past an int, and a timeout of nothing, are refused."""
-    here = UnixPath("/run/a.sock")
+    here, there = UnixPath("/run/a.sock"), UnixPath("/run/b.sock")
     for backlog in (-1, 2**31):
         with pytest.raises(ConfigError, match="backlog"):
-            ProxyConfig(listen=here, upstream=here, name="a", backlog=backlog)
+            ProxyConfig(listen=here, upstream=there, name="a", backlog=backlog)
     with pytest.raises(ConfigError, match="timeout"):
-        ProxyConfig(listen=here, upstream=here, name="a", connect_timeout_s=0)
+        ProxyConfig(listen=here, upstream=there, name="a", connect_timeout_s=0)
+    with pytest.raises(ConfigError, match="itself"):
+        ProxyConfig(listen=here, upstream=UnixPath("/run/../run/./a.sock", 0o600), name="a")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from udsproxy.endpoints import Endpoint
+from udsproxy.endpoints import Endpoint, same_place
 
 Decode = Literal["auto", "fastcgi", "raw", "none"]
 LogFormat = Literal["console", "json", "socat", "none"]
@@ -43,6 +43,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.backlog is not None and not 0 <= self.backlog <= MAX_BACKLOG:
             raise ConfigError(f"backlog {self.backlog}: a number from 0 to {MAX_BACKLOG} is needed")
+        if same_place(self.listen, self.upstream):
+            raise ConfigError(f"{self.listen} would forward to itself; LISTEN and UPSTREAM must differ")
         if self.connect_timeout_s <= 0:
             raise ConfigError(f"connect timeout {self.connect_timeout_s:g}: more than 0 is needed")
 

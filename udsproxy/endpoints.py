@@ -107,6 +107,13 @@ def parse(text: str) -> Endpoint:
     return UnixPath(path, mode, given.get("owner"), given.get("group"))
 
 
+def same_place(one: Endpoint, other: Endpoint) -> bool:
+    """Do both lead to the same socket, as far as their spelling tells?"""
+    if isinstance(one, UnixPath) and isinstance(other, UnixPath):
+        return os.path.realpath(one.path) == os.path.realpath(other.path)
+    return one == other
+
+
 def _split_commas(text: str) -> list[str]:
     parts, current, chars = [], "", iter(text)
     for char in chars:

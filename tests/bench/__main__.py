@@ -14,11 +14,12 @@ import time
 from dataclasses import asdict, replace
 
 from tests.bench import report
+from tests.bench.command import main_guard
 from tests.bench.contenders import CONTENDERS, Contender, record_path, start_contender
 from tests.bench.layout import OTHERS, Layout, free_port, require
 from tests.bench.servers import SERVER_PROGRAMS, start_servers
-from tests.bench.stage import BenchError, Stage, main_guard
 from tests.bench.workloads import WORKLOADS, Sample, Workload
+from tests.stage import Stage, StageError
 
 # Lets a contender end its work and write out what it holds, so that this burdens no other one's measurement.
 PAUSE_SECONDS = 0.2
@@ -76,7 +77,7 @@ def _await_written(record: str) -> None:
         time.sleep(PAUSE_SECONDS)
     # A contender that was asked to write and did not would be measured at less than its work.
     if size == 0:
-        raise BenchError(f"nothing was written to {record}")
+        raise StageError(f"nothing was written to {record}")
 
 
 def _arguments() -> argparse.Namespace:

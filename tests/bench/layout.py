@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.bench.stage import MissingError, Stage
+from tests.stage import MissingError, Stage
 
 # The search path of an ordinary user often lacks the directories that hold servers.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])

@@ -17,10 +17,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from tests.bench.command import main_guard
 from tests.bench.contenders import udsproxy_argv, udsproxy_dropped
 from tests.bench.layout import require
 from tests.bench.report import machine
-from tests.bench.stage import BenchError, Stage, main_guard
+from tests.stage import Stage, StageError
 
 CONNECTIONS = 2000
 IDLE_TARGET_MIB = 150.0
@@ -75,7 +76,7 @@ class Proxied:
         with open(f"/proc/{self.process.pid}/status", encoding="utf-8") as file:
             found = re.search(rf"^{field}:\s+(\d+) kB", file.read(), re.MULTILINE)
         if found is None:
-            raise BenchError("udsproxy has ended")
+            raise StageError("udsproxy has ended")
         return int(found[1]) / 1024
 
 
@@ -113,7 +114,7 @@ def measure_upload(stage: Stage) -> str:
         upload.join(SAMPLE_SECONDS)
     took = time.perf_counter() - started
     if received != [UPLOAD_BYTES]:
-        raise BenchError(f"the server got {received} bytes")
+        raise StageError(f"the server got {received} bytes")
     if reset:  # samples may miss a short peak, the kernel's own mark does not
         peak = max(peak, proxied.mebibytes("VmHWM"))
     time.sleep(SETTLE_SECONDS)  # until the record is written
@@ -133,7 +134,7 @@ def _await(condition: Callable[[], bool], complaint: str) -> None:
     limit = time.monotonic() + 60
     while not condition():
         if time.monotonic() > limit:
-            raise BenchError(complaint)
+            raise StageError(complaint)
         time.sleep(0.05)
 
 
@@ -199,7 +200,7 @@ def _allow_open_files() -> None:
         # Only root may raise the hard limit.
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, max(hard, OPEN_FILES)))
     except (OSError, ValueError):
-        raise BenchError(f"needs {OPEN_FILES} open files, the limit is {hard} (ulimit -Hn)") from None
+        raise StageError(f"needs {OPEN_FILES} open files, the limit is {hard} (ulimit -Hn)") from None
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 from tests.bench.layout import Layout, find
-from tests.bench.stage import BenchError
+from tests.stage import StageError
 
 PHP_CHILDREN = 8
 
@@ -120,7 +120,7 @@ def _fill_redis(layout: Layout) -> None:
     # The key that GET asks for must be there, or all answers are nil.
     argv = [find("redis-benchmark"), "-s", layout.upstream("redis"), "-t", "set", "-n", "1", "-q"]
     if subprocess.run(argv, capture_output=True, check=False, timeout=60).returncode:
-        raise BenchError("redis-benchmark can't set a key")
+        raise StageError("redis-benchmark can't set a key")
 
 
 def _start_bulk_sink(layout: Layout, log: str) -> None:

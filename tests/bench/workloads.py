@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.bench.layout import Layout, find
-from tests.bench.stage import REPOSITORY, BenchError
+from tests.stage import REPOSITORY, StageError
 
 # A fixed floor: redis-benchmark counts time in milliseconds.
 LEAST_REQUESTS = 1000
@@ -69,7 +69,7 @@ def _redis(clients: int) -> Callable[[Layout, str, float, float], Sample]:
         text = _run([*argv, "-c", str(clients), "-n", str(count)], contender, seconds)
         rows = [row for row in csv.reader(text.splitlines()) if row and row[0] == "GET"]
         if not rows:
-            raise BenchError(f"redis-benchmark gave no figure for {contender}")
+            raise StageError(f"redis-benchmark gave no figure for {contender}")
         return Sample(float(rows[0][1]))
 
     return measure
@@ -89,9 +89,9 @@ def _run(argv: list[str], contender: str, seconds: float) -> str:
             argv, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=60 + 10 * seconds
         )
     except subprocess.TimeoutExpired:
-        raise BenchError(f"{argv[0]} does not end with {contender}") from None
+        raise StageError(f"{argv[0]} does not end with {contender}") from None
     if done.returncode:
-        raise BenchError(f"{argv[0]} failed with {contender}: {(done.stderr or done.stdout).strip()}")
+        raise StageError(f"{argv[0]} failed with {contender}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
 
 

@@ -37,6 +37,7 @@ def udsproxy(*words: str, **environment: str) -> subprocess.CompletedProcess[str
         (["run", "/tmp/x", "/tmp/y", "--backlog", "-1"], 2, "backlog"),
         (["run", "/tmp/x,mod=600", "/tmp/y"], 2, "did you mean 'mode'"),
         (["run", "/tmp/x", "/tmp/y,mode=600"], 2, "for LISTEN"),
+        (["run", "/tmp/x", "/tmp/./x"], 2, "forward to itself"),
         (["run", "/nonexistent/x", "/tmp/y"], 4, "make the directory first"),
         (["run", "/etc/passwd", "/tmp/y"], 4, "no socket"),
         (

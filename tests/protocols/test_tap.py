@@ -16,6 +16,7 @@ class Kept:
     """A sink that keeps the events; with ``steps``, each takes so many steps of rendering."""
 
     name = "kept"
+    total_dropped = 0
 
     def __init__(self, steps: int = 0) -> None:
         self.events: list[Event] = []

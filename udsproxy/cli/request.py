@@ -27,7 +27,7 @@ def request(
     root: str = "",
     method: str | None = None,
     param: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    body: str | None = None,
+    body: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     requests: Annotated[int, Parameter(alias="-n")] = 1,
     concurrency: Annotated[int, Parameter(alias="-c")] = 1,
 ) -> int:

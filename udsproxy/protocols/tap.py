@@ -52,6 +52,8 @@ class Sink(Protocol):
     """Where events go. Neither call may wait."""
 
     name: str
+    total_dropped: int
+    """Events that it could not keep up with."""
 
     def emit(self, event: Event) -> Iterator[None] | None:
         """Take an event. Slow rendering comes back as an iterator, to be driven on in small steps."""
@@ -239,7 +241,8 @@ class Tap:
         """Do all that waits, and say what was seen in all. Only for the end: it takes as long as it takes."""
         while self.pending:
             self.work(1000)
-        summary = Summary(at=at, proxy=self._name, total_s=total_s, dropped=self.total_dropped, **self.summary)
+        dropped = self.total_dropped + sum(sink.total_dropped for sink in self._sinks)
+        summary = Summary(at=at, proxy=self._name, total_s=total_s, dropped=dropped, **self.summary)
         self.put(summary)
         self.work(1000)
         return summary

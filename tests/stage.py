@@ -10,25 +10,23 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import NoReturn, Self
+from types import TracebackType
+from typing import Self
 
 READY_SECONDS = 20.0
 END_SECONDS = 2.0
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-class BenchError(Exception):
-    """The benchmark can't go on; the text is one line for the user."""
+class StageError(Exception):
+    """It can't go on; the text is one line for the user."""
 
 
-class MissingError(BenchError):
+class MissingError(StageError):
     """A program that the chosen measurements need is not there."""
 
 
@@ -104,10 +102,10 @@ class Stage:
         return process
 
     def check_alive(self) -> None:
-        """Raise BenchError if a process has ended."""
+        """Raise StageError if a process has ended."""
         for member in self._processes:
             if (status := member.process.poll()) is not None:
-                raise BenchError(f"{member.name} ended with status {status}: {_last_line(member.output)}")
+                raise StageError(f"{member.name} ended with status {status}: {_last_line(member.output)}")
 
     def await_socket(self, address: str | tuple[str, int]) -> None:
         """Return when connect() succeeds on a Unix path, or a TCP host and port."""
@@ -115,7 +113,7 @@ class Stage:
         while not _accepts(address):
             self.check_alive()
             if time.monotonic() > limit:
-                raise BenchError(f"nothing accepts on {address} after {READY_SECONDS:.0f} s")
+                raise StageError(f"nothing accepts on {address} after {READY_SECONDS:.0f} s")
             time.sleep(0.02)
 
 
@@ -135,21 +133,3 @@ def _last_line(path: str) -> str:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
         lines = file.read().decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-
-def main_guard(main: Callable[[], None]) -> NoReturn:
-    """Run `main` and exit: 0 done, 1 failed, 2 a program is missing, 128+N signal N."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)
-    try:
-        main()
-    except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, MissingError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    sys.exit(0)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)

@@ -1,0 +1,117 @@
+"""A running ``udsproxy run``, as the tests see it: its socket, its events, its end.
+
+Rules: started on a stage, with a JSON log unless told otherwise; `Proxy.check` after its end is part of every test:
+no traceback, ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tests.e2e.tools import LIMIT_S, UDSPROXY, read, until
+from tests.stage import Stage
+
+Record = dict[str, Any]
+
+
+class Proxy:
+    """One proxy, from its start on."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        listen: str,
+        upstream: str,
+        *options: str,
+        log: Sequence[str] | None = None,
+        wrap: Sequence[str] = (),
+    ) -> None:
+        """``log``: options in the place of those for a JSON log file; then nothing waits until it runs.
+
+        ``wrap``: a command that runs the proxy (setpriv, a shell).
+        """
+        self.socket = listen.partition(",")[0]
+        name = f"udsproxy{len(os.listdir(os.path.dirname(stage.path('proxies', ''))))}"
+        self.log = stage.path("proxies", name, "log.json")
+        self._said = stage.path("proxies", name, "output")
+        if log is None:
+            log, wait = ("--log", "json", "--log-file", self.log), True
+        else:
+            wait = False
+        argv = [*wrap, *UDSPROXY, "run", listen, upstream, *log, *options]
+        self.process = stage.spawn(name, argv, self._said)
+        if wait:
+            # The socket can be connected to before that, but a signal would not yet be taken.
+            self.wait_for("listening")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def said(self) -> str:
+        """Its standard error, and standard output where that goes nowhere else."""
+        return read(self._said)
+
+    # --- events ---
+
+    def events(self, name: str | None = None, **keys: object) -> list[Record]:
+        """The events that were written so far, of that name and with these values."""
+        lines = read(self.log).split("\n")[:-1]  # the last has no end yet
+        return [
+            event
+            for event in map(json.loads, lines)
+            if name in (None, event["event"]) and all(event.get(key) == value for key, value in keys.items())
+        ]
+
+    def wait_for(self, name: str, *, count: int = 1, **keys: object) -> list[Record]:
+        """At least so many such events, as soon as they are there."""
+
+        def found() -> list[Record]:
+            events = self.events(name, **keys)
+            assert len(events) >= count or self.process.poll() is None, f"udsproxy ended: {self.said}"
+            return events if len(events) >= count else []
+
+        return until(found, f"{count} x {name} {keys}")
+
+    # --- the end ---
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Its exit code."""
+        code = self.process.wait(LIMIT_S)
+        self.check()
+        return code
+
+    def stop(self) -> int:
+        """End it as an administrator would, with SIGTERM. Returns its exit code."""
+        self.signal()
+        return self.wait()
+
+    def end(self) -> None:
+        """End it, whatever it is doing."""
+
+        def ended() -> bool:
+            if self.process.poll() is None:
+                self.signal()  # the second of these ends what is still open
+            return self.process.poll() is not None
+
+        until(ended, f"the end of {self.process.args!r}")
+        self.check()
+
+    def check(self) -> None:
+        assert "Traceback" not in self.said, self.said
+
+
+class StartProxy(Protocol):
+    """The fixture ``start_proxy``: `Proxy`, on the test's stage."""
+
+    def __call__(
+        self, listen: str, upstream: str, *options: str, log: list[str] = ..., wrap: list[str] = ...
+    ) -> Proxy: ...
