@@ -10,7 +10,7 @@ from time import monotonic_ns
 
 import trio
 
-from udsproxy.events import Close, Open, ProxyError
+from udsproxy.events import Close, Direction, Open, ProxyError
 from udsproxy.kernel.credentials import Peers
 from udsproxy.protocols.tap import Observation, Tap
 from udsproxy.proxy.relay import Pair, Relay
@@ -61,6 +61,16 @@ class Connection:
         )
 
 
+class _Early:
+    """Keeps what was forwarded before there was time to tell of the connection."""
+
+    def __init__(self) -> None:
+        self.chunks: list[tuple[Direction, int, bytes]] = []
+
+    def data(self, direction: Direction, at: int, data: bytes) -> None:
+        self.chunks.append((direction, at, data))
+
+
 class Connections:
     """What is open through one proxy."""
 
@@ -72,7 +82,8 @@ class Connections:
         self._relay = relay
         self._peers = Peers()
         self._pairs: set[Pair] = set()
-        self._emptied = trio.Event()
+        self._emptied: trio.Event | None = None
+        """Somebody waits until none is open."""
         self._count = 0
 
     def number(self) -> int:
@@ -88,25 +99,30 @@ class Connections:
         at = monotonic_ns()
         observation = self.tap.observe(self.proxy, number)
         connection = Connection(self, number, observation, at)
-        pair = Pair(client, upstream, connection, observation if observation.wants_data else None)
-        if not self.tap.quiet:
-            who = self._peers.of(client, at) if self._unix_clients else None
-            self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+        early = _Early() if observation.wants_data else None
+        pair = Pair(client, upstream, connection, early)
         self._pairs.add(pair)
         try:
             self._relay.add(pair)
         except OSError:
             self._relay.end(pair)
             raise
+        if not self.tap.quiet:
+            who = self._peers.of(client, at) if self._unix_clients else None
+            self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+        if early is not None:
+            pair.watch = observation
+            for chunk in early.chunks:
+                observation.data(*chunk)
 
     def forget(self, pair: Pair) -> None:
         """The relay has closed this one."""
         self._pairs.discard(pair)
-        if not self._pairs:
+        if self._emptied is not None and not self._pairs:
             self._emptied.set()
-            self._emptied = trio.Event()
 
     async def drained(self) -> None:
-        """Wait until none is open."""
-        while self._pairs:
+        """Wait until none is open. (By then nobody new is accepted.)"""
+        if self._pairs:
+            self._emptied = trio.Event()
             await self._emptied.wait()

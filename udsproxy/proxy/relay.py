@@ -168,13 +168,16 @@ class Relay:
     # --- what others ask of it; all plain calls ---
 
     def add(self, pair: Pair) -> None:
-        """Relay this pair from now on. The relay owns its sockets. Raises OSError (ENOMEM, ENOSPC)."""
+        """Relay this pair from now on. The relay owns its sockets. Raises OSError (ENOMEM, ENOSPC).
+
+        A client has mostly spoken before it is accepted, and a server reads as soon as it has accepted: what is
+        there is forwarded before anything else, so that the server need not go to sleep again for want of it.
+        """
+        self._pump(pair.c2s, 0)
         for flow in (pair.c2s, pair.s2c):
             fd = flow.src.fileno()
-            self._epoll.register(fd, _WATCH)
+            self._epoll.register(fd, _WATCH | select.EPOLLOUT if flow.twin.armed else _WATCH)
             self._flows[fd] = flow
-        # A client has mostly spoken before it is accepted: no need to wait for epoll to say so.
-        self._pump(pair.c2s, 0)
 
     def end(self, pair: Pair) -> None:
         """End a pair from our side, now, whatever it still holds."""
@@ -359,7 +362,9 @@ class Relay:
         """Be told when ``dst`` takes bytes again. Stays asked for: a flow that blocked once will again."""
         if not flow.armed:
             flow.armed = True
-            self._epoll.modify(flow.dst.fileno(), _WATCH | select.EPOLLOUT)
+            fd = flow.dst.fileno()
+            if fd in self._flows:
+                self._epoll.modify(fd, _WATCH | select.EPOLLOUT)
 
     # --- endings ---
 
