@@ -108,16 +108,12 @@ def run(
 
     server = Server([proxy], log_config, grace_s=grace_s)
     try:
-        listeners = server.open()
+        summary = trio.run(_run_until_signals, server)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     except OSError as error:
         what = f"write the log to {error.filename}" if error.filename else "start"
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
-    for listener in listeners:
-        if listener.note:
-            print(f"udsproxy: {listener.note}", file=sys.stderr)
-    summary = trio.run(_run_until_signals, server)
     if log != "console" or log_file is not None:
         print(
             f"udsproxy: {summary.requests} requests in {summary.connections} connections,"
@@ -131,7 +127,11 @@ def run(
 
 
 async def _run_until_signals(server: Server) -> Summary:
+    # Signals first: from the moment that there is a socket file, none may end us without removing it.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        for listener in server.open():
+            if listener.note:
+                print(f"udsproxy: {listener.note}", file=sys.stderr)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at, signals, server)
             summary = await server.run()

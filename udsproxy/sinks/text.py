@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 
 import hexdump
 
+_SECOND = 1_000_000_000
+
 
 class WallClock:
     """Turns CLOCK_MONOTONIC nanoseconds into the time of day.
@@ -19,22 +21,29 @@ class WallClock:
     def __init__(self) -> None:
         self._read_at = 0
         self._offset = 0
-        self._second = -1
+        self._began = 0
+        """When, in monotonic nanoseconds, the second began whose texts are kept."""
+        self._until = 0
+        """When it ends."""
         self._utc = ""
         self._local = ""
 
     def _split(self, at: int) -> int:
         """Nanoseconds within the second of ``at``; the texts of that second are ready then."""
-        if not -1_000_000_000 < at - self._read_at < 1_000_000_000:
+        if not self._began <= at < self._until:
+            self._turn_to(at)
+        return at - self._began
+
+    def _turn_to(self, at: int) -> None:
+        if not -_SECOND < at - self._read_at < _SECOND:
             self._read_at = at
             self._offset = time.time_ns() - time.monotonic_ns()
-        second, nanos = divmod(at + self._offset, 1_000_000_000)
-        if second != self._second:
-            self._second = second
-            moment = datetime.fromtimestamp(second, UTC)
-            self._utc = moment.strftime("%Y-%m-%dT%H:%M:%S.")
-            self._local = moment.astimezone().strftime("%Y/%m/%d %H:%M:%S.")
-        return nanos
+        second, nanos = divmod(at + self._offset, _SECOND)
+        self._began = at - nanos
+        self._until = self._began + _SECOND
+        moment = datetime.fromtimestamp(second, UTC)
+        self._utc = moment.strftime("%Y-%m-%dT%H:%M:%S.")
+        self._local = moment.astimezone().strftime("%Y/%m/%d %H:%M:%S.")
 
     def rfc3339(self, at: int) -> str:
         """``2026-11-23T06:10:04.718335Z``."""
