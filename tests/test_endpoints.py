@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_spellings(text: str, endpoint: Endpoint) -> None:
         ("unix:@" + "x" * 108, "abstract name"),
         ("udp:1.2.3.4:5", "unknown kind 'udp'"),
         ("tcp:localhost", "tcp:HOST:PORT"),
+        ("tcp:a..b:80", "name of a host"),
         ("tcp:localhost:99999", "tcp:HOST:PORT"),
         ("tcp:localhost:http", "tcp:HOST:PORT"),
         ("tcp:::1:80", "brackets"),
@@ -120,6 +122,24 @@ def test_copies_the_upstream(directory: Path) -> None:
     assert (c.st_uid, c.st_gid, mode(directory / "c")) == (up.st_uid, up.st_gid, 0o666)
     assert mode(directory / "b") == 0o600
     for each in (upstream, copied, alone, told):
+        each.close()
+
+
+def test_copies_the_acl(directory: Path) -> None:
+    """An access ACL is copied with the mode, whose group bits are only its mask (acl(5))."""
+    up = directory / "up"
+    upstream = endpoints.listen(UnixPath(str(up), 0o600))
+    # version 2; user::rw-, user:33:rw-, group::---, mask::rw-, other::---
+    entries = ((1, 6, -1), (2, 6, 33), (4, 0, -1), (16, 6, -1), (32, 0, -1))
+    os.setxattr(
+        up, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *e) for e in entries)
+    )
+    copied = endpoints.listen(UnixPath(str(directory / "a")), like=UnixPath(str(up)))
+    told = endpoints.listen(UnixPath(str(directory / "b"), 0o600), like=UnixPath(str(up)))
+    acl = os.getxattr(up, "system.posix_acl_access")
+    assert os.getxattr(directory / "a", "system.posix_acl_access") == acl
+    assert mode(directory / "b") == 0o600
+    for each in (upstream, copied, told):
         each.close()
 
 

@@ -29,6 +29,8 @@ import trio
 
 from udsproxy.events import errno_message, errno_name
 
+_ACL = "system.posix_acl_access"
+
 MAX_PATH = 107
 """sockaddr_un.sun_path is 108 bytes with its final NUL (unix(7)). Longer paths go by way of /proc/self/fd."""
 
@@ -164,6 +166,10 @@ def _parse_tcp(text: str, rest: str) -> Tcp:
         raise EndpointError(f"endpoint {text!r}: write tcp:HOST:PORT, with a port from 0 to 65535")
     if ":" in host and not bracketed:
         raise EndpointError(f"endpoint {text!r}: an IPv6 address goes in brackets, tcp:[::1]:9000")
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise EndpointError(f"endpoint {text!r}: {host!r} cannot be the name of a host") from None
     return Tcp(host[1:-1] if bracketed else host, int(port))
 
 
@@ -394,7 +400,29 @@ def _set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) ->
             note = f"{endpoint.path}: the upstream's owner {_user_name(model.st_uid)} cannot be copied (not root)"
         mode = copied_mode if mode is None else mode
     os.chmod(file, 0o600 if mode is None else mode)
+    if (
+        endpoint.mode is None
+        and isinstance(like, UnixPath)
+        and model is not None
+        and not _copy_acl(like.path, file)
+    ):
+        # With an ACL the group's bits of the mode are the ACL's mask: alone they would open it to the group.
+        os.chmod(file, (mode or 0) & ~0o070)
+        note = f"{endpoint.path}: the upstream's ACL cannot be copied; the group was left out"
     return note
+
+
+def _copy_acl(source: str, file: str) -> bool:
+    """Copy the access ACL (acl(5)) where there is one; False: there is, and it cannot be."""
+    try:
+        acl = os.getxattr(source, _ACL)
+    except OSError:
+        return True
+    try:
+        os.setxattr(file, _ACL, acl)
+    except OSError:
+        return False
+    return True
 
 
 def _chown(file: str, uid: int, gid: int) -> bool:

@@ -143,7 +143,7 @@ class Data(Event, frozen=True, kw_only=True):
 
 
 class Close(Event, frozen=True, kw_only=True):
-    """A connection's end: who ended it, and what went through."""
+    """A connection's end: who ended it, and how many bytes were read from each side."""
 
     name: ClassVar[str] = "close"
 

@@ -63,6 +63,15 @@ def test_mistakes(words: list[str], code: int, says: str) -> None:
     assert says in line
 
 
+def test_standard_output_is_closed(tmp_path: Path) -> None:
+    """Without a standard output to write to the error is one line too."""
+    words = [sys.executable, "-m", "udsproxy", "run", str(tmp_path / "a"), str(tmp_path / "b")]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *words], check=False, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+    assert b"standard output is closed" in done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command: str) -> None:
     """Each command says what it does and what each of its options means."""

@@ -304,6 +304,15 @@ def test_messages_of_a_request() -> None:
     assert end.fields == {"request": 1, "app_status": 0, "protocol_status": "REQUEST_COMPLETE"}
 
 
+def test_secrets_are_masked_in_the_exchange() -> None:
+    """A parameter that is to be masked is masked where it makes up the exchange, a query in the URI too."""
+    params = {**PARAMS, b"QUERY_STRING": b"b=1"}
+    for secrets, uri in (({"REQUEST_URI"}, "***"), ({"QUERY_STRING"}, "/a.php?***"), (set(), "/a.php?b=1")):
+        made = FastCGIDecoder(Scope("p", 7, False, False, frozenset(secrets)))
+        [exchange] = exchanges(decode([("c2s", request(params)), ("s2c", REPLY)], made))
+        assert exchange.uri == uri
+
+
 # --- streams that turn wrong ---
 
 FROM_CLIENT = [

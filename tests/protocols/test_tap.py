@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
-from udsproxy.events import Close, Data, DecodeError, Dropped, Event, Open, Request
+from udsproxy.events import Close, Data, DecodeError, Direction, Dropped, Event, Open, ProxyError, Request
 from udsproxy.protocols import fastcgi as wire
 from udsproxy.protocols.tap import QUEUE_ITEMS, Tap
 
@@ -157,7 +158,7 @@ def test_decode_none_does_not_look() -> None:
 
 
 def test_the_summary() -> None:
-    """At the end everything that waits is told, and then what was seen in all."""
+    """The last event says what was seen in all; what nobody had the time to look at is counted."""
     sink = Kept()
     tap = make(sink)
     for conn, reply in ((1, REPLY), (2, b"")):
@@ -166,9 +167,67 @@ def test_the_summary() -> None:
         if reply:
             seen.data("s2c", 2, reply)
         seen.close(closed(), "client left")
+    run(tap)
     summary = tap.finish(2.0, 10)
     assert (summary.requests, summary.incomplete, summary.connections, summary.dropped) == (2, 1, 2, 0)
     assert sink.events[-1] == summary
+    seen = tap.observe("p", 3)
+    seen.data("c2s", 1, QUESTION)
+    seen.close(closed(), "client left")
+    assert tap.finish(2.0, 10).dropped == 2
+
+
+def test_a_dense_chunk_is_decoded_in_slices() -> None:
+    """Many records in one chunk take many units; a body of one record takes few."""
+    sink = Kept()
+    for chunk, dense in (
+        (wire.encode_begin(1) + wire.encode_record(wire.STDIN, 1) * 20_000, True),
+        (wire.encode_begin(1) + wire.encode_record(wire.STDIN, 1, bytes(65535)) * 3, False),
+    ):
+        tap, units = make(sink, decode="fastcgi", verbosity=2), 1
+        tap.observe("p", 1).data("c2s", 1, chunk)
+        while tap.work(1):
+            units += 1
+        assert units > 70 if dense else units < 20
+    shown = [event for event in sink.events if isinstance(event, Data)]
+    assert [len(event.data) for event in shown] == [16 + 8 * 20_000, 16 + 3 * (8 + 65535 + 1)]
+
+
+class BrokenDecoder:
+    """A decoder with a bug."""
+
+    protocol = None
+    exchanges = 0
+    secret_spans: ClassVar[list[tuple[int, int]]] = []
+
+    def feed(self, direction: Direction, at: int, data: bytes) -> list[Event]:
+        raise ZeroDivisionError("oops")
+
+    def ahead(self, direction: Direction) -> int:
+        return 0
+
+    def lost(self, direction: Direction, at: int) -> list[Event]:
+        return []
+
+    def close(self, at: int, why: str) -> list[Event]:
+        return []
+
+
+def test_a_decoders_bug_costs_its_connection_and_no_other() -> None:
+    """An exception in a decoder is told once; that connection is raw then, and the others go on."""
+    sink = Kept()
+    tap = make(sink)
+    broken, fine = tap.observe("p", 1), tap.observe("p", 2)
+    broken._decoder = BrokenDecoder()
+    for seen in (broken, fine):
+        seen.data("c2s", 1, QUESTION)
+        seen.data("s2c", 2, REPLY)
+        seen.close(closed(), "client left")
+    run(tap)
+    [told] = [event for event in sink.events if isinstance(event, ProxyError)]
+    assert (told.conn, told.op, told.message) == (1, "decode", "ZeroDivisionError: oops")
+    assert [event.conn for event in sink.events if isinstance(event, Request)] == [2]
+    assert len([event for event in sink.events if isinstance(event, Close)]) == 2
 
 
 def test_waking() -> None:

@@ -49,7 +49,7 @@ class Ends:
         self.relay = relay
         self.observed: dict[Direction, bytes] = {"c2s": b"", "s2c": b""}
         self.over = trio.Event()
-        self.lost_descriptors = 0
+        self.lost_descriptors: list[str] = []
         self.pair = Pair(ours, theirs, self, self)
         relay.add(self.pair)
 
@@ -61,8 +61,8 @@ class Ends:
         assert pair is self.pair
         self.over.set()
 
-    def descriptors_lost(self, count: int) -> None:
-        self.lost_descriptors += count
+    def descriptors_lost(self, why: str) -> None:
+        self.lost_descriptors.append(why)
 
     def close(self) -> None:
         self.client.close()

@@ -258,7 +258,7 @@ async def test_descriptors_cannot_cross_to_tcp(relay: Relay) -> None:
     read, write = os.pipe()
     await ends.client.sendmsg([b"bytes"], rights(write))
     assert await ends.upstream.recv(100) == b"bytes"
-    assert ends.lost_descriptors == 1
+    assert ends.lost_descriptors == ["1 cannot travel over TCP"]
     os.close(write)
     assert os.read(read, 1) == b""  # the other end is closed everywhere
     os.close(read)
@@ -343,6 +343,28 @@ async def play(steps: list[tuple[str, str, int]]) -> None:
         nursery.cancel_scope.cancel()
         ends.close()
     relay.close()
+
+
+# --- turns ---
+
+
+async def test_flows_that_had_their_share_are_not_forgotten(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that ends while flows have more to read is followed by another: epoll tells of nothing twice."""
+    monkeypatch.setattr("udsproxy.proxy.relay._TURN_NS", 1)
+    many = [Ends(relay, socket.AF_INET) for _ in range(4)]
+    data = os.urandom(6 * BUFFER)
+
+    async def send(ends: Ends) -> None:
+        await send_all(ends.upstream, data)
+        ends.upstream.shutdown(socket.SHUT_WR)
+
+    async with trio.open_nursery() as nursery:
+        for ends in many:
+            nursery.start_soon(send, ends)
+        for ends in many:
+            assert await read_all(ends.client) == data
+    for ends in many:
+        ends.close()
 
 
 # --- the observer's turn ---

@@ -98,6 +98,47 @@ def test_a_full_disk() -> None:
     assert not writer.dead
 
 
+def test_a_line_torn_by_a_full_disk_is_ended() -> None:
+    """After a line was cut short, and another lost whole, the next one begins on a line of its own."""
+    read, write = os.pipe()
+    writer = Writer(write, "test", owned=True)
+    outcomes: list[int | OSError] = [3, OSError(28, "full"), OSError(28, "full")]
+
+    def write_some(view: memoryview) -> int:
+        outcome = outcomes.pop(0) if outcomes else len(view)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return os.write(write, view[:outcome])
+
+    writer._write_some = write_some  # type: ignore[method-assign]  # a disk that fills at the right byte
+    for line in (b"first\n", b"second\n", b"third\n"):
+        writer._write(line)
+    assert writer.close(10)
+    assert drained(read) == b"fir\nthird\n"
+    assert writer.lost_lines == 2
+    os.close(read)
+
+
+def test_a_renderers_bug_costs_the_event() -> None:
+    """An exception while rendering is counted and named at the end; what comes after it is written."""
+    read, write = os.pipe()
+
+    class Broken(Names):
+        def render(self, event: Event) -> bytes:
+            if event.at == 2:
+                raise KeyError("oops")
+            return super().render(event)
+
+    sink = TextSink("json", Broken(), Writer(write, "test", owned=True))
+    for at in (1, 2, 3):
+        sink.emit(Open(at=at, proxy="p", conn=1))
+    sink.close(10)
+    assert drained(read) == b"open\ndropped 1 0\nopen\n"
+    assert sink.total_dropped == 1
+    assert sink.failure == "json: KeyError: 'oops' (a bug of udsproxy)"
+    os.close(read)
+
+
 def test_a_reader_that_has_gone() -> None:
     """After EPIPE nothing is rendered any more, and events are counted as dropped."""
     read, write = os.pipe()

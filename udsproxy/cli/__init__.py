@@ -17,6 +17,7 @@ from udsproxy.cli.demo import demo
 from udsproxy.cli.request import request
 from udsproxy.cli.run import run
 from udsproxy.cli.serve import serve
+from udsproxy.events import printable
 
 app = App(
     name="udsproxy",
@@ -48,7 +49,7 @@ def main() -> NoReturn:
 
 
 def _complain(line: str) -> None:
-    print(f"udsproxy: {line}", file=sys.stderr)
+    print(f"udsproxy: {printable(line)}", file=sys.stderr)
 
 
 def _one_line(text: str) -> str:

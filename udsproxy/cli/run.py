@@ -23,7 +23,7 @@ from udsproxy.cli.common import (
     size_option,
 )
 from udsproxy.config import Color, Decode, LogConfig, LogFormat, ProxyConfig
-from udsproxy.events import Summary
+from udsproxy.events import Summary, printable
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.text import duration, size
 
@@ -98,7 +98,7 @@ def run(
         proxy = ProxyConfig(
             listen=listen_on,
             upstream=to,
-            name=name or os.path.basename(str(listen_on)) or "proxy",
+            name=printable(name or os.path.basename(str(listen_on)) or "proxy"),
             decode=decode,
             backlog=backlog,
             connect_timeout_s=duration_option("--connect-timeout", connect_timeout),
@@ -112,7 +112,7 @@ def run(
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     except OSError as error:
-        what = f"write the log to {error.filename}" if error.filename else "start"
+        what = f"write the log to {error.filename}" if error.filename else "write the log or start"
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
     if log != "console" or log_file is not None:
         print(
@@ -128,10 +128,10 @@ def run(
 
 async def _run_until_signals(server: Server) -> Summary:
     # Signals first: from the moment that there is a socket file, none may end us without removing it.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         for listener in server.open():
             if listener.note:
-                print(f"udsproxy: {listener.note}", file=sys.stderr)
+                print(f"udsproxy: {printable(listener.note)}", file=sys.stderr)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_at, signals, server)
             summary = await server.run()

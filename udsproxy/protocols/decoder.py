@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -54,6 +55,10 @@ class Decoder(Protocol):
         """Bytes that were read at ``at`` (ns)."""
         ...
 
+    def ahead(self, direction: Direction) -> int:
+        """So many bytes to come in this direction are known to be quick to decode, however many they are."""
+        ...
+
     def lost(self, direction: Direction, at: int) -> Sequence[Event]:
         """The observer lost bytes here: stop guessing about this direction."""
         ...
@@ -79,6 +84,9 @@ class RawDecoder:
         if self._hide:
             self.secret_spans = [(0, len(data))] if direction == "c2s" else []
         return ()
+
+    def ahead(self, direction: Direction) -> int:
+        return sys.maxsize
 
     def lost(self, direction: Direction, at: int) -> Sequence[Event]:
         return ()
@@ -141,6 +149,9 @@ class AutoDecoder:
         else:
             self._decoder = RawDecoder()
         return ()
+
+    def ahead(self, direction: Direction) -> int:
+        return self._decoder.ahead(direction) if self._decoder else 0
 
     def lost(self, direction: Direction, at: int) -> Sequence[Event]:
         if self._decoder is None:

@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 
 from udsproxy.events import MASK, DecodeError, Direction, Event, Message, Request, printable
@@ -22,13 +23,17 @@ from udsproxy.protocols.decoder import Scope
 
 PROTOCOL = "fastcgi"
 
-MAX_OPEN = 128
+MAX_OPEN = 32
 """Open requests on one connection. FastCGI servers in use multiplex few or none."""
 MAX_HEAD = 16 * 1024
 """Bytes of STDOUT in which the CGI headers must end; nginx's own limit is 4 or 8 KiB."""
 MAX_STDERR = 8 * 1024
 MAX_PARAMS_SHOWN = 64 * 1024
 """Bytes of parameters that a `Message` shows; the rest is counted."""
+MAX_VALUES_SHOWN = 100
+"""Pairs that a `Message` of GET_VALUES shows; three names are known (spec 4.1)."""
+_PAIR_BYTES = 200
+"""What a pair costs to keep besides its text, about."""
 MAX_TEXT = 8 * 1024
 """Bytes kept of a URI, a script's name, a header."""
 
@@ -144,9 +149,8 @@ class FastCGIDecoder:
         self.secret_spans: list[tuple[int, int]] = []
         self._scope = scope
         self._messages = scope.messages
-        self._span_secrets: frozenset[bytes] | None = None
-        if scope.spans and scope.secrets:
-            self._span_secrets = frozenset(name.encode() for name in scope.secrets)
+        self._secrets = frozenset(name.encode("utf-8", "surrogateescape") for name in scope.secrets)
+        self._span_secrets = self._secrets if scope.spans and scope.secrets else None
         self._client = _Stream("c2s", _FROM_CLIENT)
         self._server = _Stream("s2c", _FROM_SERVER)
         self._open: dict[int, _Exchange] = {}
@@ -165,6 +169,12 @@ class FastCGIDecoder:
             self._walk(stream, at, data)
         stream.offset += len(data)
         return self._events
+
+    def ahead(self, direction: Direction) -> int:
+        stream = self._client if direction == "c2s" else self._server
+        if stream.raw:
+            return sys.maxsize
+        return 0 if stream.kind == wire.PARAMS else stream.left + stream.padding
 
     def lost(self, direction: Direction, at: int) -> Sequence[Event]:
         stream = self._client if direction == "c2s" else self._server
@@ -316,10 +326,13 @@ class FastCGIDecoder:
             if name in _WANTED:
                 exchange.found[name] = value[:MAX_TEXT]
             if self._messages:
-                exchange.shown_bytes += len(name) + len(value)
+                exchange.shown_bytes += _PAIR_BYTES + len(name) + len(value)
                 if exchange.shown_bytes <= MAX_PARAMS_SHOWN:
-                    shown = printable(name)
-                    exchange.shown[shown] = MASK if shown.upper() in self._scope.secrets else printable(value)
+                    exchange.shown[printable(name)] = self._visible(name, value)
+
+    def _visible(self, name: bytes, value: bytes) -> str:
+        """A parameter's value as it may be shown."""
+        return MASK if name.upper() in self._secrets else printable(value)
 
     @staticmethod
     def _take_head(exchange: _Exchange, piece: bytes) -> None:
@@ -388,7 +401,8 @@ class FastCGIDecoder:
             fields["app_status"] = app_status
             fields["protocol_status"] = wire.PROTOCOL_STATUS_NAMES.get(protocol_status, str(protocol_status))
         elif stream.kind in (wire.GET_VALUES, wire.GET_VALUES_RESULT):
-            fields |= {printable(n): printable(v) for n, v in wire.PairReader().feed(content)}
+            pairs = wire.PairReader().feed(content)[:MAX_VALUES_SHOWN]
+            fields |= {printable(name): self._visible(name, value) for name, value in pairs}
         elif stream.kind == wire.UNKNOWN_TYPE:
             fields["type"] = content[0]
         elif stream.kind not in wire.TYPE_NAMES:
@@ -427,13 +441,13 @@ class FastCGIDecoder:
         incomplete: str | None = None,
     ) -> None:
         self.exchanges += 1
-        found = exchange.found
-        method = found.get(b"REQUEST_METHOD")
-        script = found.get(b"SCRIPT_NAME") or found.get(b"SCRIPT_FILENAME")
-        uri = found.get(b"REQUEST_URI")
+        shown = {name: self._visible(name, value) for name, value in exchange.found.items()}
+        script = shown.get(b"SCRIPT_NAME") or shown.get(b"SCRIPT_FILENAME")
+        uri, query = shown.get(b"REQUEST_URI"), shown.get(b"QUERY_STRING")
         if uri is None and script is not None:
-            query = found.get(b"QUERY_STRING")
-            uri = script + b"?" + query if query else script
+            uri = f"{script}?{query}" if query else script
+        elif uri is not None and query == MASK and "?" in uri:
+            uri = f"{uri.partition('?')[0]}?{MASK}"
         first = exchange.first_reply_at
         self._events.append(
             Request(
@@ -442,9 +456,9 @@ class FastCGIDecoder:
                 conn=self._scope.conn,
                 protocol=PROTOCOL,
                 request=exchange.request_id,
-                method=None if method is None else printable(method),
-                uri=None if uri is None else printable(uri),
-                script=None if script is None else printable(script),
+                method=shown.get(b"REQUEST_METHOD"),
+                uri=uri,
+                script=script,
                 status=exchange.status,
                 content_type=exchange.content_type,
                 app_status=app_status,

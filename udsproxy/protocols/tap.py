@@ -6,14 +6,14 @@ Rules:
   writes or waits.
 * The queue is bounded in bytes. What does not fit is not observed: the bytes are counted, the connection's
   decoder is told and stops guessing, a `Dropped` event says how much.
-* The work (decoding, rendering) is done in units of some microseconds each by `Tap.work`, which the relay calls
-  when traffic leaves it time. It reads no clock.
+* The work (decoding, rendering) is done in small units, of microseconds mostly, by `Tap.work`, which the relay
+  calls when traffic leaves it time. It reads no clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -25,11 +25,13 @@ from udsproxy.events import (
     Direction,
     Dropped,
     Event,
+    ProxyError,
     Request,
     Summary,
     UpstreamError,
+    printable,
 )
-from udsproxy.protocols.decoder import Decoder, Scope
+from udsproxy.protocols.decoder import Decoder, RawDecoder, Scope
 from udsproxy.protocols.registry import make_decoder
 
 QUEUE_BYTES = 16 * 1024 * 1024
@@ -40,6 +42,9 @@ QUEUE_ITEMS = 100_000
 
 BATCH_ITEMS = 256
 """What waits until there is time for it: it is cheaper to decode, and to write, in batches."""
+
+SLICE_BYTES = 2048
+"""Bytes decoded without a pause, unless they are known to be a body: dense with records, 2 KiB take 1 ms."""
 
 _ITEM_BYTES = 200
 """What an item of the queue costs besides its data, about."""
@@ -106,19 +111,37 @@ class Observation:
 
     # --- called by the tap, in the queue's order ---
 
-    def decode(self, direction: Direction, at: int, data: bytes, *, show: bool) -> Sequence[Event]:
-        assert self._decoder is not None
-        events = self._decoder.feed(direction, at, data)
-        return [self._shown(direction, at, data), *events] if show else events
+    def decode(self, direction: Direction, at: int, data: bytes) -> Iterator[Sequence[Event]]:
+        """The events of these bytes, some at a time: a chunk can be dense with records."""
+        decoder = self._decoder
+        assert decoder is not None
+        for _, piece in self._slices(decoder, direction, data):
+            yield decoder.feed(direction, at, piece)
 
-    def _shown(self, direction: Direction, at: int, data: bytes) -> Data:
-        """The bytes of the last feed, as they may be shown."""
-        assert self._decoder is not None
-        for start, end in self._decoder.secret_spans:
-            data = data[:start] + _MASK_BYTE * (end - start) + data[end:]
+    def show(self, direction: Direction, at: int, data: bytes) -> Iterator[Sequence[Event]]:
+        """`decode`, but first the bytes themselves, their secrets masked."""
+        decoder = self._decoder
+        assert decoder is not None
+        masked, events = bytearray(data), []
+        for start, piece in self._slices(decoder, direction, data):
+            events.append(decoder.feed(direction, at, piece))
+            for first, last in decoder.secret_spans:
+                masked[start + first : start + last] = _MASK_BYTE * (last - first)
+            yield ()
         offset = self._offsets.get(direction, 0)
         self._offsets[direction] = offset + len(data)
-        return Data(at=at, proxy=self.proxy, conn=self.conn, direction=direction, offset=offset, data=data)
+        what = bytes(masked)
+        yield (Data(at=at, proxy=self.proxy, conn=self.conn, direction=direction, offset=offset, data=what),)
+        yield from events
+
+    @staticmethod
+    def _slices(decoder: Decoder, direction: Direction, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Small pieces, but what the decoder knows to be plain in one, and where each begins."""
+        start, size = 0, len(data)
+        while start < size:
+            end = start + max(SLICE_BYTES, decoder.ahead(direction))
+            yield start, data if start == 0 and end >= size else data[start:end]
+            start = end
 
     def decode_gap(self, direction: Direction, at: int) -> Sequence[Event]:
         return self._decoder.lost(direction, at) if self._decoder else ()
@@ -130,8 +153,16 @@ class Observation:
         last = replace(event, protocol=decoder.protocol, requests=decoder.exchanges)
         return [*decoder.close(event.at, why), last]
 
+    def give_up(self, at: int, error: Exception) -> Event:
+        """The decoder has a bug: from here on this connection is raw, and nothing else is touched."""
+        self._decoder = RawDecoder(hide=True)
+        message = printable(f"{type(error).__name__}: {error}")
+        return ProxyError(at=at, proxy=self.proxy, conn=self.conn, op="decode", errno="BUG", message=message)
 
-_Item = tuple[Observation | None, Direction, int, "bytes | tuple[Close, str] | Event | None"]
+
+_What = bytes | tuple[Close, str] | Event | None
+"""Bytes that were forwarded; a connection's end; an event; None: bytes were lost here."""
+_Item = tuple[Observation | None, Direction, int, _What]
 
 
 class Tap:
@@ -198,6 +229,8 @@ class Tap:
     def observe(self, proxy: str, conn: int) -> Observation:
         """The observation of a new connection."""
         choice = self._decode[proxy]
+        if choice == "none" and self._verbosity >= 2:
+            choice = "raw"  # the bytes themselves are asked for
         decoder = None
         if self._sinks and choice != "none":
             scope = Scope(proxy, conn, self._verbosity >= 1, self._verbosity >= 2, self._secrets)
@@ -238,40 +271,54 @@ class Tap:
         return True
 
     def finish(self, total_s: float, at: int) -> Summary:
-        """Do all that waits, and say what was seen in all. Only for the end: it takes as long as it takes."""
-        while self.pending:
-            self.work(1000)
+        """Say what was seen in all. What still waits is dropped and counted."""
+        self.total_dropped += len(self.queue)
+        self.queue.clear()
+        self._steps = None
         dropped = self.total_dropped + sum(sink.total_dropped for sink in self._sinks)
         summary = Summary(at=at, proxy=self._name, total_s=total_s, dropped=dropped, **self.summary)
         self.put(summary)
-        self.work(1000)
+        while self.work(1000):
+            pass
         return summary
 
     def _run(self) -> Iterator[None]:
-        queue, show = self.queue, self._verbosity >= 2
+        queue = self.queue
         while queue:
             watched, direction, at, item = queue.popleft()
-            events: Sequence[Event]
-            if watched is None:
-                assert isinstance(item, Event)
-                events = (item,)
-            elif isinstance(item, bytes):
-                self.held -= len(item) + _ITEM_BYTES
-                events = watched.decode(direction, at, item, show=show)
-            elif isinstance(item, tuple):
-                events = watched.decode_close(*item)
-            else:
-                assert item is None
-                events = watched.decode_gap(direction, at)
-            for event in events:
-                self._tally(event)
-                for sink in self._sinks:
-                    slow = sink.emit(event)
-                    if slow is not None:
-                        yield from slow
+            for events in self._events(watched, direction, at, item):
+                for event in events:
+                    self._tally(event)
+                    for sink in self._sinks:
+                        slow = sink.emit(event)
+                        if slow is not None:
+                            yield from slow
+                yield None
             if self.dropped and self.held < self.limit // 2:
                 self._report_dropped(at)
-            yield None
+
+    def _events(
+        self, watched: Observation | None, direction: Direction, at: int, item: _What
+    ) -> Iterable[Sequence[Event]]:
+        """What an item of the queue means, in parts that are each small work."""
+        if watched is None:
+            assert isinstance(item, Event)
+            return ((item,),)
+        if isinstance(item, bytes):
+            self.held -= len(item) + _ITEM_BYTES
+            return self._guarded(watched, direction, at, item)
+        if isinstance(item, tuple):
+            return (watched.decode_close(*item),)
+        return (watched.decode_gap(direction, at),)
+
+    def _guarded(
+        self, watched: Observation, direction: Direction, at: int, data: bytes
+    ) -> Iterator[Sequence[Event]]:
+        """A decoder's bug costs its connection the decoding, and nobody anything else."""
+        try:
+            yield from (watched.show if self._verbosity >= 2 else watched.decode)(direction, at, data)
+        except Exception as error:
+            yield (watched.give_up(at, error),)
 
     def _report_dropped(self, at: int) -> None:
         event = Dropped(at=at, proxy=self._name, observer="tap", count=self.dropped, nbytes=self.dropped_bytes)

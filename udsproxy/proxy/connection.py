@@ -47,7 +47,7 @@ class Connection:
         self._observation.close(event, why)
         self._connections.forget(pair)
 
-    def descriptors_lost(self, count: int) -> None:
+    def descriptors_lost(self, why: str) -> None:
         self._connections.tap.put(
             ProxyError(
                 at=monotonic_ns(),
@@ -55,8 +55,7 @@ class Connection:
                 conn=self._number,
                 op="sendmsg",
                 errno="EOPNOTSUPP",
-                message=f"{count} file descriptors cannot travel over TCP and were closed",
-                hint="use a Unix socket on both sides",
+                message=f"file descriptors were not passed on: {why}",
             )
         )
 

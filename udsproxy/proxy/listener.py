@@ -22,7 +22,7 @@ import trio
 from udsproxy import endpoints
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, Tcp, UnixAbstract, UnixPath
-from udsproxy.events import Listening, ProxyError, UpstreamError, errno_message, errno_name
+from udsproxy.events import Listening, ProxyError, UpstreamError, errno_message, errno_name, printable
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
 from udsproxy.proxy.relay import Relay
@@ -72,15 +72,15 @@ class AcceptLoop:
                     await self._parked.wait()
                     await trio.sleep(self._park_s)
                     self._parked = trio.Event()
-                    self._relay.watch(sock, self._ready)
+                    self._relay.resume(sock)
         finally:
             self._relay.unwatch(sock)
             if self._spare is not None:
                 self._spare.close()
 
     async def drain(self) -> None:
-        """Take what is still in our queue; nobody new can come once the file is gone. Ends when it is empty."""
-        self.listener.remove_file()
+        """Take what is still in our queue. Ends when it is empty; where there is no file to remove first, so that
+        nobody new can come, that may never be."""
         poll = select.poll()
         poll.register(self.listener.sock, select.POLLIN)
         while poll.poll(0) or self._connecting:
@@ -113,6 +113,8 @@ class AcceptLoop:
             if failed == errno.EAGAIN:
                 self._full()
                 return
+            if failed in _STARVED:
+                raise OSError(failed, errno_message(failed))
             if failed == 0:
                 self._spare_connected_s = (monotonic_ns() - began) / 1e9
         client = self.listener.accept()
@@ -130,7 +132,6 @@ class AcceptLoop:
     def _accept_then_connect(self) -> None:
         """Raises OSError, as `_connect_then_accept`."""
         client = self.listener.accept()
-        self._starved = False
         assert self._nursery is not None
         self._nursery.start_soon(self._connect_tcp, client, self.connections.number())
 
@@ -145,13 +146,14 @@ class AcceptLoop:
             if scope.cancelled_caught:
                 self._tell_upstream_error("connect", errno.ETIMEDOUT, number)
                 return
+            self._starved = False
             self.connections.open(client, server, number=number, connect_s=(monotonic_ns() - began) / 1e9)
             client = None  # type: ignore[assignment]  # the relay's now
         except socket.gaierror as error:
             self._tell_upstream_error("getaddrinfo", error.errno or 0, number, str(error.strerror))
         except OSError as error:
             if error.errno in _STARVED:
-                self._tell_starved(error)
+                self._tell_starved(error, "connect")
             else:
                 self._tell_upstream_error("connect", error.errno or 0, number)
         finally:
@@ -162,7 +164,7 @@ class AcceptLoop:
     # --- parking ---
 
     def _park(self, seconds: float) -> None:
-        self._relay.unwatch(self.listener.sock)
+        self._relay.pause(self.listener.sock)
         self._park_s = seconds
         self._parked.set()
 
@@ -173,9 +175,7 @@ class AcceptLoop:
         self._park(RETRY_FULL_S)
 
     def _starve(self, error: OSError) -> None:
-        if not self._starved:
-            self._starved = True
-            self._tell_starved(error)
+        self._tell_starved(error, "accept")
         self._park(RETRY_STARVED_S)
 
     # --- telling ---
@@ -185,8 +185,8 @@ class AcceptLoop:
             Listening(
                 at=monotonic_ns(),
                 proxy=self._config.name,
-                listen=str(self.listener.endpoint),
-                upstream=str(self._config.upstream),
+                listen=printable(str(self.listener.endpoint)),
+                upstream=printable(str(self._config.upstream)),
                 backlog=self.listener.backlog,
                 mode=self.listener.mode,
                 owner=self.listener.owner,
@@ -205,13 +205,17 @@ class AcceptLoop:
             )
         )
 
-    def _tell_starved(self, error: OSError) -> None:
+    def _tell_starved(self, error: OSError, op: str) -> None:
+        """Once, until something has worked again."""
+        if self._starved:
+            return
+        self._starved = True
         number = error.errno or 0
         self._tap.put(
             ProxyError(
                 at=monotonic_ns(),
                 proxy=self._config.name,
-                op="accept",
+                op=op,
                 errno=errno_name(number),
                 message=errno_message(number),
                 hint=_STARVED.get(number),

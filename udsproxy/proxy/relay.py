@@ -11,6 +11,8 @@ Rules:
   half-close; a full close as a close, once what was read has been delivered; EPIPE as EPIPE.
 * epoll is edge-triggered: an event is the only notice, so a flow reads until it has drained its source, or is
   blocked (then the flush reads on), or has had its share (then it stands in ``_again``).
+* Descriptors travel with the bytes of the read that they came with. What the kernel joins in one read (bytes
+  sent before them among it) goes on as one message; urgent bytes (MSG_OOB) are not passed on.
 * Sockets are closed after the batch of events in which they ended, so that a descriptor's number cannot be
   taken again while an event of its former owner is still to come.
 """
@@ -53,6 +55,7 @@ _READ_ON = select.EPOLLPRI | select.EPOLLERR
 """With these, a short read does not mean that the source is drained: out-of-band data cuts reads short, and an
 error is still to be had."""
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_CTRUNC = int(socket.MSG_CTRUNC)
 _SEND = int(socket.MSG_DONTWAIT)
 """Said with each call: so a client's socket needs no call that makes it non-blocking first."""
 _SHUT_RD, _SHUT_WR = int(socket.SHUT_RD), int(socket.SHUT_WR)
@@ -74,8 +77,8 @@ class Owner(Protocol):
         """Both sockets are closed; ``pair`` says how it ended."""
         ...
 
-    def descriptors_lost(self, count: int) -> None:
-        """So many descriptors came for a side that is no Unix socket, and were closed."""
+    def descriptors_lost(self, why: str) -> None:
+        """Descriptors (SCM_RIGHTS) were not passed on, and are closed."""
         ...
 
 
@@ -155,12 +158,14 @@ class Relay:
         self._epoll = select.epoll()
         self._flows: dict[int, Flow] = {}
         self._calls: dict[int, Callable[[], None]] = {}
-        self._again: list[Flow] = []
+        self._again: dict[Flow, None] = {}
+        """Flows that had their share and have more to read: epoll will not tell of that again."""
         self._over: list[Pair] = []
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
         self._waiting = False
+        self._in_round = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._calls[self._wake_fd] = self._woken
@@ -184,12 +189,21 @@ class Relay:
         if not pair.ended:
             pair.left = pair.left or "proxy"
             self._end(pair)
-            self._close_ended()
+            if not self._in_round:
+                self._close_ended()
 
     def watch(self, sock: socket.socket, call: Callable[[], None]) -> None:
         """Call ``call`` whenever ``sock`` is readable, for as long as it is (level-triggered)."""
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._calls[sock.fileno()] = call
+
+    def pause(self, sock: socket.socket) -> None:
+        """Do not call for now. (The descriptor stays in the epoll: putting it back could fail, this cannot.)"""
+        self._epoll.modify(sock.fileno(), 0)
+
+    def resume(self, sock: socket.socket) -> None:
+        """Call again."""
+        self._epoll.modify(sock.fileno(), select.EPOLLIN)
 
     def unwatch(self, sock: socket.socket) -> None:
         if self._calls.pop(sock.fileno(), None) is not None:
@@ -204,7 +218,7 @@ class Relay:
     async def run(self) -> None:
         """Relay until cancelled."""
         while True:
-            self._waiting = not self._tap.pending
+            self._waiting = not (self._tap.pending or self._again)
             if self._waiting:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
             else:
@@ -243,8 +257,9 @@ class Relay:
             now = monotonic_ns()
 
     def _round(self, events: list[tuple[int, int]]) -> None:
+        self._in_round = True
         if self._again:
-            again, self._again = self._again, []
+            again, self._again = self._again, {}
             for flow in again:
                 if not (flow.done or flow.outbox):
                     self._pump(flow, _READ_ON)
@@ -257,6 +272,7 @@ class Relay:
                     call()
                 continue
             self._event(flow_or_none, mask)
+        self._in_round = False
         if self._over:
             self._close_ended()
 
@@ -290,7 +306,7 @@ class Relay:
         pair = flow.pair
         for _ in range(_READS):
             try:
-                nbytes, ancillary, _, _ = flow.receive(self._into, _ANCILLARY, _RECEIVE)
+                nbytes, ancillary, flags, _ = flow.receive(self._into, _ANCILLARY, _RECEIVE)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -301,6 +317,8 @@ class Relay:
                 return
             data = self._view[:nbytes]
             descriptors = _descriptors(ancillary) if ancillary else []
+            if flags & _CTRUNC:
+                pair.owner.descriptors_lost("some could not be taken (open files are at their limit)")
             flow.nbytes += nbytes
             # Before the send: that wakes the reader, who may well have answered before we run again.
             at = monotonic_ns() if pair.watch is not None else 0
@@ -324,7 +342,7 @@ class Relay:
                 if mask & select.EPOLLRDHUP:
                     self._ended(flow)
                 return
-        self._again.append(flow)
+        self._again[flow] = None
 
     def _flush(self, flow: Flow) -> None:
         """``dst`` takes bytes again."""
@@ -350,8 +368,8 @@ class Relay:
         Raises BlockingIOError, with the descriptors kept; OSError.
         """
         if flow.dst.family != socket.AF_UNIX:
-            flow.pair.owner.descriptors_lost(len(descriptors))
             sent = flow.send(data, _SEND)
+            flow.pair.owner.descriptors_lost(f"{len(descriptors)} cannot travel over TCP")
         else:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
             sent = flow.dst.sendmsg([data], [rights], _SEND)
@@ -439,4 +457,5 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 def _close_all(descriptors: list[int]) -> None:
     for fd in descriptors:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # EIO of a file system is not ours; the descriptor is gone all the same
+            os.close(fd)

@@ -26,6 +26,9 @@ from udsproxy.proxy.relay import Relay
 from udsproxy.sinks import make_sinks
 from udsproxy.sinks.sink import TextSink
 
+_LAST_WORK_NS = 3_000_000_000
+"""How long the end goes on decoding and rendering what has been seen."""
+_LAST_UNITS = 100
 _LAST_WRITES_S = 1.0
 """How long the end waits for output that is stalled."""
 
@@ -85,8 +88,10 @@ class Server:
             tap.wake = _nobody
             for listener in self._listeners:
                 listener.close()
-            now = monotonic_ns()
-            summary = tap.finish((now - self._began) / 1e9, now)
+            ended = monotonic_ns()
+            while tap.work(_LAST_UNITS) and monotonic_ns() - ended < _LAST_WORK_NS:
+                pass
+            summary = tap.finish((ended - self._began) / 1e9, ended)
             self._close()
         return summary
 
@@ -99,9 +104,12 @@ class Server:
                 for loop in loops:
                     accepting.start_soon(loop.run)
                 await self._stopping.wait()
+                for listener in self._listeners:
+                    listener.remove_file()
                 with trio.move_on_after(self._grace_s) as grace:
-                    for loop in loops:
-                        await loop.drain()
+                    async with trio.open_nursery() as draining:
+                        for loop in loops:
+                            draining.start_soon(loop.drain)
                 accepting.cancel_scope.cancel()
             for listener in self._listeners:
                 listener.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -21,6 +22,8 @@ def make_sinks(log: LogConfig, *, several: bool = False) -> list[TextSink]:
     if log.file is not None:
         fd = os.open(log.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
     else:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "standard output is closed; choose a --log-file, or --log none")
         fd = sys.stdout.fileno()
     clock = WallClock()
     renderer: Renderer

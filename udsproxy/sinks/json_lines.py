@@ -1,7 +1,6 @@
 """``--log json``: one JSON object a line, by structlog. The keys are those of docs/events.md.
 
-Rules: a key whose value is not known is absent. Every line is ASCII-safe for a terminal: peers' text was made
-printable before it came here.
+Rules: a key whose value is not known is absent. Text from peers was made printable before it came here.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ class TextSink:
         self._dropped = 0
         self._dropped_bytes = 0
         self._lost_lines_told = 0
+        self._bug: str | None = None
         self.total_dropped = 0
 
     def emit(self, event: Event) -> Iterator[None] | None:
@@ -53,7 +54,11 @@ class TextSink:
             return None
         if self._dropped or self._writer.lost_lines != self._lost_lines_told:
             self._tell_dropped(event)
-        rendered = self._renderer.render(event)
+        try:
+            rendered = self._renderer.render(event)
+        except Exception as error:
+            self._give_up(error)
+            return None
         if rendered is None:
             return None
         if isinstance(rendered, bytes):
@@ -76,7 +81,9 @@ class TextSink:
     def failure(self) -> str | None:
         """Why output is not, or not all, where it should be; None: it is."""
         error = self._writer.error
-        return f"{self.name}: {error.strerror}" if error is not None else None
+        if error is not None:
+            return f"{self.name}: {error.strerror}"
+        return None if self._bug is None else f"{self.name}: {self._bug} (a bug of udsproxy)"
 
     def _tell_dropped(self, event: Event) -> None:
         lost = self._writer.lost_lines - self._lost_lines_told
@@ -103,6 +110,15 @@ class TextSink:
             self.flush()
 
     def _add_slowly(self, pieces: Iterator[bytes]) -> Iterator[None]:
-        for piece in pieces:
-            self._add(piece)
-            yield
+        try:
+            for piece in pieces:
+                self._add(piece)
+                yield
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        """A renderer's bug costs the event and nothing else."""
+        self._bug = f"{type(error).__name__}: {error}"
+        self._dropped += 1
+        self.total_dropped += 1

@@ -85,7 +85,8 @@ class Writer:
             self.error = error
             self.dead = error.errno == errno.EPIPE
             self.lost_lines += bytes(view).count(b"\n")
-            self._torn = len(view) < len(data) and data[-len(view) - 1 : -len(view)] != b"\n"
+            if len(view) < len(data):
+                self._torn = data[-len(view) - 1 : -len(view)] != b"\n"
         else:
             self.error = None
             self._torn = False
