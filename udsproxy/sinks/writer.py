@@ -84,7 +84,7 @@ class Writer:
         except OSError as error:
             self.error = error
             self.dead = error.errno == errno.EPIPE
-            self.lost_lines += bytes(view).count(b"\n")
+            self.lost_lines += data[-len(view) :].count(b"\n")
             if len(view) < len(data):
                 self._torn = data[-len(view) - 1 : -len(view)] != b"\n"
         else:
