@@ -436,7 +436,8 @@ def _chown(file: str, uid: int, gid: int) -> bool:
 def _stat_socket(endpoint: Endpoint | None) -> os.stat_result | None:
     if isinstance(endpoint, UnixPath):
         with contextlib.suppress(OSError):
-            return os.stat(endpoint.path)
+            found = os.stat(endpoint.path)
+            return found if stat.S_ISSOCK(found.st_mode) else None
     return None
 
 

@@ -78,8 +78,11 @@ def test_closing_does_not_wait_for_a_stalled_reader() -> None:
     """The end does not wait for a reader longer than it was told to."""
     read, write = os.pipe()
     writer = Writer(write, "test", owned=True)
+    sink = TextSink("test", Names(), writer)
     writer.put(bytes(1 << 20))
-    assert not writer.close(0.01)
+    sink.close(0.01)
+    assert sink.failure is not None
+    assert "nobody reads it" in sink.failure
     drained_by = threading.Thread(target=drained, args=(read,))
     drained_by.start()
     assert writer.close(30)
@@ -93,7 +96,7 @@ def test_a_full_disk() -> None:
     sink = TextSink("json", Names(), writer)
     sink.emit(opened())
     sink.close(10)
-    assert sink.failure == "json: No space left on device"
+    assert sink.failure == "json: No space left on device; 1 events were not written"
     assert writer.lost_lines == 1
     assert not writer.dead
 
@@ -152,7 +155,7 @@ def test_a_reader_that_has_gone() -> None:
     sink.emit(opened())
     sink.close(10)
     assert sink.total_dropped == 1
-    assert sink.failure == "console: Broken pipe"
+    assert sink.failure == "console: Broken pipe; 2 events were not written"
 
 
 def test_a_log_file_is_nobody_elses(tmp_path: Path) -> None:

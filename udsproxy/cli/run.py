@@ -25,7 +25,7 @@ from udsproxy.cli.common import (
 from udsproxy.config import Color, Decode, LogConfig, LogFormat, ProxyConfig
 from udsproxy.events import Summary, printable
 from udsproxy.proxy.server import Server
-from udsproxy.sinks.text import duration, size
+from udsproxy.sinks.console import summary_text
 
 
 def run(
@@ -116,9 +116,7 @@ def run(
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
     if log != "console" or log_file is not None:
         print(
-            f"udsproxy: {summary.requests} requests in {summary.connections} connections,"
-            f" {summary.dropped} events dropped, {size(summary.c2s_bytes)} sent, {size(summary.s2c_bytes)} received"
-            f" in {duration(summary.total_s)}",
+            f"udsproxy: {summary_text(summary)}",
             file=sys.stderr,
         )
     for line in server.failures:

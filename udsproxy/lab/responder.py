@@ -8,6 +8,7 @@ as it does for such servers. They die with their master. Nothing that a client s
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -139,10 +140,13 @@ def serve(listener: Listener, *, workers: int, delay_s: float) -> None:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
+        # One that has just died may have been waited for already, or not be in the list yet.
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for pid in pids:
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
         listener.close()
 
 

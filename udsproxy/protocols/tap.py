@@ -150,8 +150,8 @@ class Observation:
         decoder = self._decoder
         if decoder is None:
             return (event,)
-        last = replace(event, protocol=decoder.protocol, requests=decoder.exchanges)
-        return [*decoder.close(event.at, why), last]
+        left = decoder.close(event.at, why)
+        return [*left, replace(event, protocol=decoder.protocol, requests=decoder.exchanges)]
 
     def give_up(self, at: int, error: Exception) -> Event:
         """The decoder has a bug: from here on this connection is raw, and nothing else is touched."""

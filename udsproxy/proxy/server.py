@@ -124,7 +124,7 @@ class Server:
         for sink in self._sinks:
             sink.close(_LAST_WRITES_S)
             if sink.failure is not None:
-                self.failures.append(f"log {sink.failure}; {sink.total_dropped} events were not written")
+                self.failures.append(f"log {sink.failure}")
 
 
 def _nobody() -> None:

@@ -163,17 +163,22 @@ class ConsoleRenderer:
         return f"{self._start(event)} {self._paint(text, _RED)}"
 
     def _summary(self, event: Summary) -> str:
-        parts = [f"{_count(event.requests, 'request')} in {_count(event.connections, 'connection')}"]
-        for count, what in (
-            (event.incomplete, "incomplete request"),
-            (event.upstream_errors, "upstream error"),
-            (event.decode_errors, "decode error"),
-            (event.dropped, "dropped event"),
-        ):
-            if count:
-                parts.append(_count(count, what))
-        parts.append(f"{size(event.c2s_bytes)} sent, {size(event.s2c_bytes)} received in {duration(event.total_s)}")
-        return f"{self._start(event)} {self._paint('seen', _BOLD)} {'; '.join(parts)}"
+        return f"{self._start(event)} {self._paint('seen', _BOLD)} {summary_text(event)}"
+
+
+def summary_text(event: Summary) -> str:
+    """What was seen in all, in a line."""
+    parts = [f"{_count(event.requests, 'request')} in {_count(event.connections, 'connection')}"]
+    for count, what in (
+        (event.incomplete, "incomplete request"),
+        (event.upstream_errors, "upstream error"),
+        (event.decode_errors, "decode error"),
+        (event.dropped, "dropped event"),
+    ):
+        if count:
+            parts.append(_count(count, what))
+    parts.append(f"{size(event.c2s_bytes)} sent, {size(event.s2c_bytes)} received in {duration(event.total_s)}")
+    return "; ".join(parts)
 
 
 def _count(number: int, what: str) -> str:

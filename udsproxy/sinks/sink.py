@@ -43,6 +43,7 @@ class TextSink:
         self._dropped_bytes = 0
         self._lost_lines_told = 0
         self._bug: str | None = None
+        self._stalled = 0
         self.total_dropped = 0
 
     def emit(self, event: Event) -> Iterator[None] | None:
@@ -75,18 +76,26 @@ class TextSink:
     def close(self, timeout_s: float) -> None:
         """Write what is left, but wait no longer than that."""
         self.flush()
-        self._writer.close(timeout_s)
+        if not self._writer.close(timeout_s):
+            self._stalled = self._writer.held
+
+    @property
+    def _untold(self) -> int:
+        """Lines lost by the writer that no `Dropped` has told of."""
+        return self._writer.lost_lines - self._lost_lines_told
 
     @property
     def failure(self) -> str | None:
         """Why output is not, or not all, where it should be; None: it is."""
         error = self._writer.error
         if error is not None:
-            return f"{self.name}: {error.strerror}"
+            return f"{self.name}: {error.strerror}; {self.total_dropped + self._untold} events were not written"
+        if self._stalled:
+            return f"{self.name}: nobody reads it, the last {self._stalled} bytes were not written"
         return None if self._bug is None else f"{self.name}: {self._bug} (a bug of udsproxy)"
 
     def _tell_dropped(self, event: Event) -> None:
-        lost = self._writer.lost_lines - self._lost_lines_told
+        lost = self._untold
         if lost and self._writer.error is not None and not self._dropped:
             return  # still failing: the telling would be lost too
         self._lost_lines_told += lost
