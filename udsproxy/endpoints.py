@@ -14,13 +14,16 @@ Rules:
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import errno
+import functools
 import grp
 import os
 import pwd
 import socket
 import stat
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -37,6 +40,10 @@ MAX_PATH = 107
 # Plain numbers: the enumerations of the socket module cost more than the system calls they are passed to.
 _AF_UNIX, _STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
 _STREAM_NONBLOCK = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+
+Socket = _socket.socket
+"""The class under `socket.socket`, without its detours in Python."""
 
 
 class EndpointError(ValueError):
@@ -181,17 +188,31 @@ def unix_socket() -> socket.socket:
     return socket.socket(_AF_UNIX, _STREAM_NONBLOCK)
 
 
-def connect(sock: socket.socket, upstream: UnixPath | UnixAbstract) -> int:
+def plain_socket() -> Socket:
+    """`unix_socket` without the comforts of `socket.socket`, for one in each connection. Raises as that."""
+    return Socket(_AF_UNIX, _STREAM_NONBLOCK)
+
+
+def connect(sock: Socket, upstream: UnixPath | UnixAbstract) -> int:
     """connect() of an AF_UNIX socket, which never waits. Returns 0 or the errno.
 
     After EAGAIN the same socket can be tried again; poll never tells when.
     """
-    if isinstance(upstream, UnixAbstract):
-        return sock.connect_ex(b"\0" + os.fsencode(upstream.name))
-    if len(upstream.path) <= MAX_PATH // 4 or len(os.fsencode(upstream.path)) <= MAX_PATH:
-        return sock.connect_ex(upstream.path)
+    return dialer(upstream)(sock)
+
+
+def dialer(upstream: UnixPath | UnixAbstract) -> Callable[[Socket], int]:
+    """`connect` to one upstream, for who does it often."""
+    if isinstance(upstream, UnixPath) and len(os.fsencode(upstream.path)) > MAX_PATH:
+        return functools.partial(_connect_far, upstream.path)
+    address = upstream.path if isinstance(upstream, UnixPath) else b"\0" + os.fsencode(upstream.name)
+    return lambda sock: sock.connect_ex(address)
+
+
+def _connect_far(path: str, sock: Socket) -> int:
+    """`connect` where the path is longer than an address can be."""
     try:
-        pinned = os.open(upstream.path, os.O_PATH | os.O_CLOEXEC)
+        pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         return error.errno or errno.EIO
     try:
@@ -252,15 +273,16 @@ class Listener:
             self.mode = f"{stat.S_IMODE(made.st_mode):o}"
             self.owner = f"{_user_name(made.st_uid)}:{_group_name(made.st_gid)}"
 
-    def accept(self) -> socket.socket:
-        """accept(), non-blocking both ways. Raises OSError (EAGAIN: nobody waits; EMFILE, ENFILE, ENOMEM)."""
+    def accept(self) -> Socket:
+        """accept(), non-blocking. Raises OSError (EAGAIN: nobody waits; EMFILE, ENFILE, ENOMEM).
+
+        A Unix socket that it returns is to be used with MSG_DONTWAIT: it has not been made non-blocking.
+        """
         if self.is_unix:
-            # socket.accept() without its detours by way of enumerations: a third of what accepting costs us.
-            accepted = socket.socket(_AF_UNIX, _STREAM, 0, self.sock._accept()[0])  # type: ignore[attr-defined]
-        else:
-            accepted, _ = self.sock.accept()
-            accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return Socket(_AF_UNIX, _STREAM, 0, self.sock._accept()[0])  # type: ignore[attr-defined]
+        accepted, _ = self.sock.accept()
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return accepted
 
     def remove_file(self) -> None:

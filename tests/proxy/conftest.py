@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from udsproxy.events import Direction
-from udsproxy.proxy.relay import Pair, Relay
+from udsproxy.proxy.relay import Pair, Relay, flows
 
 READ = 1 << 20
 
@@ -24,18 +24,26 @@ class IdleTap:
         self.done = 0
 
     @property
-    def pressing(self) -> bool:
-        return self.units > 1000
-
-    @property
-    def pending(self) -> bool:
-        return self.units > 0
+    def urgency(self) -> int:
+        return 2 if self.units > 1000 else int(self.units > 0)
 
     def work(self, units: int) -> bool:
         done = min(units, self.units)
         self.units -= done
         self.done += done
         return self.units > 0
+
+
+class EndsPair(Pair, eq=False, kw_only=True):
+    """The pair between a test's two ends; what it is told it tells these."""
+
+    ends: Ends
+
+    def closed(self) -> None:
+        self.ends.over.set()
+
+    def descriptors_lost(self, why: str) -> None:
+        self.ends.lost_descriptors.append(why)
 
 
 class Ends:
@@ -50,19 +58,12 @@ class Ends:
         self.observed: dict[Direction, bytes] = {"c2s": b"", "s2c": b""}
         self.over = trio.Event()
         self.lost_descriptors: list[str] = []
-        self.pair = Pair(ours, theirs, self, self)
+        self.pair = EndsPair(*flows(ours, theirs), watch=self.data, ends=self)
         relay.add(self.pair)
 
     def data(self, direction: Direction, at: int, data: bytes) -> None:
         assert at > 0
         self.observed[direction] += data
-
-    def ended(self, pair: Pair) -> None:
-        assert pair is self.pair
-        self.over.set()
-
-    def descriptors_lost(self, why: str) -> None:
-        self.lost_descriptors.append(why)
 
     def close(self) -> None:
         self.client.close()

@@ -378,7 +378,7 @@ async def test_the_observer_works_when_there_is_time(relay: Relay, tap: IdleTap)
     relay.wake()
     await ends.client.send(b"x")
     assert await ends.upstream.recv(10) == b"x"
-    while tap.pending:
+    while tap.units:
         await trio.sleep(0.01)
     assert tap.done == 100_000
     ends.close()

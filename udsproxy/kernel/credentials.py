@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import socket
 import struct
 
@@ -24,7 +25,7 @@ class Peers:
     def __init__(self) -> None:
         self._kept: dict[bytes, tuple[int, Client]] = {}
 
-    def of(self, sock: socket.socket, now: int) -> Client:
+    def of(self, sock: _socket.socket, now: int) -> Client:
         """The process that connected ``sock``, or listened on its other end. ``now`` in monotonic ns."""
         raw = sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size)
         kept = self._kept.get(raw)

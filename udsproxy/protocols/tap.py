@@ -187,6 +187,7 @@ class Tap:
         self.queue: deque[_Item] = deque()
         self.held = 0
         self.limit = limit
+        self._much = limit // 4
         self.dropped = 0
         self.dropped_bytes = 0
         self.total_dropped = 0
@@ -216,13 +217,12 @@ class Tap:
         return not self._sinks
 
     @property
-    def pressing(self) -> bool:
-        """So much waits that it cannot wait for an idle moment."""
-        return len(self.queue) >= BATCH_ITEMS or self.held >= self.limit // 4
-
-    @property
-    def pending(self) -> bool:
-        return bool(self.queue) or self._steps is not None
+    def urgency(self) -> int:
+        """0: there is nothing to do; 1: there is; 2: so much waits that it cannot wait for an idle moment."""
+        waiting = len(self.queue)
+        if not waiting:
+            return 0 if self._steps is None else 1
+        return 2 if waiting >= BATCH_ITEMS or self.held >= self._much else 1
 
     # --- the traffic's side ---
 
@@ -253,6 +253,13 @@ class Tap:
             self.total_dropped += 1
         else:
             self.queue.append(item)
+
+    def count_connection(self, c2s_bytes: int, s2c_bytes: int) -> None:
+        """A connection ended."""
+        seen = self.summary
+        seen["connections"] += 1
+        seen["c2s_bytes"] += c2s_bytes
+        seen["s2c_bytes"] += s2c_bytes
 
     # --- the observers' side ---
 
@@ -331,9 +338,7 @@ class Tap:
             seen["requests"] += 1
             seen["incomplete"] += event.incomplete is not None
         elif isinstance(event, Close):
-            seen["connections"] += 1
-            seen["c2s_bytes"] += event.c2s_bytes
-            seen["s2c_bytes"] += event.s2c_bytes
+            self.count_connection(event.c2s_bytes, event.s2c_bytes)
         elif isinstance(event, UpstreamError):
             seen["upstream_errors"] += 1
         elif isinstance(event, DecodeError):

@@ -5,69 +5,61 @@ Rules: opening one is a plain call. A connection is here from `Connections.open`
 
 from __future__ import annotations
 
-import socket
 from time import monotonic_ns
 
 import trio
 
+from udsproxy.endpoints import Socket
 from udsproxy.events import Close, Direction, Open, ProxyError
 from udsproxy.kernel.credentials import Peers
 from udsproxy.protocols.tap import Observation, Tap
-from udsproxy.proxy.relay import Pair, Relay
+from udsproxy.proxy.relay import Pair, Relay, flows
 
 _WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped"}
 
 
-class Connection:
-    """One connection: the owner of a pair in the relay."""
+class Connection(Pair, eq=False, kw_only=True):
+    """One connection: a pair of the relay, with what it is called here."""
 
-    __slots__ = ("_connections", "_number", "_observation", "_opened_at")
+    of: Connections
+    number: int
+    opened_at: int
+    observation: Observation | None
+    """None: nobody looks."""
 
-    def __init__(self, connections: Connections, number: int, observation: Observation, opened_at: int) -> None:
-        self._connections = connections
-        self._number = number
-        self._observation = observation
-        self._opened_at = opened_at
-
-    def ended(self, pair: Pair) -> None:
+    def closed(self) -> None:
+        self.of.forget(self)
+        observation = self.observation
+        if observation is None:
+            self.of.tap.count_connection(self.c2s.nbytes, self.s2c.nbytes)
+            return
         at = monotonic_ns()
         event = Close(
             at=at,
-            proxy=self._connections.proxy,
-            conn=self._number,
-            by=pair.by,
-            errno=pair.errno,
-            c2s_bytes=pair.c2s.nbytes,
-            s2c_bytes=pair.s2c.nbytes,
-            total_s=(at - self._opened_at) / 1e9,
+            proxy=self.of.proxy,
+            conn=self.number,
+            by=self.by,
+            errno=self.errno,
+            c2s_bytes=self.c2s.nbytes,
+            s2c_bytes=self.s2c.nbytes,
+            total_s=(at - self.opened_at) / 1e9,
             requests=0,
         )
         # If neither left before the other had said its last, an answer that is not whole was the upstream's doing.
-        why = f"reset by {pair.by}" if pair.errno == "ECONNRESET" else _WHY[pair.left or "upstream"]
-        self._observation.close(event, why)
-        self._connections.forget(pair)
+        why = f"reset by {self.by}" if self.errno == "ECONNRESET" else _WHY[self.left or "upstream"]
+        observation.close(event, why)
 
     def descriptors_lost(self, why: str) -> None:
-        self._connections.tap.put(
+        self.of.tap.put(
             ProxyError(
                 at=monotonic_ns(),
-                proxy=self._connections.proxy,
-                conn=self._number,
+                proxy=self.of.proxy,
+                conn=self.number,
                 op="sendmsg",
                 errno="EOPNOTSUPP",
                 message=f"file descriptors were not passed on: {why}",
             )
         )
-
-
-class _Early:
-    """Keeps what was forwarded before there was time to tell of the connection."""
-
-    def __init__(self) -> None:
-        self.chunks: list[tuple[Direction, int, bytes]] = []
-
-    def data(self, direction: Direction, at: int, data: bytes) -> None:
-        self.chunks.append((direction, at, data))
 
 
 class Connections:
@@ -80,7 +72,7 @@ class Connections:
         self.tap = tap
         self._relay = relay
         self._peers = Peers()
-        self._pairs: set[Pair] = set()
+        self._open: set[Connection] = set()
         self._emptied: trio.Event | None = None
         """Somebody waits until none is open."""
         self._count = 0
@@ -90,38 +82,46 @@ class Connections:
         self._count += 1
         return self._count
 
-    def open(self, client: socket.socket, upstream: socket.socket, *, number: int, connect_s: float) -> None:
+    def open(self, client: Socket, upstream: Socket, number: int, connect_s: float) -> None:
         """Relay these two; they belong to the relay from now on.
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
         """
         at = monotonic_ns()
-        observation = self.tap.observe(self.proxy, number)
-        connection = Connection(self, number, observation, at)
-        early = _Early() if observation.wants_data else None
-        pair = Pair(client, upstream, connection, early)
-        self._pairs.add(pair)
-        try:
-            self._relay.add(pair)
-        except OSError:
-            self._relay.end(pair)
-            raise
-        if not self.tap.quiet:
-            who = self._peers.of(client, at) if self._unix_clients else None
-            self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
-        if early is not None:
-            pair.watch = observation
-            for chunk in early.chunks:
+        observation = None if self.tap.quiet else self.tap.observe(self.proxy, number)
+        c2s, s2c = flows(client, upstream)
+        connection = Connection(c2s, s2c, of=self, number=number, opened_at=at, observation=observation)
+        self._open.add(connection)
+        if observation is None:
+            self._relay_it(connection)
+            return
+        # What comes first is forwarded before there is time to tell of the connection, and kept until then.
+        early: list[tuple[Direction, int, bytes]] = []
+        if observation.wants_data:
+            connection.watch = lambda *chunk: early.append(chunk)
+        self._relay_it(connection)
+        who = self._peers.of(client, at) if self._unix_clients else None
+        self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+        if observation.wants_data:
+            for chunk in early:
                 observation.data(*chunk)
+            connection.watch = observation.data
 
-    def forget(self, pair: Pair) -> None:
+    def _relay_it(self, connection: Connection) -> None:
+        try:
+            self._relay.add(connection)
+        except OSError:
+            self._relay.end(connection)
+            raise
+
+    def forget(self, connection: Connection) -> None:
         """The relay has closed this one."""
-        self._pairs.discard(pair)
-        if self._emptied is not None and not self._pairs:
+        self._open.discard(connection)
+        if self._emptied is not None and not self._open:
             self._emptied.set()
 
     async def drained(self) -> None:
         """Wait until none is open. (By then nobody new is accepted.)"""
-        if self._pairs:
+        if self._open:
             self._emptied = trio.Event()
             await self._emptied.wait()

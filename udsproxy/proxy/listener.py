@@ -15,13 +15,14 @@ from __future__ import annotations
 import errno
 import select
 import socket
+from collections.abc import Callable
 from time import monotonic_ns
 
 import trio
 
 from udsproxy import endpoints
 from udsproxy.config import ProxyConfig
-from udsproxy.endpoints import Listener, Tcp, UnixAbstract, UnixPath
+from udsproxy.endpoints import Listener, Socket, Tcp
 from udsproxy.events import Listening, ProxyError, UpstreamError, errno_message, errno_name, printable
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
@@ -50,9 +51,13 @@ class AcceptLoop:
         self._config = config
         self._relay = relay
         self._tap = tap
-        self._spare: socket.socket | None = None
+        self._dial: Callable[[Socket], int] | None = None
+        """connect() to the upstream, where that never waits."""
+        if not isinstance(config.upstream, Tcp):
+            self._dial = endpoints.dialer(config.upstream)
+        self._spare: Socket | None = None
         """For the next client: a socket for its upstream connection, new or still to be tried again."""
-        self._spare_connected_s: float | None = None
+        self._spare_connect_s: float | None = None
         """It is connected, which took so long, but its client could not be accepted yet."""
         self._connecting = 0
         """Clients that wait for a TCP upstream."""
@@ -91,43 +96,47 @@ class AcceptLoop:
     def _ready(self) -> None:
         """Somebody waits in our queue."""
         try:
-            if isinstance(self._config.upstream, Tcp):
+            if self._dial is None:
                 self._accept_then_connect()
             else:
-                self._connect_then_accept(self._config.upstream)
+                self._connect_then_accept(self._dial)
         except OSError as error:
-            if error.errno not in (
-                errno.EAGAIN,
-                errno.ECONNABORTED,
-            ):  # these: on TCP a client may leave before
+            # EAGAIN, ECONNABORTED: it has left. (On TCP a client may, before it is accepted.)
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 self._starve(error)
 
-    def _connect_then_accept(self, upstream: UnixPath | UnixAbstract) -> None:
+    def _connect_then_accept(self, dial: Callable[[Socket], int]) -> None:
         """Raises OSError: EAGAIN where nobody waits after all, or what we ran out of."""
-        began = monotonic_ns()
-        if self._spare is None:
-            self._spare = endpoints.unix_socket()
-        failed = 0
-        if self._spare_connected_s is None:
-            failed = endpoints.connect(self._spare, upstream)
-            if failed == errno.EAGAIN:
-                self._full()
+        spare = self._spare
+        if spare is None:
+            spare = self._spare = endpoints.plain_socket()
+        connect_s = self._spare_connect_s
+        if connect_s is None:
+            began = monotonic_ns()
+            failed = dial(spare)
+            if failed:
+                self._not_connected(failed)
                 return
-            if failed in _STARVED:
-                raise OSError(failed, errno_message(failed))
-            if failed == 0:
-                self._spare_connected_s = (monotonic_ns() - began) / 1e9
+            connect_s = self._spare_connect_s = (monotonic_ns() - began) / 1e9
         client = self.listener.accept()
         self._upstream_full = self._starved = False
-        number = self.connections.number()
-        spare, self._spare = self._spare, None
-        if self._spare_connected_s is None:
-            spare.close()
-            client.close()
-            self._tell_upstream_error("connect", failed, number)
+        self._spare = self._spare_connect_s = None
+        self.connections.open(client, spare, self.connections.number(), connect_s)
+
+    def _not_connected(self, failed: int) -> None:
+        """The upstream cannot be reached: who waits for it waits on, or is closed. Raises OSError as above."""
+        if failed == errno.EAGAIN:
+            self._full()
             return
-        connect_s, self._spare_connected_s = self._spare_connected_s, None
-        self.connections.open(client, spare, number=number, connect_s=connect_s)
+        if failed in _STARVED:
+            raise OSError(failed, errno_message(failed))
+        client = self.listener.accept()
+        self._upstream_full = self._starved = False
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+        client.close()
+        self._tell_upstream_error("connect", failed, self.connections.number())
 
     def _accept_then_connect(self) -> None:
         """Raises OSError, as `_connect_then_accept`."""
@@ -135,7 +144,7 @@ class AcceptLoop:
         assert self._nursery is not None
         self._nursery.start_soon(self._connect_tcp, client, self.connections.number())
 
-    async def _connect_tcp(self, client: socket.socket, number: int) -> None:
+    async def _connect_tcp(self, client: Socket, number: int) -> None:
         upstream, timeout_s = self._config.upstream, self._config.connect_timeout_s
         assert isinstance(upstream, Tcp)
         began = monotonic_ns()
@@ -147,7 +156,7 @@ class AcceptLoop:
                 self._tell_upstream_error("connect", errno.ETIMEDOUT, number)
                 return
             self._starved = False
-            self.connections.open(client, server, number=number, connect_s=(monotonic_ns() - began) / 1e9)
+            self.connections.open(client, server, number, (monotonic_ns() - began) / 1e9)
             client = None  # type: ignore[assignment]  # the relay's now
         except socket.gaierror as error:
             self._tell_upstream_error("getaddrinfo", error.errno or 0, number, str(error.strerror))

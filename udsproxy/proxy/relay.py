@@ -28,20 +28,22 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
 import trio
 
+from udsproxy.endpoints import Socket
 from udsproxy.events import Direction, Side, errno_name
 
 BUFFER = 256 * 1024
 """Bytes read at once, and so held at most per direction. AF_UNIX's send buffer is 208 KiB by default."""
 
-_READS = 4
+_READS = range(4)
 """Reads that a flow may do before the others have their turn."""
 _EVENTS = 32
 """Events taken at once; with `_READS`, bounds what the tap can be handed between two slices of its work."""
-_TURN_NS = 2_000_000
+_TURN_NS = 5_000_000
 """How long the relay goes on before trio's other tasks have their turn."""
 _LINGER_S = 0.001
 """How long the relay waits in its own epoll for more traffic before it goes back to wait by way of trio, which
@@ -49,8 +51,10 @@ costs more than moving a chunk does. It is epoll_wait()'s shortest time, and wha
 _UNITS = 8
 """Units of the tap's work in one slice: 100 to 200 µs."""
 
-_WATCH = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
+_OUT, _RDHUP = select.EPOLLOUT, select.EPOLLRDHUP
+_WATCH = select.EPOLLIN | select.EPOLLPRI | _RDHUP | select.EPOLLET
 _GONE = select.EPOLLHUP | select.EPOLLERR
+_RARE = _OUT | _GONE
 _READ_ON = select.EPOLLPRI | select.EPOLLERR
 """With these, a short read does not mean that the source is drained: out-of-band data cuts reads short, and an
 error is still to be had."""
@@ -60,94 +64,91 @@ _SEND = int(socket.MSG_DONTWAIT)
 """Said with each call: so a client's socket needs no call that makes it non-blocking first."""
 _SHUT_RD, _SHUT_WR = int(socket.SHUT_RD), int(socket.SHUT_WR)
 
+_NONE: list[int] = []
+
 _ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 """Room for as many descriptors as one message can carry (SCM_MAX_FD, include/net/scm.h)."""
 
 
-class Watch(Protocol):
-    """Who is given a copy of what was forwarded."""
+Watch = Callable[[Direction, int, bytes], None]
+"""Who is given a copy of what was forwarded: which way, when it was read (ns), the bytes."""
 
-    def data(self, direction: Direction, at: int, data: bytes) -> None: ...
-
-
-class Owner(Protocol):
-    """Who is told of a pair's fate."""
-
-    def ended(self, pair: Pair) -> None:
-        """Both sockets are closed; ``pair`` says how it ended."""
-        ...
-
-    def descriptors_lost(self, why: str) -> None:
-        """Descriptors (SCM_RIGHTS) were not passed on, and are closed."""
-        ...
+_LATER: Any = None
+"""For what is set as soon as both halves are there."""
 
 
 class Observer(Protocol):
     """The tap, as the relay sees it."""
 
     @property
-    def pressing(self) -> bool:
-        """So much waits that it cannot wait for an idle moment."""
+    def urgency(self) -> int:
+        """0: there is nothing to do; 1: there is; 2: so much waits that it cannot wait for an idle moment."""
         ...
-
-    @property
-    def pending(self) -> bool: ...
 
     def work(self, units: int) -> bool: ...
 
 
-class Flow:
-    """One direction of one connection: from ``src`` to ``dst``."""
+class Flow(msgspec.Struct, eq=False):
+    """One direction of one connection: from ``src`` to ``dst``. (A msgspec class, because it is made faster.)"""
 
-    __slots__ = (
-        "armed", "direction", "done", "dst", "gone", "nbytes", "outbox", "pair", "receive", "send", "side", "src",
-        "twin",
-    )  # fmt: skip
-
-    twin: Flow
-
-    def __init__(self, pair: Pair, direction: Direction, src: socket.socket, dst: socket.socket) -> None:
-        self.pair = pair
-        self.direction = direction
-        self.side: Side = "client" if direction == "c2s" else "upstream"
-        self.src = src
-        self.dst = dst
-        self.receive = src.recvmsg_into
-        self.send = dst.send
-        self.outbox: deque[tuple[memoryview, list[int]]] = deque()
-        self.nbytes = 0
-        self.armed = False
-        """EPOLLOUT of ``dst`` is asked for."""
-        self.gone = False
-        """``src``'s peer has closed altogether: it reads nothing more either."""
-        self.done = False
-        """Nothing more will pass."""
+    direction: Direction
+    side: Side
+    """Whose ``src`` is."""
+    src: Socket
+    dst: Socket
+    receive: Callable[..., tuple[int, list[tuple[int, int, bytes]], int, Any]]
+    send: Callable[[memoryview, int], int]
+    outbox: deque[tuple[memoryview, list[int]]] = msgspec.field(default_factory=deque)
+    """What ``dst`` did not take yet, and the descriptors that go with it."""
+    nbytes: int = 0
+    armed: bool = False
+    """EPOLLOUT of ``dst`` is asked for."""
+    gone: bool = False
+    """``src``'s peer has closed altogether: it reads nothing more either."""
+    done: bool = False
+    """Nothing more will pass."""
+    pair: Pair = _LATER
+    twin: Flow = _LATER
 
 
-class Pair:
-    """A relayed connection: two sockets, and the flows between them."""
+def flows(client: Socket, upstream: Socket) -> tuple[Flow, Flow]:
+    """The two flows between two sockets: client to server, server to client."""
+    return (
+        Flow("c2s", "client", client, upstream, client.recvmsg_into, upstream.send),
+        Flow("s2c", "upstream", upstream, client, upstream.recvmsg_into, client.send),
+    )
 
-    __slots__ = ("c2s", "ended", "errno", "first_eof", "left", "owner", "s2c", "watch")
 
-    def __init__(
-        self, client: socket.socket, upstream: socket.socket, owner: Owner, watch: Watch | None = None
-    ) -> None:
-        self.c2s = Flow(self, "c2s", client, upstream)
-        self.s2c = Flow(self, "s2c", upstream, client)
-        self.c2s.twin, self.s2c.twin = self.s2c, self.c2s
-        self.watch = watch
-        self.owner = owner
-        self.errno: str | None = None
-        self.first_eof: Side | None = None
-        """Which side was first to have no more to say."""
-        self.left: Side | None = None
-        """Who left while the other still had something to say, or to be told."""
-        self.ended = False
+class Pair(msgspec.Struct, eq=False):
+    """A relayed connection: two sockets, and the `flows` between them. Who owns it says what its end means."""
+
+    c2s: Flow
+    s2c: Flow
+    watch: Watch | None = None
+    errno: str | None = None
+    first_eof: Side | None = None
+    """Which side was first to have no more to say."""
+    left: Side | None = None
+    """Who left while the other still had something to say, or to be told."""
+    ended: bool = False
+
+    def __post_init__(self) -> None:
+        c2s, s2c = self.c2s, self.s2c
+        c2s.pair = s2c.pair = self
+        c2s.twin, s2c.twin = s2c, c2s
 
     @property
     def by(self) -> Side:
         """Who ended it: who left; else who was the first to say its last."""
         return self.left or self.first_eof or "proxy"
+
+    def closed(self) -> None:
+        """Both sockets are closed; the attributes say how it ended."""
+        raise NotImplementedError
+
+    def descriptors_lost(self, why: str) -> None:
+        """Descriptors (SCM_RIGHTS) were not passed on, and are closed."""
+        raise NotImplementedError
 
 
 class Relay:
@@ -178,11 +179,19 @@ class Relay:
         A client has mostly spoken before it is accepted, and a server reads as soon as it has accepted: what is
         there is forwarded before anything else, so that the server need not go to sleep again for want of it.
         """
-        self._pump(pair.c2s, 0)
-        for flow in (pair.c2s, pair.s2c):
-            fd = flow.src.fileno()
-            self._epoll.register(fd, _WATCH | select.EPOLLOUT if flow.twin.armed else _WATCH)
-            self._flows[fd] = flow
+        c2s, s2c = pair.c2s, pair.s2c
+        self._pump(c2s, 0)
+        if pair.ended:
+            if not self._in_round:
+                self._close_ended()
+            return
+        register, flows = self._epoll.register, self._flows
+        fd = c2s.src.fileno()
+        flows[fd] = c2s
+        register(fd, _WATCH)
+        fd = s2c.src.fileno()
+        flows[fd] = s2c
+        register(fd, _WATCH | _OUT if c2s.armed else _WATCH)
 
     def end(self, pair: Pair) -> None:
         """End a pair from our side, now, whatever it still holds."""
@@ -217,14 +226,15 @@ class Relay:
 
     async def run(self) -> None:
         """Relay until cancelled."""
+        busy = False
         while True:
-            self._waiting = not (self._tap.pending or self._again)
+            self._waiting = not (busy or self._again or self._tap.urgency)
             if self._waiting:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
             else:
                 await trio.lowlevel.checkpoint()
             self._waiting = False
-            self._turn()
+            busy = self._turn()
 
     def close(self) -> None:
         """End every connection that is left. Nothing can be asked of the relay after that."""
@@ -235,26 +245,29 @@ class Relay:
 
     # --- the loop ---
 
-    def _turn(self) -> None:
-        """Move bytes, and observe when there are none to move, until nothing is left or others are due."""
+    def _turn(self) -> bool:
+        """Move bytes, and observe when there are none to move. Returns whether there may be more of that: it ends
+        where trio's other tasks are due, or nothing has come for a while."""
         poll, tap = self._epoll.poll, self._tap
+        urgency = tap.urgency
         began = now = monotonic_ns()
         while now - began < _TURN_NS:
-            idle = not (self._again or tap.pending)
-            events = poll(_LINGER_S if idle else 0, _EVENTS)
+            events = poll(0 if urgency or self._again else _LINGER_S, _EVENTS)
             if events or self._again:
                 self._round(events)
-                if tap.pressing:
+                if tap.urgency > 1:
                     # No idle moment: observation may take as long as the traffic it observes took.
                     after = monotonic_ns()
                     until = after + after - now
                     while tap.work(_UNITS) and monotonic_ns() < until:
                         pass
-            elif idle:
-                return
-            else:
+            elif urgency:
                 tap.work(_UNITS)
+            else:
+                return False
+            urgency = tap.urgency
             now = monotonic_ns()
+        return True
 
     def _round(self, events: list[tuple[int, int]]) -> None:
         self._in_round = True
@@ -263,15 +276,16 @@ class Relay:
             for flow in again:
                 if not (flow.done or flow.outbox):
                     self._pump(flow, _READ_ON)
-        flows = self._flows
+        flow_of = self._flows.get
         for fd, mask in events:
-            flow_or_none = flows.get(fd)
-            if flow_or_none is None:
-                call = self._calls.get(fd)
-                if call is not None:
-                    call()
-                continue
-            self._event(flow_or_none, mask)
+            found = flow_of(fd)
+            if found is None:
+                if fd in self._calls:
+                    self._calls[fd]()
+            elif mask & _RARE:
+                self._rare(found, mask)
+            elif not (found.done or found.outbox):
+                self._pump(found, mask)
         self._in_round = False
         if self._over:
             self._close_ended()
@@ -280,31 +294,29 @@ class Relay:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
 
-    def _event(self, flow: Flow, mask: int) -> None:
-        """Something happened on ``flow.src``, which is also where its twin writes."""
-        if flow.pair.ended:
-            return
-        twin = flow.twin
+    def _rare(self, flow: Flow, mask: int) -> None:
+        """Besides that it is readable, something happened on ``flow.src``, which is also where its twin writes."""
+        twin, pair = flow.twin, flow.pair
         if mask & _GONE and not flow.gone:
             flow.gone = True
             if not twin.done:
-                flow.pair.left = flow.pair.left or flow.side
+                pair.left = pair.left or flow.side
                 self._abandon(twin)
             if flow.done:
-                self._end(flow.pair)
+                self._end(pair)
                 return
-        if mask & select.EPOLLOUT and twin.outbox:
+        if mask & _OUT and twin.outbox:
             self._flush(twin)
-        if mask & ~select.EPOLLOUT and not (flow.done or flow.outbox):
+        if mask & ~_OUT and not (flow.done or flow.outbox):
             self._pump(flow, mask)
-        if flow.gone and not flow.pair.ended:
+        if flow.gone and not pair.ended:
             # It is gone, but the other side has yet to take its last bytes; what that one sends has no reader.
             _shutdown(flow.dst, _SHUT_RD)
 
     def _pump(self, flow: Flow, mask: int) -> None:
         """Read and forward. ``mask`` is what epoll said of the source, before anything was read."""
-        pair = flow.pair
-        for _ in range(_READS):
+        watch = flow.pair.watch
+        for _ in _READS:
             try:
                 nbytes, ancillary, flags, _ = flow.receive(self._into, _ANCILLARY, _RECEIVE)
             except BlockingIOError:
@@ -312,16 +324,16 @@ class Relay:
             except OSError as error:
                 self._failed(flow, error)
                 return
-            if nbytes == 0:
+            if not nbytes:
                 self._ended(flow)
                 return
-            data = self._view[:nbytes]
-            descriptors = _descriptors(ancillary) if ancillary else []
-            if flags & _CTRUNC:
-                pair.owner.descriptors_lost("some could not be taken (open files are at their limit)")
             flow.nbytes += nbytes
-            # Before the send: that wakes the reader, who may well have answered before we run again.
-            at = monotonic_ns() if pair.watch is not None else 0
+            descriptors = _NONE
+            if ancillary or flags & _CTRUNC:
+                descriptors = self._take_descriptors(flow, ancillary, flags)
+            # The time is taken before the send: that wakes the reader, who may well have answered before we run on.
+            at = monotonic_ns() if watch is not None else 0
+            data = self._view[:nbytes]
             try:
                 sent = self._send(flow, data, descriptors) if descriptors else flow.send(data, _SEND)
             except BlockingIOError:
@@ -329,20 +341,31 @@ class Relay:
             except OSError as error:
                 _close_all(descriptors)
                 self._refused(flow, error)
-                return
-            finally:
-                if pair.watch is not None:
-                    pair.watch.data(flow.direction, at, bytes(data))
+                sent = nbytes
+            if watch is not None:
+                watch(flow.direction, at, bytes(data))
             if sent < nbytes:
-                flow.outbox.append((memoryview(bytes(data[sent:])), descriptors if sent == 0 else []))
+                flow.outbox.append((memoryview(bytes(data[sent:])), [] if sent else descriptors))
                 self._arm(flow)
+                return
+            if flow.done:
                 return
             if nbytes < BUFFER and not mask & _READ_ON and not descriptors:
                 # The source is drained, and where its end had come before we read, this was all.
-                if mask & select.EPOLLRDHUP:
+                if mask & _RDHUP:
                     self._ended(flow)
                 return
         self._again[flow] = None
+
+    @staticmethod
+    def _take_descriptors(flow: Flow, ancillary: list[tuple[int, int, bytes]], flags: int) -> list[int]:
+        if flags & _CTRUNC:
+            flow.pair.descriptors_lost("some could not be taken (open files are at their limit)")
+        found = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                found.frombytes(data[: len(data) - len(data) % found.itemsize])
+        return list(found)
 
     def _flush(self, flow: Flow) -> None:
         """``dst`` takes bytes again."""
@@ -369,7 +392,7 @@ class Relay:
         """
         if flow.dst.family != socket.AF_UNIX:
             sent = flow.send(data, _SEND)
-            flow.pair.owner.descriptors_lost(f"{len(descriptors)} cannot travel over TCP")
+            flow.pair.descriptors_lost(f"{len(descriptors)} cannot travel over TCP")
         else:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
             sent = flow.dst.sendmsg([data], [rights], _SEND)
@@ -382,22 +405,28 @@ class Relay:
             flow.armed = True
             fd = flow.dst.fileno()
             if fd in self._flows:
-                self._epoll.modify(fd, _WATCH | select.EPOLLOUT)
+                self._epoll.modify(fd, _WATCH | _OUT)
 
     # --- endings ---
 
     def _ended(self, flow: Flow) -> None:
-        """``src`` has no more to say."""
-        flow.pair.first_eof = flow.pair.first_eof or flow.side
-        self._finish(flow)
+        """``src`` has no more to say, and all that it said was delivered: pass the end on."""
+        pair = flow.pair
+        if pair.first_eof is None:
+            pair.first_eof = flow.side
+        flow.done = True
+        if flow.twin.done:
+            self._end(pair)
+        else:
+            _shutdown(flow.dst, _SHUT_WR)
 
     def _failed(self, flow: Flow, error: OSError) -> None:
         """``src`` cannot be read: a reset. Its peer neither sends nor reads any more."""
         flow.pair.left = flow.pair.left or flow.side
         flow.pair.errno = flow.pair.errno or errno_name(error.errno or errno.EIO)
-        flow.gone = True
+        flow.gone = flow.done = True
         self._abandon(flow.twin)
-        self._finish(flow)
+        self._end(flow.pair)
 
     def _refused(self, flow: Flow, error: OSError) -> None:
         """``dst`` takes nothing more (EPIPE, ECONNRESET): the sender shall meet the same."""
@@ -414,45 +443,33 @@ class Relay:
         while flow.outbox:
             _close_all(flow.outbox.popleft()[1])
 
-    def _finish(self, flow: Flow) -> None:
-        """All that came was delivered and no more will come: pass the end on."""
-        flow.done = True
-        if flow.twin.done:
-            self._end(flow.pair)
-        else:
-            _shutdown(flow.dst, _SHUT_WR)
-
     def _end(self, pair: Pair) -> None:
-        if not pair.ended:
-            pair.ended = True
-            self._over.append(pair)
+        if pair.ended:
+            return
+        pair.ended = True
+        for flow in (pair.c2s, pair.s2c):
+            flow.done = True
+            if flow.outbox:
+                self._abandon(flow)
+            self._flows.pop(flow.src.fileno(), None)
+        self._over.append(pair)
 
     def _close_ended(self) -> None:
         ended, self._over = self._over, []
         for pair in ended:
-            for flow in (pair.c2s, pair.s2c):
-                self._abandon(flow)
-                self._flows.pop(flow.src.fileno(), None)
-            pair.c2s.src.close()
-            pair.s2c.src.close()
-            pair.owner.ended(pair)
-            # The two hold each other: taken apart, they are freed now, and not by the collector in some pause.
-            del pair.c2s.twin, pair.s2c.twin, pair.c2s.pair, pair.s2c.pair
+            c2s, s2c = pair.c2s, pair.s2c
+            c2s.src.close()
+            s2c.src.close()
+            pair.closed()
+            # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
+            del c2s.pair, c2s.twin, s2c.pair, s2c.twin
 
 
-def _shutdown(sock: socket.socket, how: int) -> None:
+def _shutdown(sock: Socket, how: int) -> None:
     try:  # noqa: SIM105 - contextlib.suppress costs more than the call
         sock.shutdown(how)
     except OSError:
         pass  # ENOTCONN: the other end went first
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    found = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)
 
 
 def _close_all(descriptors: list[int]) -> None:
