@@ -70,7 +70,7 @@ def test_events_in_order() -> None:
     assert isinstance(last, Close)
     assert (last.protocol, last.requests) == ("fastcgi", 1)
     assert sink.flushed == 1
-    assert not tap.urgency
+    assert not tap.urgency()
 
 
 def test_work_is_done_in_small_units() -> None:
@@ -141,7 +141,7 @@ def test_nobody_looks() -> None:
     assert tap.quiet
     assert not seen.wants_data
     seen.close(closed(), "client left")
-    assert not tap.urgency
+    assert not tap.urgency()
     summary = tap.finish(1.0, 10)
     assert (summary.connections, summary.c2s_bytes, summary.s2c_bytes) == (1, 5, 6)
 

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from udsproxy.events import Direction
-from udsproxy.proxy.relay import Pair, Relay, flows
+from udsproxy.proxy.relay import Pair, Relay
 
 READ = 1 << 20
 
@@ -23,7 +23,6 @@ class IdleTap:
         self.units = 0
         self.done = 0
 
-    @property
     def urgency(self) -> int:
         return 2 if self.units > 1000 else int(self.units > 0)
 
@@ -34,10 +33,12 @@ class IdleTap:
         return self.units > 0
 
 
-class EndsPair(Pair, eq=False, kw_only=True):
+class EndsPair(Pair):
     """The pair between a test's two ends; what it is told it tells these."""
 
-    ends: Ends
+    def __init__(self, ends: Ends, client: socket.socket, upstream: socket.socket) -> None:
+        super().__init__(client, upstream, ends.data)
+        self.ends = ends
 
     def closed(self) -> None:
         self.ends.over.set()
@@ -58,7 +59,7 @@ class Ends:
         self.observed: dict[Direction, bytes] = {"c2s": b"", "s2c": b""}
         self.over = trio.Event()
         self.lost_descriptors: list[str] = []
-        self.pair = EndsPair(*flows(ours, theirs), watch=self.data, ends=self)
+        self.pair = EndsPair(self, ours, theirs)
         relay.add(self.pair)
 
     def data(self, direction: Direction, at: int, data: bytes) -> None:

@@ -206,17 +206,13 @@ class Tap:
         )
         self._name = name
         self._sinks = sinks
+        self.quiet = not sinks
+        """Nobody looks: events need not be made, but for those that count in the summary."""
         self._decode = decode
         self._verbosity = verbosity
         self._secrets = secrets
         self._steps: Iterator[None] | None = None
 
-    @property
-    def quiet(self) -> bool:
-        """Nobody looks: events need not be made, but for those that count in the summary."""
-        return not self._sinks
-
-    @property
     def urgency(self) -> int:
         """0: there is nothing to do; 1: there is; 2: so much waits that it cannot wait for an idle moment."""
         waiting = len(self.queue)

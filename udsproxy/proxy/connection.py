@@ -13,31 +13,37 @@ from udsproxy.endpoints import Socket
 from udsproxy.events import Close, Direction, Open, ProxyError
 from udsproxy.kernel.credentials import Peers
 from udsproxy.protocols.tap import Observation, Tap
-from udsproxy.proxy.relay import Pair, Relay, flows
+from udsproxy.proxy.relay import Pair, Relay
 
 _WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped"}
 
 
-class Connection(Pair, eq=False, kw_only=True):
+class Connection(Pair):
     """One connection: a pair of the relay, with what it is called here."""
 
-    of: Connections
-    number: int
-    opened_at: int
-    observation: Observation | None
-    """None: nobody looks."""
+    __slots__ = ("_number", "_observation", "_of", "opened_at")
+
+    def __init__(
+        self, of: Connections, number: int, client: Socket, upstream: Socket, observation: Observation | None
+    ) -> None:
+        """``observation`` None: nobody looks."""
+        super().__init__(client, upstream)
+        self._of = of
+        self._number = number
+        self._observation = observation
+        self.opened_at = 0 if observation is None else monotonic_ns()
 
     def closed(self) -> None:
-        self.of.forget(self)
-        observation = self.observation
+        self._of.forget()
+        observation = self._observation
         if observation is None:
-            self.of.tap.count_connection(self.c2s.nbytes, self.s2c.nbytes)
+            self._of.tap.count_connection(self.c2s.nbytes, self.s2c.nbytes)
             return
         at = monotonic_ns()
         event = Close(
             at=at,
-            proxy=self.of.proxy,
-            conn=self.number,
+            proxy=self._of.proxy,
+            conn=self._number,
             by=self.by,
             errno=self.errno,
             c2s_bytes=self.c2s.nbytes,
@@ -50,11 +56,11 @@ class Connection(Pair, eq=False, kw_only=True):
         observation.close(event, why)
 
     def descriptors_lost(self, why: str) -> None:
-        self.of.tap.put(
+        self._of.tap.put(
             ProxyError(
                 at=monotonic_ns(),
-                proxy=self.of.proxy,
-                conn=self.number,
+                proxy=self._of.proxy,
+                conn=self._number,
                 op="sendmsg",
                 errno="EOPNOTSUPP",
                 message=f"file descriptors were not passed on: {why}",
@@ -72,7 +78,7 @@ class Connections:
         self.tap = tap
         self._relay = relay
         self._peers = Peers()
-        self._open: set[Connection] = set()
+        self._open = 0
         self._emptied: trio.Event | None = None
         """Somebody waits until none is open."""
         self._count = 0
@@ -87,36 +93,32 @@ class Connections:
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
         """
-        at = monotonic_ns()
-        observation = None if self.tap.quiet else self.tap.observe(self.proxy, number)
-        c2s, s2c = flows(client, upstream)
-        connection = Connection(c2s, s2c, of=self, number=number, opened_at=at, observation=observation)
-        self._open.add(connection)
-        if observation is None:
-            self._relay_it(connection)
-            return
+        tap, relay = self.tap, self._relay
+        observation = None if tap.quiet else tap.observe(self.proxy, number)
+        connection = Connection(self, number, client, upstream, observation)
         # What comes first is forwarded before there is time to tell of the connection, and kept until then.
         early: list[tuple[Direction, int, bytes]] = []
-        if observation.wants_data:
+        if observation is not None and observation.wants_data:
             connection.watch = lambda *chunk: early.append(chunk)
-        self._relay_it(connection)
+        self._open += 1
+        try:
+            relay.add(connection)
+        except OSError:
+            relay.end(connection)
+            raise
+        if observation is None:
+            return
+        at = connection.opened_at
         who = self._peers.of(client, at) if self._unix_clients else None
-        self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+        tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
         if observation.wants_data:
             for chunk in early:
                 observation.data(*chunk)
             connection.watch = observation.data
 
-    def _relay_it(self, connection: Connection) -> None:
-        try:
-            self._relay.add(connection)
-        except OSError:
-            self._relay.end(connection)
-            raise
-
-    def forget(self, connection: Connection) -> None:
-        """The relay has closed this one."""
-        self._open.discard(connection)
+    def forget(self) -> None:
+        """The relay has closed one."""
+        self._open -= 1
         if self._emptied is not None and not self._open:
             self._emptied.set()
 

@@ -28,9 +28,8 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
 import trio
 
 from udsproxy.endpoints import Socket
@@ -73,14 +72,13 @@ _ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
 Watch = Callable[[Direction, int, bytes], None]
 """Who is given a copy of what was forwarded: which way, when it was read (ns), the bytes."""
 
-_LATER: Any = None
-"""For what is set as soon as both halves are there."""
+_NOTHING: deque[tuple[memoryview, list[int]]] = deque(maxlen=0)
+"""The outbox of a flow that never was blocked, which is most of them."""
 
 
 class Observer(Protocol):
     """The tap, as the relay sees it."""
 
-    @property
     def urgency(self) -> int:
         """0: there is nothing to do; 1: there is; 2: so much waits that it cannot wait for an idle moment."""
         ...
@@ -88,54 +86,54 @@ class Observer(Protocol):
     def work(self, units: int) -> bool: ...
 
 
-class Flow(msgspec.Struct, eq=False):
-    """One direction of one connection: from ``src`` to ``dst``. (A msgspec class, because it is made faster.)"""
+class Flow:
+    """One direction of one connection: from ``src`` to ``dst``."""
 
-    direction: Direction
-    side: Side
-    """Whose ``src`` is."""
-    src: Socket
-    dst: Socket
-    receive: Callable[..., tuple[int, list[tuple[int, int, bytes]], int, Any]]
-    send: Callable[[memoryview, int], int]
-    outbox: deque[tuple[memoryview, list[int]]] = msgspec.field(default_factory=deque)
-    """What ``dst`` did not take yet, and the descriptors that go with it."""
-    nbytes: int = 0
-    armed: bool = False
-    """EPOLLOUT of ``dst`` is asked for."""
-    gone: bool = False
-    """``src``'s peer has closed altogether: it reads nothing more either."""
-    done: bool = False
-    """Nothing more will pass."""
-    pair: Pair = _LATER
-    twin: Flow = _LATER
+    __slots__ = (
+        "armed", "direction", "done", "dst", "gone", "nbytes", "outbox", "pair", "receive", "send", "src", "twin",
+    )  # fmt: skip
+
+    twin: Flow
+
+    def __init__(self, pair: Pair, direction: Direction, src: Socket, dst: Socket) -> None:
+        self.pair = pair
+        self.direction = direction
+        self.src = src
+        self.dst = dst
+        self.receive = src.recvmsg_into
+        self.send = dst.send
+        self.outbox = _NOTHING
+        """What ``dst`` did not take yet, and the descriptors that go with it."""
+        self.nbytes = 0
+        self.armed = False
+        """EPOLLOUT of ``dst`` is asked for."""
+        self.gone = False
+        """``src``'s peer has closed altogether: it reads nothing more either."""
+        self.done = False
+        """Nothing more will pass."""
+
+    @property
+    def side(self) -> Side:
+        """Whose ``src`` is."""
+        return "client" if self.direction == "c2s" else "upstream"
 
 
-def flows(client: Socket, upstream: Socket) -> tuple[Flow, Flow]:
-    """The two flows between two sockets: client to server, server to client."""
-    return (
-        Flow("c2s", "client", client, upstream, client.recvmsg_into, upstream.send),
-        Flow("s2c", "upstream", upstream, client, upstream.recvmsg_into, client.send),
-    )
+class Pair:
+    """A relayed connection: two sockets, and the flows between them. Who owns it says what its end means."""
 
+    __slots__ = ("c2s", "ended", "errno", "first_eof", "left", "s2c", "watch")
 
-class Pair(msgspec.Struct, eq=False):
-    """A relayed connection: two sockets, and the `flows` between them. Who owns it says what its end means."""
-
-    c2s: Flow
-    s2c: Flow
-    watch: Watch | None = None
-    errno: str | None = None
-    first_eof: Side | None = None
-    """Which side was first to have no more to say."""
-    left: Side | None = None
-    """Who left while the other still had something to say, or to be told."""
-    ended: bool = False
-
-    def __post_init__(self) -> None:
-        c2s, s2c = self.c2s, self.s2c
-        c2s.pair = s2c.pair = self
+    def __init__(self, client: Socket, upstream: Socket, watch: Watch | None = None) -> None:
+        c2s = self.c2s = Flow(self, "c2s", client, upstream)
+        s2c = self.s2c = Flow(self, "s2c", upstream, client)
         c2s.twin, s2c.twin = s2c, c2s
+        self.watch = watch
+        self.errno: str | None = None
+        self.first_eof: Side | None = None
+        """Which side was first to have no more to say."""
+        self.left: Side | None = None
+        """Who left while the other still had something to say, or to be told."""
+        self.ended = False
 
     @property
     def by(self) -> Side:
@@ -228,7 +226,7 @@ class Relay:
         """Relay until cancelled."""
         busy = False
         while True:
-            self._waiting = not (busy or self._again or self._tap.urgency)
+            self._waiting = not (busy or self._again or self._tap.urgency())
             if self._waiting:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
             else:
@@ -249,23 +247,23 @@ class Relay:
         """Move bytes, and observe when there are none to move. Returns whether there may be more of that: it ends
         where trio's other tasks are due, or nothing has come for a while."""
         poll, tap = self._epoll.poll, self._tap
-        urgency = tap.urgency
+        urgency = tap.urgency()
         began = now = monotonic_ns()
         while now - began < _TURN_NS:
             events = poll(0 if urgency or self._again else _LINGER_S, _EVENTS)
             if events or self._again:
                 self._round(events)
-                if tap.urgency > 1:
+                urgency = tap.urgency()
+                if urgency > 1:
                     # No idle moment: observation may take as long as the traffic it observes took.
                     after = monotonic_ns()
                     until = after + after - now
                     while tap.work(_UNITS) and monotonic_ns() < until:
                         pass
             elif urgency:
-                tap.work(_UNITS)
+                urgency = tap.work(_UNITS)
             else:
                 return False
-            urgency = tap.urgency
             now = monotonic_ns()
         return True
 
@@ -345,7 +343,7 @@ class Relay:
             if watch is not None:
                 watch(flow.direction, at, bytes(data))
             if sent < nbytes:
-                flow.outbox.append((memoryview(bytes(data[sent:])), [] if sent else descriptors))
+                flow.outbox = deque([(memoryview(bytes(data[sent:])), [] if sent else descriptors)])
                 self._arm(flow)
                 return
             if flow.done:
@@ -462,7 +460,7 @@ class Relay:
             s2c.src.close()
             pair.closed()
             # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
-            del c2s.pair, c2s.twin, s2c.pair, s2c.twin
+            c2s.pair = s2c.pair = c2s.twin = s2c.twin = None  # type: ignore[assignment]
 
 
 def _shutdown(sock: Socket, how: int) -> None:
