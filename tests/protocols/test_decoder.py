@@ -51,7 +51,7 @@ def test_a_server_that_speaks_first() -> None:
 
 def test_lost_before_it_was_known() -> None:
     """If the first bytes were lost nobody can tell what comes: nothing of the client is shown then."""
-    made = make_decoder("auto", Scope("p", 1, True, True, frozenset({"HTTP_COOKIE"})))
+    made = make_decoder("auto", Scope("p", 1, True, True, frozenset({b"HTTP_COOKIE"})))
     made.lost("c2s", 1)
     made.feed("c2s", 1, b"secret")
     assert made.secret_spans == [(0, 6)]

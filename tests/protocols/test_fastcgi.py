@@ -137,3 +137,52 @@ def test_another_version_is_refused() -> None:
     """Who takes part in the protocol is told where the stream is not FastCGI 1."""
     with pytest.raises(ValueError, match="version 2"):
         wire.RecordReader().feed(b"\x02" + bytes(7))
+
+
+SOME_PAIRS = st.lists(
+    st.tuples(
+        st.sampled_from([b"A", b"B", b"\xc3\xa9", b"N" * 127, b"N" * 128, b""]),
+        st.one_of(st.binary(max_size=6), st.integers(0, 20_000).map(bytes), st.just(b"\xff" * 130)),
+    ),
+    max_size=12,
+)
+
+
+@given(SOME_PAIRS, st.integers(0, 5), st.data())
+def test_hasty_picking_finds_what_care_does(
+    pairs: list[tuple[bytes, bytes]], before: int, data: st.DataObject
+) -> None:
+    """Whatever the lengths, wherever the pairs are cut: `pick_pairs` finds what `PairReader` does, and leaves it
+    the rest."""
+    wanted = frozenset({b"A", b"\xc3\xa9", b"N" * 128})
+    stream = wire.encode_pairs(pairs)
+    cut = data.draw(st.integers(0, len(stream)))
+    found: dict[bytes, bytes] = {}
+    stopped = wire.pick_pairs(b"\x90" * before + stream + b"\x01", before, before + cut, wanted, found) - before
+    assert 0 <= stopped <= cut
+    assert found == dict(wire.PairReader(wanted).feed(stream[:stopped]))
+    reader = wire.PairReader(wanted)
+    rest = reader.feed(stream[stopped:cut])
+    whole = wire.PairReader(wanted)
+    assert found | dict(rest) == dict(whole.feed(stream[:cut]))
+    assert reader.partial == whole.partial
+    assert found | dict(rest + reader.feed(stream[cut:])) == {
+        name: value[: wire.PairReader.MAX_KEPT - len(name) - _sizes_size(name, value)]
+        for name, value in pairs
+        if name in wanted
+    }
+
+
+def _sizes_size(name: bytes, value: bytes) -> int:
+    return sum(1 if len(each) < 128 else 4 for each in (name, value))
+
+
+@given(st.binary(max_size=400), st.data())
+def test_hasty_picking_takes_any_bytes(garbage: bytes, data: st.DataObject) -> None:
+    """Whatever it is fed, it stops where a pair ends or begins, and never past the end."""
+    end = data.draw(st.integers(0, len(garbage)))
+    start = data.draw(st.integers(0, end))
+    found: dict[bytes, bytes] = {}
+    stopped = wire.pick_pairs(garbage, start, end, frozenset({b"", b"a"}), found)
+    assert start <= stopped <= end
+    assert found == dict(wire.PairReader(frozenset({b"", b"a"})).feed(garbage[start:stopped]))

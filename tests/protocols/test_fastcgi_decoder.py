@@ -16,7 +16,7 @@ from udsproxy.protocols import fastcgi as wire
 from udsproxy.protocols.decoder import Scope
 from udsproxy.protocols.fastcgi_decoder import MAX_OPEN, FastCGIDecoder, recognise
 
-COOKIE = frozenset({"HTTP_COOKIE"})
+COOKIE = frozenset({b"HTTP_COOKIE"})
 PARAMS = {
     b"REQUEST_METHOD": b"GET",
     b"REQUEST_URI": b"/a.php?b=1",
@@ -308,7 +308,7 @@ def test_secrets_are_masked_in_the_exchange() -> None:
     """A parameter that is to be masked is masked where it makes up the exchange, a query in the URI too."""
     params = {**PARAMS, b"QUERY_STRING": b"b=1"}
     for secrets, uri in (({"REQUEST_URI"}, "***"), ({"QUERY_STRING"}, "/a.php?***"), (set(), "/a.php?b=1")):
-        made = FastCGIDecoder(Scope("p", 7, False, False, frozenset(secrets)))
+        made = FastCGIDecoder(Scope("p", 7, False, False, frozenset(name.encode() for name in secrets)))
         [exchange] = exchanges(decode([("c2s", request(params)), ("s2c", REPLY)], made))
         assert exchange.uri == uri
 

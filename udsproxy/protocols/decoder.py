@@ -29,7 +29,7 @@ class Scope(msgspec.Struct, frozen=True):
     """Make a `Message` of each unit (-v), not only the exchanges."""
     spans: bool = False
     """Say where secrets stand in the bytes, so that these can be shown masked (-vv)."""
-    secrets: frozenset[str] = frozenset()
+    secrets: frozenset[bytes] = frozenset()
     """Names, in upper case, whose values are secret."""
 
 
@@ -141,8 +141,10 @@ class AutoDecoder:
             verdict = candidate.recognise(start)
             if verdict:
                 decoder = self._decoder = candidate.decoder(self._scope)
-                earlier = [event for at, data in self._first for event in decoder.feed(direction, at, data)]
-                return [*earlier, *decoder.feed(direction, at, data)]
+                if not self._first:
+                    return decoder.feed(direction, at, data)
+                self._first.append((at, data))
+                return [event for at, data in self._first for event in decoder.feed(direction, at, data)]
             undecided = undecided or verdict is None
         if undecided:
             self._first.append((at, data))

@@ -60,8 +60,6 @@ _PLAIN: dict[Direction, frozenset[int]] = {
 }
 """Types that are right from there whatever their size, if they have a request id."""
 _MANAGEMENT = frozenset({wire.GET_VALUES, wire.GET_VALUES_RESULT, wire.UNKNOWN_TYPE})
-_HAS_AN_END = _MANAGEMENT | {wire.BEGIN_REQUEST, wire.ABORT_REQUEST, wire.END_REQUEST, wire.PARAMS}
-"""Types of which something happens when a record is complete, besides that it is one."""
 _UNDERSTOOD_WHOLE = _MANAGEMENT | {wire.BEGIN_REQUEST, wire.END_REQUEST}
 _WANTED = frozenset({b"REQUEST_METHOD", b"REQUEST_URI", b"SCRIPT_NAME", b"SCRIPT_FILENAME", b"QUERY_STRING"})
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
@@ -73,21 +71,19 @@ def recognise(start: bytes) -> bool | None:
     They do where they are the header of a BEGIN_REQUEST with a role that exists (spec 5.1), or of a
     GET_VALUES (spec 4.1).
     """
-    header = start[:8]
-    if header[:1] != b"\x01"[: len(header)]:
+    if len(start) < wire.HEADER.size:
+        right = start[:1] in (b"", b"\x01") and start[1:2] in (b"", b"\x01", b"\x09")
+        return None if right else False
+    version, kind, request_id, size, _ = wire.HEADER.unpack_from(start)
+    if version != wire.VERSION:
         return False
-    if len(header) >= 2 and header[1] not in (wire.BEGIN_REQUEST, wire.GET_VALUES):
-        return False
-    if len(header) < 8:
-        return None
-    _, kind, request_id, size, _ = wire.HEADER.unpack(header)
-    if kind == wire.GET_VALUES:
-        return bool(request_id == 0)
+    if kind != wire.BEGIN_REQUEST:
+        return bool(kind == wire.GET_VALUES and request_id == 0)
     if request_id == 0 or size != wire.BEGIN_BODY.size:
         return False
-    if len(start) < 10:
+    if len(start) < wire.HEADER.size + 2:
         return None
-    return int.from_bytes(start[8:10], "big") in wire.ROLE_NAMES
+    return (start[8] << 8 | start[9]) in wire.ROLE_NAMES
 
 
 class _Exchange:
@@ -103,14 +99,16 @@ class _Exchange:
     status: int | None = None
     stderr = b""
 
-    def __init__(self, request_id: int, began_at: int, params: wire.PairReader) -> None:
+    c2s_bytes = 0
+    s2c_bytes = 0
+    reader: wire.PairReader | None = None
+    """For parameters that need care: pairs that are cut, very long, or to be shown."""
+
+    def __init__(self, request_id: int, began_at: int) -> None:
         self.request_id = request_id
         self.began_at = began_at
-        self.params = params
         self.found: dict[bytes, bytes] = {}
         self.shown: dict[str, str | int] = {}
-        self.c2s_bytes = 0
-        self.s2c_bytes = 0
 
 
 class _Stream:
@@ -134,10 +132,15 @@ class _Stream:
     offset = 0
     """Of the next byte to come."""
 
-    def __init__(self, direction: Direction, allowed: dict[int, int]) -> None:
-        self.direction = direction
-        self.allowed = allowed
-        self.plain = _PLAIN[direction]
+    direction: Direction = "c2s"
+    allowed = _FROM_CLIENT
+    plain = _PLAIN["c2s"]
+
+
+class _ServerStream(_Stream):
+    direction: Direction = "s2c"
+    allowed = _FROM_SERVER
+    plain = _PLAIN["s2c"]
 
 
 class FastCGIDecoder:
@@ -149,10 +152,12 @@ class FastCGIDecoder:
         self.secret_spans: list[tuple[int, int]] = []
         self._scope = scope
         self._messages = scope.messages
-        self._secrets = frozenset(name.encode("utf-8", "surrogateescape") for name in scope.secrets)
-        self._span_secrets = self._secrets if scope.spans and scope.secrets else None
-        self._client = _Stream("c2s", _FROM_CLIENT)
-        self._server = _Stream("s2c", _FROM_SERVER)
+        self._secrets = scope.secrets
+        self._span_secrets = scope.secrets if scope.spans and scope.secrets else None
+        self._careful = scope.messages or self._span_secrets is not None
+        """Parameters are to be shown or masked, not only some to be known."""
+        self._client = _Stream()
+        self._server = _ServerStream()
         self._open: dict[int, _Exchange] = {}
         self._events: list[Event] = []
 
@@ -160,15 +165,17 @@ class FastCGIDecoder:
 
     def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
         stream = self._client if direction == "c2s" else self._server
+        events = self._events = []
         if self._span_secrets is not None:
             self.secret_spans = []
-        self._events = []
         if stream.raw:
             self._hide(stream, 0, data)
+        elif stream.header:
+            data = self._walk_on(stream, at, data)
         else:
-            self._walk(stream, at, data)
+            self._walk(stream, at, at, data)
         stream.offset += len(data)
-        return self._events
+        return events
 
     def ahead(self, direction: Direction) -> int:
         stream = self._client if direction == "c2s" else self._server
@@ -181,7 +188,7 @@ class FastCGIDecoder:
         self._events = []
         if not stream.raw:
             reason = "bytes were not observed here (the observer could not keep up)"
-            self._turn_raw(stream, at, stream.offset, reason)
+            self._turn_raw(stream, at, 0, reason)
         return self._events
 
     def close(self, at: int, why: str) -> Sequence[Event]:
@@ -195,80 +202,86 @@ class FastCGIDecoder:
 
     # --- framing ---
 
-    def _walk(self, stream: _Stream, at: int, data: bytes) -> None:
+    def _walk_on(self, stream: _Stream, at: int, data: bytes) -> bytes:
+        """`_walk` where a header was cut: as if what had come of it came now. Returns what was walked then."""
+        early, stream.header = stream.header, b""
+        data = early + data
+        stream.offset -= len(early)
+        self._walk(stream, at, stream.header_at, data)
+        if self.secret_spans:
+            back = len(early)
+            self.secret_spans = [(max(0, first - back), last - back) for first, last in self.secret_spans]
+        return data
+
+    def _walk(self, stream: _Stream, at: int, header_at: int, data: bytes) -> None:
+        """Every record of ``data``. ``header_at``: when the first byte of the first header came."""
         pos, size = 0, len(data)
-        while pos < size:
-            if stream.inside:
-                pos = self._continue_record(stream, at, data, pos)
-                continue
-            if stream.header or size - pos < 8:
-                if not stream.header:
-                    stream.header_at = at
-                start = pos - len(stream.header)  # negative where it began in an earlier feed
-                stream.header += data[pos : start + 8]
-                pos = min(start + 8, size)
-                if len(stream.header) < 8:
-                    return
-                header, header_at, stream.header = stream.header, stream.header_at, b""
-                version, kind, request_id, length, padding = wire.HEADER.unpack(header)
-            else:
-                start, header_at = pos, at
-                version, kind, request_id, length, padding = wire.HEADER.unpack_from(data, pos)
-                pos += 8
-            if version != wire.VERSION or not request_id or kind not in stream.plain:
+        if stream.inside:
+            pos = self._continue_record(stream, at, data)
+        unpack, opened, plain, client = wire.HEADER.unpack_from, self._open, stream.plain, stream is self._client
+        while size - pos >= 8:
+            version, kind, request_id, length, padding = unpack(data, pos)
+            common = kind in plain and version == wire.VERSION and request_id
+            if not common:
                 wrong = self._wrong(stream, version, kind, request_id, length)
                 if wrong is None and kind == wire.BEGIN_REQUEST:
                     wrong = self._begin(request_id, header_at)
                 if wrong is not None:
-                    self._turn_raw(stream, at, stream.offset + start, wrong)
-                    self._hide(stream, max(start, 0), data)
+                    self._turn_raw(stream, at, pos, wrong, data)
                     return
-            # Mostly all of a record is here: then nothing of it need be kept.
-            whole = pos + length + padding <= size
-            exchange = self._open.get(request_id)
+            start = pos + 8
+            stop = start + length
+            end = stop + padding
+            exchange = opened.get(request_id)
             if exchange is not None:
-                nbytes = 8 + length + padding if whole else 8
-                if stream is self._client:
-                    exchange.c2s_bytes += nbytes
+                if client:
+                    exchange.c2s_bytes += (min(end, size)) - pos
                 else:
-                    exchange.s2c_bytes += nbytes
+                    exchange.s2c_bytes += (min(end, size)) - pos
                     if exchange.first_reply_at is None:
                         exchange.first_reply_at = header_at
-            stream.kind, stream.request_id, stream.size, stream.exchange = kind, request_id, length, exchange
-            if not whole:
-                stream.left, stream.padding, stream.inside = length, padding, True
-                continue
+            if end > size:
+                stream.inside = True
+                stream.kind, stream.request_id, stream.size, stream.exchange = kind, request_id, length, exchange
+                stream.left, stream.padding = max(0, stop - size), min(padding, end - size)
+                if start < size:
+                    self._content(stream, kind, exchange, data, start, min(stop, size))
+                return
             if length:
-                self._content(stream, data, pos, pos + length)
-            pos += length + padding
-            if kind in _HAS_AN_END or self._messages:
-                wrong = self._end_record(stream, at)
-                if wrong is not None:
-                    self._turn_raw(stream, at, stream.offset + pos, wrong)
-                    self._hide(stream, pos, data)
-                    return
-
-    def _continue_record(self, stream: _Stream, at: int, data: bytes, pos: int) -> int:
-        """Take what ``data`` has, from ``pos`` on, of a record that was cut. Returns where the rest begins."""
-        start, end = pos, min(pos + stream.left, len(data))
-        if end > pos:
-            stream.left -= end - pos
-            self._content(stream, data, pos, end)
-        if stream.left == 0:
-            padding = min(stream.padding, len(data) - end)
-            stream.padding -= padding
-            end += padding
-        if stream.exchange is not None:
-            if stream is self._client:
-                stream.exchange.c2s_bytes += end - start
+                if kind != wire.STDIN:
+                    self._content(stream, kind, exchange, data, start, stop)
+                ended = self._messages or not common
             else:
-                stream.exchange.s2c_bytes += end - start
+                ended = self._messages or not common or kind == wire.PARAMS
+            if ended:
+                wrong = self._end_record(stream, kind, request_id, length, exchange, at)
+                if wrong is not None:
+                    self._turn_raw(stream, at, end, wrong, data)
+                    return
+            pos, header_at = end, at
+        if pos < size:
+            stream.header, stream.header_at = data[pos:], header_at
+
+    def _continue_record(self, stream: _Stream, at: int, data: bytes) -> int:
+        """Take what ``data`` has of a record that was cut. Returns where the rest begins."""
+        stop, exchange = min(stream.left, len(data)), stream.exchange
+        if stop:
+            stream.left -= stop
+            self._content(stream, stream.kind, exchange, data, 0, stop)
+        end = stop
+        if stream.left == 0:
+            end += min(stream.padding, len(data) - stop)
+            stream.padding -= end - stop
+        if exchange is not None:
+            if stream is self._client:
+                exchange.c2s_bytes += end
+            else:
+                exchange.s2c_bytes += end
         if stream.left == stream.padding == 0:
-            stream.inside = False
-            wrong = self._end_record(stream, at)
+            stream.inside, stream.exchange = False, None
+            wrong = self._end_record(stream, stream.kind, stream.request_id, stream.size, exchange, at)
             if wrong is not None:
-                self._turn_raw(stream, at, stream.offset + end, wrong)
-                self._hide(stream, end, data)
+                self._turn_raw(stream, at, end, wrong, data)
                 return len(data)
         return end
 
@@ -297,38 +310,44 @@ class FastCGIDecoder:
             self._report(self._open.pop(request_id), at, incomplete="its id was begun again")
         if len(self._open) >= MAX_OPEN:
             return f"more than {MAX_OPEN} requests open at once"
-        params = wire.PairReader(None if self._messages else _WANTED, secrets=self._span_secrets)
-        self._open[request_id] = _Exchange(request_id, at, params)
+        self._open[request_id] = _Exchange(request_id, at)
         return None
 
-    def _content(self, stream: _Stream, data: bytes, start: int, end: int) -> None:
-        """Content of the record in hand, as much as came: ``data[start:end]``."""
-        kind, exchange = stream.kind, stream.exchange
+    def _content(
+        self, stream: _Stream, kind: int, exchange: _Exchange | None, data: bytes, start: int, stop: int
+    ) -> None:
+        """Content of a record of this kind, as much as came: ``data[start:stop]``."""
         if kind in _UNDERSTOOD_WHOLE:
-            stream.content += data[start:end]
-        if exchange is None:
+            stream.content += data[start:stop]
+        elif exchange is None:
             if kind == wire.PARAMS:
-                self._hide(stream, start, data[:end])  # of no open request: cannot be read, so is not shown
-            return
-        if kind == wire.PARAMS:
-            self._take_params(exchange, data[start:end])
-            if self._span_secrets is not None:
-                self.secret_spans += [(start + a, start + b) for a, b in exchange.params.secret_spans]
+                self._hide(stream, start, data[:stop])  # of no open request: cannot be read, so is not shown
+        elif kind == wire.PARAMS:
+            if exchange.reader is None and not self._careful:
+                start = wire.pick_pairs(data, start, stop, _WANTED, exchange.found)
+            if start < stop:
+                self._take_params(exchange, data, start, stop)
         elif kind == wire.STDOUT:
             if exchange.head is not None:
-                self._take_head(exchange, data[start:end])
+                self._take_head(exchange, data[start:stop])
         elif kind == wire.STDERR and len(exchange.stderr) < MAX_STDERR:
-            exchange.stderr = (exchange.stderr + data[start:end])[:MAX_STDERR]
+            exchange.stderr = (exchange.stderr + data[start:stop])[:MAX_STDERR]
 
-    def _take_params(self, exchange: _Exchange, piece: bytes) -> None:
-        exchange.params_bytes += len(piece)
-        for name, value in exchange.params.feed(piece):
+    def _take_params(self, exchange: _Exchange, data: bytes, start: int, stop: int) -> None:
+        reader = exchange.reader
+        if reader is None:
+            reader = wire.PairReader(None if self._messages else _WANTED, secrets=self._span_secrets)
+            exchange.reader = reader
+        exchange.params_bytes += stop - start
+        for name, value in reader.feed(data[start:stop]):
             if name in _WANTED:
-                exchange.found[name] = value[:MAX_TEXT]
+                exchange.found[name] = value
             if self._messages:
                 exchange.shown_bytes += _PAIR_BYTES + len(name) + len(value)
                 if exchange.shown_bytes <= MAX_PARAMS_SHOWN:
                     exchange.shown[printable(name)] = self._visible(name, value)
+        if self._span_secrets is not None:
+            self.secret_spans += [(start + first, start + last) for first, last in reader.secret_spans]
 
     def _visible(self, name: bytes, value: bytes) -> str:
         """A parameter's value as it may be shown."""
@@ -360,21 +379,22 @@ class FastCGIDecoder:
         if exchange.status is None:
             exchange.status = status
 
-    def _end_record(self, stream: _Stream, at: int) -> str | None:
-        """The record in hand is complete. Returns why the stream is wrong, if it is."""
-        kind, exchange = stream.kind, stream.exchange
+    def _end_record(
+        self, stream: _Stream, kind: int, request_id: int, size: int, exchange: _Exchange | None, at: int
+    ) -> str | None:
+        """A record is complete. Returns why the stream is wrong, if it is."""
         if kind == wire.PARAMS:
-            if stream.size == 0 and exchange is not None:
-                if exchange.params.partial:
+            if size == 0 and exchange is not None:
+                if exchange.reader is not None and exchange.reader.partial:
                     return "PARAMS ended inside a name-value pair"
                 if self._messages:
                     self._message_of_params(stream, at, exchange)
             return None
         if self._messages:
-            self._message(stream, at, self._fields(stream), stream.size)
+            self._message(stream, kind, at, self._fields(kind, request_id, stream.content), size)
         if kind == wire.END_REQUEST and exchange is not None:
             app_status, protocol_status = wire.END_BODY.unpack(stream.content)
-            del self._open[stream.request_id]
+            del self._open[request_id]
             self._report(
                 exchange,
                 at,
@@ -388,25 +408,24 @@ class FastCGIDecoder:
             stream.content = b""
         return None
 
-    def _fields(self, stream: _Stream) -> dict[str, str | int]:
+    def _fields(self, kind: int, request_id: int, content: bytes) -> dict[str, str | int]:
         """What a message of this record says besides its kind and size."""
-        fields: dict[str, str | int] = {"request": stream.request_id} if stream.request_id else {}
-        content = stream.content
-        if stream.kind == wire.BEGIN_REQUEST:
+        fields: dict[str, str | int] = {"request": request_id} if request_id else {}
+        if kind == wire.BEGIN_REQUEST:
             role, flags = wire.BEGIN_BODY.unpack(content)
             fields["role"] = wire.ROLE_NAMES.get(role, str(role))
             fields["keep_conn"] = "yes" if flags & wire.KEEP_CONN else "no"
-        elif stream.kind == wire.END_REQUEST:
+        elif kind == wire.END_REQUEST:
             app_status, protocol_status = wire.END_BODY.unpack(content)
             fields["app_status"] = app_status
             fields["protocol_status"] = wire.PROTOCOL_STATUS_NAMES.get(protocol_status, str(protocol_status))
-        elif stream.kind in (wire.GET_VALUES, wire.GET_VALUES_RESULT):
+        elif kind in (wire.GET_VALUES, wire.GET_VALUES_RESULT):
             pairs = wire.PairReader().feed(content)[:MAX_VALUES_SHOWN]
             fields |= {printable(name): self._visible(name, value) for name, value in pairs}
-        elif stream.kind == wire.UNKNOWN_TYPE:
+        elif kind == wire.UNKNOWN_TYPE:
             fields["type"] = content[0]
-        elif stream.kind not in wire.TYPE_NAMES:
-            fields["type"] = stream.kind
+        elif kind not in wire.TYPE_NAMES:
+            fields["type"] = kind
         return fields
 
     def _message_of_params(self, stream: _Stream, at: int, exchange: _Exchange) -> None:
@@ -414,10 +433,10 @@ class FastCGIDecoder:
         fields: dict[str, str | int] = {"request": exchange.request_id, **exchange.shown}
         if exchange.shown_bytes > MAX_PARAMS_SHOWN:
             fields["(not shown)"] = f"parameters past {MAX_PARAMS_SHOWN} bytes"
-        self._message(stream, at, fields, exchange.params_bytes)
+        self._message(stream, wire.PARAMS, at, fields, exchange.params_bytes)
         exchange.shown = {}
 
-    def _message(self, stream: _Stream, at: int, fields: dict[str, str | int], nbytes: int) -> None:
+    def _message(self, stream: _Stream, kind: int, at: int, fields: dict[str, str | int], nbytes: int) -> None:
         self._events.append(
             Message(
                 at=at,
@@ -425,7 +444,7 @@ class FastCGIDecoder:
                 conn=self._scope.conn,
                 direction=stream.direction,
                 protocol=PROTOCOL,
-                kind=wire.TYPE_NAMES.get(stream.kind, "UNKNOWN"),
+                kind=wire.TYPE_NAMES.get(kind, "UNKNOWN"),
                 nbytes=nbytes,
                 fields=fields,
             )
@@ -441,12 +460,12 @@ class FastCGIDecoder:
         incomplete: str | None = None,
     ) -> None:
         self.exchanges += 1
-        shown = {name: self._visible(name, value) for name, value in exchange.found.items()}
-        script = shown.get(b"SCRIPT_NAME") or shown.get(b"SCRIPT_FILENAME")
-        uri, query = shown.get(b"REQUEST_URI"), shown.get(b"QUERY_STRING")
+        script = self._found(exchange, b"SCRIPT_NAME") or self._found(exchange, b"SCRIPT_FILENAME")
+        uri = self._found(exchange, b"REQUEST_URI")
         if uri is None and script is not None:
+            query = self._found(exchange, b"QUERY_STRING")
             uri = f"{script}?{query}" if query else script
-        elif uri is not None and query == MASK and "?" in uri:
+        elif uri is not None and b"QUERY_STRING" in self._secrets and "?" in uri:
             uri = f"{uri.partition('?')[0]}?{MASK}"
         first = exchange.first_reply_at
         self._events.append(
@@ -456,7 +475,7 @@ class FastCGIDecoder:
                 conn=self._scope.conn,
                 protocol=PROTOCOL,
                 request=exchange.request_id,
-                method=shown.get(b"REQUEST_METHOD"),
+                method=self._found(exchange, b"REQUEST_METHOD"),
                 uri=uri,
                 script=script,
                 status=exchange.status,
@@ -472,9 +491,15 @@ class FastCGIDecoder:
             )
         )
 
+    def _found(self, exchange: _Exchange, name: bytes) -> str | None:
+        value = exchange.found.get(name)
+        return None if value is None else self._visible(name, value[:MAX_TEXT])
+
     # --- turning wrong ---
 
-    def _turn_raw(self, stream: _Stream, at: int, offset: int, reason: str) -> None:
+    def _turn_raw(self, stream: _Stream, at: int, pos: int, reason: str, data: bytes = b"") -> None:
+        """From ``data[pos]`` on this is no FastCGI."""
+        self._hide(stream, pos, data)
         stream.raw = True
         stream.exchange = None
         self._events.append(
@@ -484,7 +509,7 @@ class FastCGIDecoder:
                 conn=self._scope.conn,
                 direction=stream.direction,
                 protocol=PROTOCOL,
-                offset=offset,
+                offset=stream.offset + pos,
                 reason=reason,
             )
         )

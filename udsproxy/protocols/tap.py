@@ -210,7 +210,7 @@ class Tap:
         """Nobody looks: events need not be made, but for those that count in the summary."""
         self._decode = decode
         self._verbosity = verbosity
-        self._secrets = secrets
+        self._secrets = frozenset(name.encode("utf-8", "surrogateescape") for name in secrets)
         self._steps: Iterator[None] | None = None
 
     def urgency(self) -> int:
