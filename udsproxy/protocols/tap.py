@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
@@ -111,7 +112,15 @@ class Observation:
 
     # --- called by the tap, in the queue's order ---
 
-    def decode(self, direction: Direction, at: int, data: bytes) -> Iterator[Sequence[Event]]:
+    def decode(self, direction: Direction, at: int, data: bytes) -> Sequence[Event] | None:
+        """The events of these bytes; None where they may be so many that it is work for `decode_slowly`."""
+        decoder = self._decoder
+        assert decoder is not None
+        if len(data) > SLICE_BYTES and len(data) > decoder.ahead(direction):
+            return None
+        return decoder.feed(direction, at, data)
+
+    def decode_slowly(self, direction: Direction, at: int, data: bytes) -> Iterator[Sequence[Event]]:
         """The events of these bytes, some at a time: a chunk can be dense with records."""
         decoder = self._decoder
         assert decoder is not None
@@ -119,7 +128,7 @@ class Observation:
             yield decoder.feed(direction, at, piece)
 
     def show(self, direction: Direction, at: int, data: bytes) -> Iterator[Sequence[Event]]:
-        """`decode`, but first the bytes themselves, their secrets masked."""
+        """`decode_slowly`, but first the bytes themselves, their secrets masked."""
         decoder = self._decoder
         assert decoder is not None
         masked, events = bytearray(data), []
@@ -208,8 +217,15 @@ class Tap:
         self._sinks = sinks
         self.quiet = not sinks
         """Nobody looks: events need not be made, but for those that count in the summary."""
-        self._decode = decode
+        self._choices = decode
         self._verbosity = verbosity
+        self._showing = verbosity >= 2
+        self._tallies: dict[type[Event], Callable[[Any], None]] = {
+            Request: self._count_request,
+            Close: self._count_close,
+            UpstreamError: partial(self._count, "upstream_errors"),
+            DecodeError: partial(self._count, "decode_errors"),
+        }
         self._secrets = frozenset(name.encode("utf-8", "surrogateescape") for name in secrets)
         self._steps: Iterator[None] | None = None
 
@@ -224,7 +240,7 @@ class Tap:
 
     def observe(self, proxy: str, conn: int) -> Observation:
         """The observation of a new connection."""
-        choice = self._decode[proxy]
+        choice = self._choices[proxy]
         if choice == "none" and self._verbosity >= 2:
             choice = "raw"  # the bytes themselves are asked for
         decoder = None
@@ -243,7 +259,8 @@ class Tap:
         if not self._sinks:
             event = item[3][0] if isinstance(item[3], tuple) else item[3]
             assert isinstance(event, Event)
-            self._tally(event)
+            if event.__class__ in self._tallies:
+                self._tallies[event.__class__](event)
         elif len(self.queue) >= QUEUE_ITEMS:
             self.dropped += 1
             self.total_dropped += 1
@@ -286,13 +303,15 @@ class Tap:
         return summary
 
     def _run(self) -> Iterator[None]:
-        queue = self.queue
+        queue, sinks, tallies = self.queue, self._sinks, self._tallies
         while queue:
             watched, direction, at, item = queue.popleft()
-            for events in self._events(watched, direction, at, item):
+            for events in self._meaning(watched, direction, at, item):
                 for event in events:
-                    self._tally(event)
-                    for sink in self._sinks:
+                    tally = tallies.get(event.__class__)
+                    if tally is not None:
+                        tally(event)
+                    for sink in sinks:
                         slow = sink.emit(event)
                         if slow is not None:
                             yield from slow
@@ -300,26 +319,36 @@ class Tap:
             if self.dropped and self.held < self.limit // 2:
                 self._report_dropped(at)
 
-    def _events(
+    def _meaning(
         self, watched: Observation | None, direction: Direction, at: int, item: _What
     ) -> Iterable[Sequence[Event]]:
-        """What an item of the queue means, in parts that are each small work."""
+        """What an item of the queue means: events, in parts that are each small work."""
+        if isinstance(item, bytes):
+            assert watched is not None
+            self.held -= len(item) + _ITEM_BYTES
+            events = None if self._showing else self._decode(watched, direction, at, item)
+            return self._decode_slowly(watched, direction, at, item) if events is None else (events,)
         if watched is None:
             assert isinstance(item, Event)
             return ((item,),)
-        if isinstance(item, bytes):
-            self.held -= len(item) + _ITEM_BYTES
-            return self._guarded(watched, direction, at, item)
         if isinstance(item, tuple):
             return (watched.decode_close(*item),)
         return (watched.decode_gap(direction, at),)
 
-    def _guarded(
+    # A decoder's bug costs its connection the decoding, and nobody anything else.
+
+    @staticmethod
+    def _decode(watched: Observation, direction: Direction, at: int, data: bytes) -> Sequence[Event] | None:
+        try:
+            return watched.decode(direction, at, data)
+        except Exception as error:
+            return (watched.give_up(at, error),)
+
+    def _decode_slowly(
         self, watched: Observation, direction: Direction, at: int, data: bytes
     ) -> Iterator[Sequence[Event]]:
-        """A decoder's bug costs its connection the decoding, and nobody anything else."""
         try:
-            yield from (watched.show if self._verbosity >= 2 else watched.decode)(direction, at, data)
+            yield from (watched.show if self._showing else watched.decode_slowly)(direction, at, data)
         except Exception as error:
             yield (watched.give_up(at, error),)
 
@@ -328,14 +357,13 @@ class Tap:
         self.dropped = self.dropped_bytes = 0
         self.queue.append((None, "c2s", at, event))
 
-    def _tally(self, event: Event) -> None:
-        seen = self.summary
-        if isinstance(event, Request):
-            seen["requests"] += 1
-            seen["incomplete"] += event.incomplete is not None
-        elif isinstance(event, Close):
-            self.count_connection(event.c2s_bytes, event.s2c_bytes)
-        elif isinstance(event, UpstreamError):
-            seen["upstream_errors"] += 1
-        elif isinstance(event, DecodeError):
-            seen["decode_errors"] += 1
+    def _count_request(self, event: Request) -> None:
+        self.summary["requests"] += 1
+        if event.incomplete is not None:
+            self.summary["incomplete"] += 1
+
+    def _count_close(self, event: Close) -> None:
+        self.count_connection(event.c2s_bytes, event.s2c_bytes)
+
+    def _count(self, what: str, _event: Event) -> None:
+        self.summary[what] += 1

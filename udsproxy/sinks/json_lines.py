@@ -30,18 +30,14 @@ class _Line:
 def _flatten(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> bytes:
     """The last processor: ``ts`` and ``event``, then the record's own keys but for ``at``, its first."""
     keys = _encode(entry["record"])
-    return b'{"ts":"%b","event":"%b"%b\n' % (
-        entry["ts"].encode(),
-        entry["event"].encode(),
-        keys[keys.index(b",") :],
-    )
+    return f'{{"ts":"{entry["ts"]}","event":"{entry["event"]}"'.encode() + keys[keys.index(b",") :] + b"\n"
 
 
 class JsonRenderer:
     """See `udsproxy.sinks.sink.Renderer`."""
 
     def __init__(self, clock: WallClock, *, hexdump: int) -> None:
-        self._clock = clock
+        self._rfc3339 = clock.rfc3339
         self._hexdump = hexdump
         self._kept = _Line()
         logger = structlog.wrap_logger(self._kept, processors=[_flatten], wrapper_class=structlog.BoundLogger)
@@ -50,10 +46,7 @@ class JsonRenderer:
     def render(self, event: Event) -> bytes | Iterator[bytes] | None:
         if isinstance(event, Data):
             return self._render_data(event)
-        return self._line(event, event)
-
-    def _line(self, event: Event, record: Event | dict[str, Any]) -> bytes:
-        self._log(event.name, ts=self._clock.rfc3339(event.at), record=record)
+        self._log(event.name, ts=self._rfc3339(event.at), record=event)
         return self._kept.line
 
     def _render_data(self, event: Data) -> Iterator[bytes]:
@@ -71,4 +64,5 @@ class JsonRenderer:
             "nbytes": len(event.data),
             "text": "\n".join(lines),
         }
-        yield self._line(event, record)
+        self._log(event.name, ts=self._rfc3339(event.at), record=record)
+        yield self._kept.line

@@ -47,31 +47,35 @@ class TextSink:
         self.total_dropped = 0
 
     def emit(self, event: Event) -> Iterator[None] | None:
-        if self._batched + self._writer.held > self._limit or self._writer.dead:
-            self._dropped += 1
-            self.total_dropped += 1
-            if isinstance(event, Data):
-                self._dropped_bytes += len(event.data)
+        if not self._batch and not self._has_room(event):  # looked at once for each batch
             return None
-        if self._dropped or self._writer.lost_lines != self._lost_lines_told:
-            self._tell_dropped(event)
         try:
             rendered = self._renderer.render(event)
         except Exception as error:
             self._give_up(error)
             return None
-        if rendered is None:
-            return None
         if isinstance(rendered, bytes):
             self._add(rendered)
             return None
-        return self._add_slowly(rendered)
+        return None if rendered is None else self._add_slowly(rendered)
 
     def flush(self) -> None:
         if self._batch:
             self._writer.put(b"".join(self._batch))
             self._batch.clear()
             self._batched = 0
+
+    def _has_room(self, event: Event) -> bool:
+        """Is there room for another batch? Else this event is dropped; before the next stands a `Dropped`."""
+        if self._writer.held > self._limit or self._writer.dead:
+            self._dropped += 1
+            self.total_dropped += 1
+            if isinstance(event, Data):
+                self._dropped_bytes += len(event.data)
+            return False
+        if self._dropped or self._untold:
+            self._tell_dropped(event)
+        return True
 
     def close(self, timeout_s: float) -> None:
         """Write what is left, but wait no longer than that."""
