@@ -135,3 +135,4 @@ class TextSink:
         self._bug = f"{type(error).__name__}: {error}"
         self._dropped += 1
         self.total_dropped += 1
+        self.flush()  # so that it is told before the next event
