@@ -167,7 +167,7 @@ async def test_ended_by_the_proxy(ends: Ends) -> None:
     """What we end ourselves is closed to both sides and told as ours."""
     await fill(ends.client)
     ends.relay.end(ends.pair)
-    assert ends.over.is_set()
+    await ends.over.wait()
     assert ends.pair.by == "proxy"
     assert await read_all(ends.client) == b""
     ends.relay.end(ends.pair)

@@ -167,7 +167,7 @@ def pick_pairs(data: bytes, pos: int, end: int, wanted: frozenset[bytes], found:
     the next byte that could begin a long length it looks at no length's kind.
     """
     while pos < end:
-        long = _LONG.search(data, pos, end)
+        long = None if data[pos:end].isascii() else _LONG.search(data, pos, end)
         limit = (end if long is None else long.start()) - 1
         start = pos
         while pos < limit:

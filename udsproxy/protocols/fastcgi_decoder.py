@@ -54,14 +54,16 @@ _FROM_SERVER = {
     wire.GET_VALUES_RESULT: _ANY,
     wire.UNKNOWN_TYPE: 8,
 }
-_PLAIN: dict[Direction, frozenset[int]] = {
-    "c2s": frozenset({wire.PARAMS, wire.STDIN, wire.DATA}),
-    "s2c": frozenset({wire.STDOUT, wire.STDERR}),
-}
+_PLAIN_FROM_CLIENT = frozenset({wire.PARAMS, wire.STDIN, wire.DATA})
+_PLAIN_FROM_SERVER = frozenset({wire.STDOUT, wire.STDERR})
 """Types that are right from there whatever their size, if they have a request id."""
 _MANAGEMENT = frozenset({wire.GET_VALUES, wire.GET_VALUES_RESULT, wire.UNKNOWN_TYPE})
 _UNDERSTOOD_WHOLE = _MANAGEMENT | {wire.BEGIN_REQUEST, wire.END_REQUEST}
 _WANTED = frozenset({b"REQUEST_METHOD", b"REQUEST_URI", b"SCRIPT_NAME", b"SCRIPT_FILENAME", b"QUERY_STRING"})
+_HEADER_LINE = re.compile(
+    rb"^[ \t]*(status|content-type|location)[ \t]*:[ \t]*([^\r\n]*)", re.MULTILINE | re.IGNORECASE
+)
+"""The headers that mean something here (RFC 3875, section 6.3)."""
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -87,60 +89,57 @@ def recognise(start: bytes) -> bool | None:
 
 
 class _Exchange:
-    """What is known of one request and its response so far. (What most requests never change is in the class.)"""
+    """What is known of one request and its response so far."""
 
-    aborted = False
-    content_type: str | None = None
-    first_reply_at: int | None = None
-    head: bytes | None = b""
-    """The start of STDOUT until its headers are complete; then None."""
-    params_bytes = 0
-    shown_bytes = 0
-    status: int | None = None
-    stderr = b""
-
-    c2s_bytes = 0
-    s2c_bytes = 0
-    reader: wire.PairReader | None = None
-    """For parameters that need care: pairs that are cut, very long, or to be shown."""
+    __slots__ = (
+        "aborted", "began_at", "c2s_bytes", "content_type", "first_reply_at", "found", "head", "params_bytes",
+        "reader", "request_id", "s2c_bytes", "shown", "shown_bytes", "status", "stderr",
+    )  # fmt: skip
 
     def __init__(self, request_id: int, began_at: int) -> None:
         self.request_id = request_id
         self.began_at = began_at
+        self.first_reply_at: int | None = None
+        self.aborted = False
+        self.c2s_bytes = self.s2c_bytes = 0
         self.found: dict[bytes, bytes] = {}
+        """Parameters that an exchange is told by."""
+        self.reader: wire.PairReader | None = None
+        """For parameters that need care: pairs that are cut, very long, or to be shown."""
+        self.params_bytes = self.shown_bytes = 0
         self.shown: dict[str, str | int] = {}
+        self.head: bytes | None = b""
+        """The start of STDOUT until its headers are complete; then None."""
+        self.status: int | None = None
+        self.content_type: str | None = None
+        self.stderr = b""
 
 
 class _Stream:
-    """Where one direction stands. What is kept of a record between two feeds is only set where one was cut."""
+    """Where one direction stands."""
 
-    header = b""
-    """What has come of a header that is not whole."""
-    header_at = 0
-    left = 0
-    """Content still to come of the record in hand."""
-    padding = 0
-    """Padding still to come."""
-    inside = False
-    """There is a record in hand."""
-    kind = 0
-    request_id = 0
-    size = 0
-    content = b""
-    exchange: _Exchange | None = None
-    raw = False
-    offset = 0
-    """Of the next byte to come."""
+    __slots__ = (
+        "allowed", "content", "direction", "exchange", "header", "header_at", "inside", "kind", "left", "offset",
+        "padding", "plain", "raw", "request_id", "size",
+    )  # fmt: skip
 
-    direction: Direction = "c2s"
-    allowed = _FROM_CLIENT
-    plain = _PLAIN["c2s"]
-
-
-class _ServerStream(_Stream):
-    direction: Direction = "s2c"
-    allowed = _FROM_SERVER
-    plain = _PLAIN["s2c"]
+    def __init__(self, direction: Direction, allowed: dict[int, int], plain: frozenset[int]) -> None:
+        self.direction = direction
+        self.allowed = allowed
+        self.plain = plain
+        self.raw = False
+        self.offset = 0
+        """Of the next byte to come."""
+        self.header = b""
+        """What has come of a header that is not whole."""
+        self.header_at = 0
+        self.content = b""
+        """Of a record that is understood whole, what has come."""
+        self.inside = False
+        """There is a record in hand, of which so much is to come: content, padding."""
+        self.left = self.padding = 0
+        self.kind = self.request_id = self.size = 0
+        self.exchange: _Exchange | None = None
 
 
 class FastCGIDecoder:
@@ -156,8 +155,8 @@ class FastCGIDecoder:
         self._span_secrets = scope.secrets if scope.spans and scope.secrets else None
         self._careful = scope.messages or self._span_secrets is not None
         """Parameters are to be shown or masked, not only some to be known."""
-        self._client = _Stream()
-        self._server = _ServerStream()
+        self._client = _Stream("c2s", _FROM_CLIENT, _PLAIN_FROM_CLIENT)
+        self._server = _Stream("s2c", _FROM_SERVER, _PLAIN_FROM_SERVER)
         self._open: dict[int, _Exchange] = {}
         self._events: list[Event] = []
 
@@ -366,15 +365,14 @@ class FastCGIDecoder:
         if ended.start() > MAX_HEAD:
             return
         status = 200
-        for line in head[: ended.start()].splitlines():
-            name, _, value = line.partition(b":")
-            name = name.strip().lower()
-            if name == b"status":
-                code = value.strip()[:3]
+        for name, value in _HEADER_LINE.findall(head, 0, ended.start()):
+            kind = name.lower()
+            if kind == b"status":
+                code = value[:3]
                 exchange.status = int(code) if len(code) == 3 and code.isdigit() else None
-            elif name == b"content-type":
-                exchange.content_type = printable(value.strip()[:MAX_TEXT])
-            elif name == b"location":
+            elif kind == b"content-type":
+                exchange.content_type = printable(value[:MAX_TEXT].rstrip())
+            else:
                 status = 302
         if exchange.status is None:
             exchange.status = status
@@ -493,7 +491,9 @@ class FastCGIDecoder:
 
     def _found(self, exchange: _Exchange, name: bytes) -> str | None:
         value = exchange.found.get(name)
-        return None if value is None else self._visible(name, value[:MAX_TEXT])
+        if value is None:
+            return None
+        return MASK if name in self._secrets else printable(value[:MAX_TEXT])
 
     # --- turning wrong ---
 

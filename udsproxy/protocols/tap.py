@@ -91,11 +91,11 @@ class Observation:
     def data(self, direction: Direction, at: int, data: bytes) -> None:
         """Bytes that were forwarded. ``at``: when they were read, ns."""
         tap = self._tap
-        cost = len(data) + _ITEM_BYTES
-        if direction in self._blind or tap.held + cost > tap.limit:
+        held = tap.held + len(data) + _ITEM_BYTES
+        if held > tap.limit or direction in self._blind:
             self._drop(direction, at, data)
             return
-        tap.held += cost
+        tap.held = held
         tap.queue.append((self, direction, at, data))
 
     def _drop(self, direction: Direction, at: int, data: bytes) -> None:

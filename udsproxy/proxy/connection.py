@@ -96,18 +96,15 @@ class Connections:
         tap, relay = self.tap, self._relay
         observation = None if tap.quiet else tap.observe(self.proxy, number)
         connection = Connection(self, number, client, upstream, observation)
+        self._open += 1
+        if observation is None:
+            relay.add(connection)
+            return
         # What comes first is forwarded before there is time to tell of the connection, and kept until then.
         early: list[tuple[Direction, int, bytes]] = []
-        if observation is not None and observation.wants_data:
+        if observation.wants_data:
             connection.watch = lambda *chunk: early.append(chunk)
-        self._open += 1
-        try:
-            relay.add(connection)
-        except OSError:
-            relay.end(connection)
-            raise
-        if observation is None:
-            return
+        relay.add(connection)
         at = connection.opened_at
         who = self._peers.of(client, at) if self._unix_clients else None
         tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))

@@ -164,7 +164,6 @@ class Relay:
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
         self._waiting = False
-        self._in_round = False
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._calls[self._wake_fd] = self._woken
@@ -172,7 +171,8 @@ class Relay:
     # --- what others ask of it; all plain calls ---
 
     def add(self, pair: Pair) -> None:
-        """Relay this pair from now on. The relay owns its sockets. Raises OSError (ENOMEM, ENOSPC).
+        """Relay this pair from now on. The relay owns its sockets; where it raises OSError (ENOMEM, ENOSPC: the
+        kernel has no room to watch them) it has ended the pair.
 
         A client has mostly spoken before it is accepted, and a server reads as soon as it has accepted: what is
         there is forwarded before anything else, so that the server need not go to sleep again for want of it.
@@ -180,24 +180,26 @@ class Relay:
         c2s, s2c = pair.c2s, pair.s2c
         self._pump(c2s, 0)
         if pair.ended:
-            if not self._in_round:
-                self._close_ended()
+            self.wake()
             return
         register, flows = self._epoll.register, self._flows
-        fd = c2s.src.fileno()
-        flows[fd] = c2s
-        register(fd, _WATCH)
-        fd = s2c.src.fileno()
-        flows[fd] = s2c
-        register(fd, _WATCH | _OUT if c2s.armed else _WATCH)
+        try:
+            fd = c2s.src.fileno()
+            flows[fd] = c2s
+            register(fd, _WATCH)
+            fd = s2c.src.fileno()
+            flows[fd] = s2c
+            register(fd, _WATCH | _OUT if c2s.armed else _WATCH)
+        except OSError:
+            self.end(pair)
+            raise
 
     def end(self, pair: Pair) -> None:
-        """End a pair from our side, now, whatever it still holds."""
+        """End a pair from our side, now, whatever it still holds. (Its sockets are closed a moment later.)"""
         if not pair.ended:
             pair.left = pair.left or "proxy"
             self._end(pair)
-            if not self._in_round:
-                self._close_ended()
+            self.wake()
 
     def watch(self, sock: socket.socket, call: Callable[[], None]) -> None:
         """Call ``call`` whenever ``sock`` is readable, for as long as it is (level-triggered)."""
@@ -217,7 +219,7 @@ class Relay:
             self._epoll.unregister(sock.fileno())
 
     def wake(self) -> None:
-        """The tap has work; if the relay sleeps it shall get up for it."""
+        """There is work besides traffic; if the relay sleeps it shall get up for it."""
         if self._waiting:
             self._waiting = False
             os.eventfd_write(self._wake_fd, 1)
@@ -226,7 +228,7 @@ class Relay:
         """Relay until cancelled."""
         busy = False
         while True:
-            self._waiting = not (busy or self._again or self._tap.urgency())
+            self._waiting = not (busy or self._again or self._over or self._tap.urgency())
             if self._waiting:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
             else:
@@ -238,6 +240,7 @@ class Relay:
         """End every connection that is left. Nothing can be asked of the relay after that."""
         for pair in {flow.pair for flow in self._flows.values()}:
             self.end(pair)
+        self._close_ended()
         self._epoll.close()
         os.close(self._wake_fd)
 
@@ -251,7 +254,7 @@ class Relay:
         began = now = monotonic_ns()
         while now - began < _TURN_NS:
             events = poll(0 if urgency or self._again else _LINGER_S, _EVENTS)
-            if events or self._again:
+            if events or self._again or self._over:
                 self._round(events)
                 urgency = tap.urgency()
                 if urgency > 1:
@@ -268,7 +271,6 @@ class Relay:
         return True
 
     def _round(self, events: list[tuple[int, int]]) -> None:
-        self._in_round = True
         if self._again:
             again, self._again = self._again, {}
             for flow in again:
@@ -284,7 +286,6 @@ class Relay:
                 self._rare(found, mask)
             elif not (found.done or found.outbox):
                 self._pump(found, mask)
-        self._in_round = False
         if self._over:
             self._close_ended()
 

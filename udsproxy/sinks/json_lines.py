@@ -27,26 +27,32 @@ class _Line:
         self.line = line
 
 
-def _flatten(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> bytes:
-    """The last processor: ``ts`` and ``event``, then the record's own keys but for ``at``, its first."""
-    keys = _encode(entry["record"])
-    return f'{{"ts":"{entry["ts"]}","event":"{entry["event"]}"'.encode() + keys[keys.index(b",") :] + b"\n"
+class _ToJson:
+    """structlog's one processor: ``ts`` and ``event``, then the event's own keys but for ``at``, its first."""
+
+    def __init__(self, clock: WallClock) -> None:
+        self._rfc3339 = clock.rfc3339
+
+    def __call__(self, _logger: object, _method: str, entry: MutableMapping[str, Any]) -> bytes:
+        event: Event = entry["event"]
+        keys = _encode(entry.get("record") or event)
+        start = f'{{"ts":"{self._rfc3339(event.at)}","event":"{event.name}"'
+        return start.encode() + keys[keys.index(b",") :] + b"\n"
 
 
 class JsonRenderer:
     """See `udsproxy.sinks.sink.Renderer`."""
 
     def __init__(self, clock: WallClock, *, hexdump: int) -> None:
-        self._rfc3339 = clock.rfc3339
         self._hexdump = hexdump
         self._kept = _Line()
-        logger = structlog.wrap_logger(self._kept, processors=[_flatten], wrapper_class=structlog.BoundLogger)
+        logger = structlog.wrap_logger(self._kept, processors=[_ToJson(clock)], wrapper_class=structlog.BoundLogger)
         self._log: Callable[..., object] = logger.bind().info
 
     def render(self, event: Event) -> bytes | Iterator[bytes] | None:
         if isinstance(event, Data):
             return self._render_data(event)
-        self._log(event.name, ts=self._rfc3339(event.at), record=event)
+        self._log(event)
         return self._kept.line
 
     def _render_data(self, event: Data) -> Iterator[bytes]:
@@ -64,5 +70,5 @@ class JsonRenderer:
             "nbytes": len(event.data),
             "text": "\n".join(lines),
         }
-        self._log(event.name, ts=self._rfc3339(event.at), record=record)
+        self._log(event, record=record)
         yield self._kept.line

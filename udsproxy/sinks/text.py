@@ -47,8 +47,9 @@ class WallClock:
 
     def rfc3339(self, at: int) -> str:
         """``2026-11-23T06:10:04.718335Z``."""
-        nanos = self._split(at)
-        return f"{self._utc}{nanos // 1000:06d}Z"
+        if not self._began <= at < self._until:
+            self._turn_to(at)
+        return f"{self._utc}{(at - self._began) // 1000:06d}Z"
 
     def time_of_day(self, at: int) -> str:
         """``06:10:04.718``, local."""
