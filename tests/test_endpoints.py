@@ -236,10 +236,10 @@ async def test_connecting_by_tcp() -> None:
     """A TCP connection arrives, with nothing held back (TCP_NODELAY); nobody there is ECONNREFUSED."""
     listener = endpoints.listen(Tcp("127.0.0.1", 0))
     assert isinstance(listener.endpoint, Tcp)
-    with await endpoints.connect_tcp(listener.endpoint) as sock, listener.accept() as accepted:
-        for each in (sock, accepted):
-            assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            assert not os.get_blocking(each.fileno())
+    for each in (await endpoints.connect_tcp(listener.endpoint), listener.accept()):
+        assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not os.get_blocking(each.fileno())
+        each.close()
     listener.close()
     with pytest.raises(ConnectionRefusedError):
         await endpoints.connect_tcp(listener.endpoint)
