@@ -213,6 +213,16 @@ class BrokenDecoder:
         return []
 
 
+class BrokenAtTheEnd(BrokenDecoder):
+    """A decoder with a bug in what it does rarely."""
+
+    def lost(self, direction: Direction, at: int) -> list[Event]:
+        raise ZeroDivisionError("oops")
+
+    def close(self, at: int, why: str) -> list[Event]:
+        raise ZeroDivisionError("oops")
+
+
 def test_a_decoders_bug_costs_its_connection_and_no_other() -> None:
     """An exception in a decoder is told once; that connection is raw then, and the others go on."""
     sink = Kept()
@@ -228,6 +238,21 @@ def test_a_decoders_bug_costs_its_connection_and_no_other() -> None:
     assert (told.conn, told.op, told.message) == (1, "decode", "ZeroDivisionError: oops")
     assert [event.conn for event in sink.events if isinstance(event, Request)] == [2]
     assert len([event for event in sink.events if isinstance(event, Close)]) == 2
+
+
+def test_a_decoders_bug_at_the_end_costs_no_more() -> None:
+    """An exception when bytes were lost, or at the close, is told, and the close is too."""
+    sink = Kept()
+    tap = make(sink, limit=1000)
+    seen = tap.observe("p", 1)
+    seen._decoder = BrokenAtTheEnd()
+    seen.data("c2s", 1, bytes(2000))
+    run(tap)
+    seen._decoder = BrokenAtTheEnd()
+    seen.close(closed(), "client left")
+    run(tap)
+    told = [event for event in sink.events if not isinstance(event, Dropped)]
+    assert [type(event) for event in told] == [ProxyError, ProxyError, Close]
 
 
 def test_waking() -> None:

@@ -118,7 +118,10 @@ class Observation:
         assert decoder is not None
         if len(data) > SLICE_BYTES and len(data) > decoder.ahead(direction):
             return None
-        return decoder.feed(direction, at, data)
+        try:
+            return decoder.feed(direction, at, data)
+        except Exception as error:
+            return (self.give_up(at, error),)
 
     def decode_slowly(self, direction: Direction, at: int, data: bytes) -> Iterator[Sequence[Event]]:
         """The events of these bytes, some at a time: a chunk can be dense with records."""
@@ -153,13 +156,19 @@ class Observation:
             start = end
 
     def decode_gap(self, direction: Direction, at: int) -> Sequence[Event]:
-        return self._decoder.lost(direction, at) if self._decoder else ()
+        try:
+            return self._decoder.lost(direction, at) if self._decoder else ()
+        except Exception as error:
+            return (self.give_up(at, error),)
 
     def decode_close(self, event: Close, why: str) -> Sequence[Event]:
         decoder = self._decoder
         if decoder is None:
             return (event,)
-        left = decoder.close(event.at, why)
+        try:
+            left = decoder.close(event.at, why)
+        except Exception as error:
+            left = (self.give_up(event.at, error),)
         return [*left, replace(event, protocol=decoder.protocol, requests=decoder.exchanges)]
 
     def give_up(self, at: int, error: Exception) -> Event:
@@ -303,10 +312,23 @@ class Tap:
         return summary
 
     def _run(self) -> Iterator[None]:
-        queue, sinks, tallies = self.queue, self._sinks, self._tallies
+        queue, sinks, tallies, showing = self.queue, self._sinks, self._tallies, self._showing
+        parts: Iterable[Sequence[Event]]  # of what an item means, each small work
         while queue:
             watched, direction, at, item = queue.popleft()
-            for events in self._meaning(watched, direction, at, item):
+            if isinstance(item, bytes):
+                assert watched is not None
+                self.held -= len(item) + _ITEM_BYTES
+                some = None if showing else watched.decode(direction, at, item)
+                parts = self._decode_slowly(watched, direction, at, item) if some is None else (some,)
+            elif watched is None:
+                assert isinstance(item, Event)
+                parts = ((item,),)
+            elif isinstance(item, tuple):
+                parts = (watched.decode_close(*item),)
+            else:
+                parts = (watched.decode_gap(direction, at),)
+            for events in parts:
                 for event in events:
                     tally = tallies.get(event.__class__)
                     if tally is not None:
@@ -318,31 +340,6 @@ class Tap:
                 yield None
             if self.dropped and self.held < self.limit // 2:
                 self._report_dropped(at)
-
-    def _meaning(
-        self, watched: Observation | None, direction: Direction, at: int, item: _What
-    ) -> Iterable[Sequence[Event]]:
-        """What an item of the queue means: events, in parts that are each small work."""
-        if isinstance(item, bytes):
-            assert watched is not None
-            self.held -= len(item) + _ITEM_BYTES
-            events = None if self._showing else self._decode(watched, direction, at, item)
-            return self._decode_slowly(watched, direction, at, item) if events is None else (events,)
-        if watched is None:
-            assert isinstance(item, Event)
-            return ((item,),)
-        if isinstance(item, tuple):
-            return (watched.decode_close(*item),)
-        return (watched.decode_gap(direction, at),)
-
-    # A decoder's bug costs its connection the decoding, and nobody anything else.
-
-    @staticmethod
-    def _decode(watched: Observation, direction: Direction, at: int, data: bytes) -> Sequence[Event] | None:
-        try:
-            return watched.decode(direction, at, data)
-        except Exception as error:
-            return (watched.give_up(at, error),)
 
     def _decode_slowly(
         self, watched: Observation, direction: Direction, at: int, data: bytes
