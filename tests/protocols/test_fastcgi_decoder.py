@@ -14,7 +14,7 @@ from tests.protocols.strategies import client_streams, cut, server_streams
 from udsproxy.events import DecodeError, Direction, Event, Message, Request
 from udsproxy.protocols import fastcgi as wire
 from udsproxy.protocols.decoder import Scope
-from udsproxy.protocols.fastcgi_decoder import MAX_OPEN, FastCGIDecoder, recognise
+from udsproxy.protocols.fastcgi_decoder import MAX_HEAD, MAX_OPEN, FastCGIDecoder, recognise
 
 COOKIE = frozenset({b"HTTP_COOKIE"})
 PARAMS = {
@@ -453,3 +453,18 @@ def test_at_is_all_that_a_split_may_change() -> None:
     split = [*made.feed("c2s", 3, request()[:9]), *made.feed("c2s", 5, request()[9:])]
     assert split == list(whole)
     assert replace(split[0], at=0) == replace(whole[0], at=0)
+
+
+@pytest.mark.parametrize("ending", [b"\r\n\r\n", b"\n\n", b"\n\r\n", b"\r\n\n"])
+@pytest.mark.parametrize("more", [-2, -1, 0, 1, 2])
+def test_the_limit_of_headers_is_the_same_for_any_split(ending: bytes, more: int) -> None:
+    """Headers that end near the limit are read, or not, wherever the bytes are cut; any line ending will do."""
+    start = b"Status: 404"
+    head = start + b"\nX: ".ljust(MAX_HEAD - len(start) + more, b"x") + ending
+    stream = request(), wire.encode_record(wire.STDOUT, 1, head + b"body\n\nbody") + wire.encode_end(1)
+    seen = set()
+    for at in (None, *range(MAX_HEAD, len(stream[1]) - 20)):
+        pieces = [stream[1]] if at is None else [stream[1][:at], stream[1][at:]]
+        [exchange] = exchanges(decode([("c2s", stream[0]), *(("s2c", piece) for piece in pieces)]))
+        seen.add(exchange.status)
+    assert seen == ({404} if head.index(ending.lstrip(b"\r")) <= MAX_HEAD else {None})

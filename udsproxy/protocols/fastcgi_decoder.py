@@ -26,7 +26,7 @@ PROTOCOL = "fastcgi"
 MAX_OPEN = 32
 """Open requests on one connection. FastCGI servers in use multiplex few or none."""
 MAX_HEAD = 16 * 1024
-"""Bytes of STDOUT in which the CGI headers must end; nginx's own limit is 4 or 8 KiB."""
+"""Bytes of STDOUT in which the CGI headers must be; nginx's own limit is 4 or 8 KiB."""
 MAX_STDERR = 8 * 1024
 MAX_PARAMS_SHOWN = 64 * 1024
 """Bytes of parameters that a `Message` shows; the rest is counted."""
@@ -57,6 +57,9 @@ _FROM_SERVER = {
 _PLAIN_FROM_CLIENT = frozenset({wire.PARAMS, wire.STDIN, wire.DATA})
 _PLAIN_FROM_SERVER = frozenset({wire.STDOUT, wire.STDERR})
 """Types that are right from there whatever their size, if they have a request id."""
+_FIXED_FROM_CLIENT = {wire.BEGIN_REQUEST: wire.BEGIN_BODY.size, wire.ABORT_REQUEST: 0}
+_FIXED_FROM_SERVER = {wire.END_REQUEST: wire.END_BODY.size}
+"""Types that are right from there with this size, if they have a request id."""
 _MANAGEMENT = frozenset({wire.GET_VALUES, wire.GET_VALUES_RESULT, wire.UNKNOWN_TYPE})
 _UNDERSTOOD_WHOLE = _MANAGEMENT | {wire.BEGIN_REQUEST, wire.END_REQUEST}
 _WANTED = frozenset({b"REQUEST_METHOD", b"REQUEST_URI", b"SCRIPT_NAME", b"SCRIPT_FILENAME", b"QUERY_STRING"})
@@ -64,7 +67,6 @@ _HEADER_LINE = re.compile(
     rb"^[ \t]*(status|content-type|location)[ \t]*:[ \t]*([^\r\n]*)", re.MULTILINE | re.IGNORECASE
 )
 """The headers that mean something here (RFC 3875, section 6.3)."""
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
 def recognise(start: bytes) -> bool | None:
@@ -119,14 +121,17 @@ class _Stream:
     """Where one direction stands."""
 
     __slots__ = (
-        "allowed", "content", "direction", "exchange", "header", "header_at", "inside", "kind", "left", "offset",
-        "padding", "plain", "raw", "request_id", "size",
+        "allowed", "content", "direction", "exchange", "fixed", "header", "header_at", "inside", "kind", "left",
+        "offset", "padding", "plain", "raw", "request_id", "size",
     )  # fmt: skip
 
-    def __init__(self, direction: Direction, allowed: dict[int, int], plain: frozenset[int]) -> None:
+    def __init__(
+        self, direction: Direction, allowed: dict[int, int], plain: frozenset[int], fixed: dict[int, int]
+    ) -> None:
         self.direction = direction
         self.allowed = allowed
         self.plain = plain
+        self.fixed = fixed
         self.raw = False
         self.offset = 0
         """Of the next byte to come."""
@@ -155,8 +160,8 @@ class FastCGIDecoder:
         self._span_secrets = scope.secrets if scope.spans and scope.secrets else None
         self._careful = scope.messages or self._span_secrets is not None
         """Parameters are to be shown or masked, not only some to be known."""
-        self._client = _Stream("c2s", _FROM_CLIENT, _PLAIN_FROM_CLIENT)
-        self._server = _Stream("s2c", _FROM_SERVER, _PLAIN_FROM_SERVER)
+        self._client = _Stream("c2s", _FROM_CLIENT, _PLAIN_FROM_CLIENT, _FIXED_FROM_CLIENT)
+        self._server = _Stream("s2c", _FROM_SERVER, _PLAIN_FROM_SERVER, _FIXED_FROM_SERVER)
         self._open: dict[int, _Exchange] = {}
         self._events: list[Event] = []
 
@@ -214,15 +219,18 @@ class FastCGIDecoder:
 
     def _walk(self, stream: _Stream, at: int, header_at: int, data: bytes) -> None:
         """Every record of ``data``. ``header_at``: when the first byte of the first header came."""
-        pos, size = 0, len(data)
+        pos, size, messages = 0, len(data), self._messages
         if stream.inside:
             pos = self._continue_record(stream, at, data)
-        unpack, opened, plain, client = wire.HEADER.unpack_from, self._open, stream.plain, stream is self._client
+        unpack, opened, plain, fixed = wire.HEADER.unpack_from, self._open, stream.plain, stream.fixed
         while size - pos >= 8:
             version, kind, request_id, length, padding = unpack(data, pos)
-            common = kind in plain and version == wire.VERSION and request_id
-            if not common:
-                wrong = self._wrong(stream, version, kind, request_id, length)
+            if version == wire.VERSION and request_id and kind in plain:
+                common = True
+            else:
+                common, wrong = False, None
+                if version != wire.VERSION or not request_id or fixed.get(kind) != length:
+                    wrong = self._wrong(stream, version, kind, request_id, length)
                 if wrong is None and kind == wire.BEGIN_REQUEST:
                     wrong = self._begin(request_id, header_at)
                 if wrong is not None:
@@ -233,26 +241,20 @@ class FastCGIDecoder:
             end = stop + padding
             exchange = opened.get(request_id)
             if exchange is not None:
-                if client:
-                    exchange.c2s_bytes += (min(end, size)) - pos
+                if stream.direction == "c2s":
+                    exchange.c2s_bytes += end - pos
                 else:
-                    exchange.s2c_bytes += (min(end, size)) - pos
+                    exchange.s2c_bytes += end - pos
                     if exchange.first_reply_at is None:
                         exchange.first_reply_at = header_at
             if end > size:
-                stream.inside = True
-                stream.kind, stream.request_id, stream.size, stream.exchange = kind, request_id, length, exchange
-                stream.left, stream.padding = max(0, stop - size), min(padding, end - size)
+                self._cut_record(stream, kind, request_id, length, exchange, end - size, padding)
                 if start < size:
                     self._content(stream, kind, exchange, data, start, min(stop, size))
                 return
-            if length:
-                if kind != wire.STDIN:
-                    self._content(stream, kind, exchange, data, start, stop)
-                ended = self._messages or not common
-            else:
-                ended = self._messages or not common or kind == wire.PARAMS
-            if ended:
+            if length and kind != wire.STDIN:
+                self._content(stream, kind, exchange, data, start, stop)
+            if not common or messages or (length == 0 and kind == wire.PARAMS):
                 wrong = self._end_record(stream, kind, request_id, length, exchange, at)
                 if wrong is not None:
                     self._turn_raw(stream, at, end, wrong, data)
@@ -260,6 +262,27 @@ class FastCGIDecoder:
             pos, header_at = end, at
         if pos < size:
             stream.header, stream.header_at = data[pos:], header_at
+
+    @staticmethod
+    def _cut_record(
+        stream: _Stream,
+        kind: int,
+        request_id: int,
+        size: int,
+        exchange: _Exchange | None,
+        missing: int,
+        padding: int,
+    ) -> None:
+        """Of this record so many bytes are still to come. They were counted, but have not been seen."""
+        stream.inside = True
+        stream.kind, stream.request_id, stream.size, stream.exchange = kind, request_id, size, exchange
+        stream.padding = min(padding, missing)
+        stream.left = missing - stream.padding
+        if exchange is not None:
+            if stream.direction == "c2s":
+                exchange.c2s_bytes -= missing
+            else:
+                exchange.s2c_bytes -= missing
 
     def _continue_record(self, stream: _Stream, at: int, data: bytes) -> int:
         """Take what ``data`` has of a record that was cut. Returns where the rest begins."""
@@ -272,7 +295,7 @@ class FastCGIDecoder:
             end += min(stream.padding, len(data) - stop)
             stream.padding -= end - stop
         if exchange is not None:
-            if stream is self._client:
+            if stream.direction == "c2s":
                 exchange.c2s_bytes += end
             else:
                 exchange.s2c_bytes += end
@@ -356,16 +379,18 @@ class FastCGIDecoder:
     def _take_head(exchange: _Exchange, piece: bytes) -> None:
         """CGI headers, up to the empty line (RFC 3875, section 6.2)."""
         head = exchange.head + piece if exchange.head else piece
-        ended = _HEAD_END.search(head, max(0, len(head) - len(piece) - 3))  # it may begin in the last piece
-        if ended is None:
+        since = max(0, len(head) - len(piece) - 2)  # it may begin in the last piece
+        lf, crlf = head.find(b"\n\n", since), head.find(b"\n\r\n", since)
+        end = lf if crlf < 0 or 0 <= lf < crlf else crlf
+        if end < 0:
             # Past the limit they are no headers that a server would read; status stays unknown.
-            exchange.head = None if len(head) > MAX_HEAD else head
+            exchange.head = None if len(head) > MAX_HEAD + 2 else head
             return
         exchange.head = None
-        if ended.start() > MAX_HEAD:
+        if end > MAX_HEAD:
             return
         status = 200
-        for name, value in _HEADER_LINE.findall(head, 0, ended.start()):
+        for name, value in _HEADER_LINE.findall(head, 0, end):
             kind = name.lower()
             if kind == b"status":
                 code = value[:3]
