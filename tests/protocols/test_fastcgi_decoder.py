@@ -57,20 +57,26 @@ def request(params: dict[bytes, bytes] = PARAMS, body: bytes = b"", request_id: 
 # --- laws ---
 
 
-@given(client_streams(), server_streams(), sizes, sizes)
-def test_any_split_gives_the_same_events(client: bytes, server: bytes, one: list[int], two: list[int]) -> None:
+@given(client_streams(), server_streams(), sizes, sizes, st.booleans())
+def test_any_split_gives_the_same_events(
+    client: bytes, server: bytes, one: list[int], two: list[int], messages: bool
+) -> None:
     """However the bytes of each direction are cut, the messages, exchanges and errors are the same."""
-    whole = decode([("c2s", client), ("s2c", server)])
+    whole = decode([("c2s", client), ("s2c", server)], decoder(messages=messages))
     split: list[tuple[Direction, bytes]] = [("c2s", piece) for piece in cut(client, one)]
-    assert decode([*split, *(("s2c", piece) for piece in cut(server, two))]) == whole
+    split += [("s2c", piece) for piece in cut(server, two)]
+    assert decode(split, decoder(messages=messages)) == whole
 
 
-@given(client_streams(), server_streams())
-def test_byte_by_byte(client: bytes, server: bytes) -> None:
+@given(client_streams(), server_streams(), st.booleans())
+def test_byte_by_byte(client: bytes, server: bytes, messages: bool) -> None:
     """The finest split of all gives the same events too."""
     single: list[tuple[Direction, bytes]] = [("c2s", client[i : i + 1]) for i in range(len(client))]
     single += [("s2c", server[i : i + 1]) for i in range(len(server))]
-    assert decode(single) == decode([("c2s", client), ("s2c", server)])
+    whole = decode([("c2s", client), ("s2c", server)], decoder(messages=messages))
+    assert decode(single, decoder(messages=messages)) == whole
+    if not messages:
+        assert [each for each in decode(single) if isinstance(each, Request | DecodeError)] == whole
 
 
 @given(st.lists(st.tuples(st.sampled_from(["c2s", "s2c"]), st.binary(max_size=60)), max_size=20), st.booleans())
@@ -468,3 +474,18 @@ def test_the_limit_of_headers_is_the_same_for_any_split(ending: bytes, more: int
         [exchange] = exchanges(decode([("c2s", stream[0]), *(("s2c", piece) for piece in pieces)]))
         seen.add(exchange.status)
     assert seen == ({404} if head.index(ending.lstrip(b"\r")) <= MAX_HEAD else {None})
+
+
+def test_an_end_that_was_cut_ends_its_own_exchange() -> None:
+    """An id that is begun again while the end of its last exchange is half here: each is reported once."""
+    end = wire.encode_end(1)
+    steps: Pieces = [
+        ("c2s", wire.encode_begin(1)),
+        ("s2c", end[:12]),
+        ("c2s", wire.encode_begin(1)),
+        ("s2c", end[12:]),
+    ]
+    assert [exchange.incomplete for exchange in exchanges(decode(steps))] == [
+        "its id was begun again",
+        "client left",
+    ]

@@ -142,6 +142,23 @@ def test_a_renderers_bug_costs_the_event() -> None:
     os.close(read)
 
 
+def test_a_reader_that_goes_while_a_batch_is_open() -> None:
+    """What was batched when the reader went is counted too."""
+    read, write = os.pipe()
+    writer = Writer(write, "test", owned=True)
+    sink = TextSink("console", Names(), writer)
+    sink.emit(opened())
+    os.close(read)
+    sink.flush()
+    sink.emit(opened())
+    while not writer.dead:
+        pass
+    for _ in range(10):
+        sink.emit(opened())
+    sink.close(10)
+    assert sink.failure == "console: Broken pipe; 12 events were not written"
+
+
 def test_a_reader_that_has_gone() -> None:
     """After EPIPE nothing is rendered any more, and events are counted as dropped."""
     read, write = os.pipe()

@@ -415,7 +415,7 @@ class FastCGIDecoder:
             return None
         if self._messages:
             self._message(stream, kind, at, self._fields(kind, request_id, stream.content), size)
-        if kind == wire.END_REQUEST and exchange is not None:
+        if kind == wire.END_REQUEST and exchange is not None and self._open.get(request_id) is exchange:
             app_status, protocol_status = wire.END_BODY.unpack(stream.content)
             del self._open[request_id]
             self._report(

@@ -104,14 +104,16 @@ class Connections:
         early: list[tuple[Direction, int, bytes]] = []
         if observation.wants_data:
             connection.watch = lambda *chunk: early.append(chunk)
-        relay.add(connection)
-        at = connection.opened_at
-        who = self._peers.of(client, at) if self._unix_clients else None
-        tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
-        if observation.wants_data:
-            for chunk in early:
-                observation.data(*chunk)
-            connection.watch = observation.data
+        try:
+            relay.add(connection)
+        finally:
+            at = connection.opened_at
+            who = self._peers.of(client, at) if self._unix_clients else None
+            tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+            if observation.wants_data:
+                for chunk in early:
+                    observation.data(*chunk)
+                connection.watch = observation.data
 
     def forget(self) -> None:
         """The relay has closed one."""

@@ -47,7 +47,7 @@ class TextSink:
         self.total_dropped = 0
 
     def emit(self, event: Event) -> Iterator[None] | None:
-        if not self._batch and not self._has_room(event):  # looked at once for each batch
+        if (not self._batch or self._writer.dead) and not self._has_room(event):  # looked at once for each batch
             return None
         try:
             rendered = self._renderer.render(event)
@@ -112,7 +112,11 @@ class TextSink:
             nbytes=self._dropped_bytes or None,
         )
         self._dropped = self._dropped_bytes = 0
-        rendered = self._renderer.render(told)
+        try:
+            rendered = self._renderer.render(told)
+        except Exception as error:
+            self._give_up(error)
+            return
         if isinstance(rendered, bytes):
             self._add(rendered)
 

@@ -68,7 +68,9 @@ class Writer:
             closing = self._closing.is_set()
             self._filled.clear()  # before the queue is emptied: what comes after that sets it again
             data = b"".join([self._queue.popleft() for _ in range(len(self._queue))])
-            if data and not self.dead:
+            if self.dead:
+                self.lost_lines += data.count(b"\n")
+            elif data:
                 self._write(data)
             self._written += len(data)
             if closing:
