@@ -47,8 +47,12 @@ _TURN_NS = 5_000_000
 _LINGER_S = 0.001
 """How long the relay waits in its own epoll for more traffic before it goes back to wait by way of trio, which
 costs more than moving a chunk does. It is epoll_wait()'s shortest time, and what trio's other tasks may lose."""
-_UNITS = 8
-"""Units of the tap's work in one slice: 100 to 200 µs."""
+_SLICE_NS = 300_000
+"""How long the tap's work goes on between two looks at the traffic, where there is as much of it. Where clients
+wait for us without a pause, shorter is slower for all of them: work and traffic then drive each other out of the
+processor's caches, and every chunk has to wake its reader from sleep (docs/cost.md has the figures)."""
+_UNITS = 4
+"""Units of the tap's work between two looks at the clock: 40 to 80 µs."""
 
 _OUT, _RDHUP = select.EPOLLOUT, select.EPOLLRDHUP
 _WATCH = select.EPOLLIN | select.EPOLLPRI | _RDHUP | select.EPOLLET
@@ -164,6 +168,8 @@ class Relay:
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
         self._waiting = False
+        self._owed = 0
+        """What traffic took since the tap last worked, where much waits for it (ns)."""
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         self._calls[self._wake_fd] = self._woken
@@ -257,18 +263,26 @@ class Relay:
             if events or self._again or self._over:
                 self._round(events)
                 urgency = tap.urgency()
+                before, now = now, monotonic_ns()
                 if urgency > 1:
                     # No idle moment: observation may take as long as the traffic it observes took.
-                    after = monotonic_ns()
-                    until = after + after - now
-                    while tap.work(_UNITS) and monotonic_ns() < until:
-                        pass
+                    self._owed += now - before
+                    if self._owed >= _SLICE_NS:
+                        now = self._observe(now, self._owed)
             elif urgency:
-                urgency = tap.work(_UNITS)
+                now = self._observe(now, _SLICE_NS)
+                urgency = tap.urgency()
             else:
                 return False
-            now = monotonic_ns()
         return True
+
+    def _observe(self, now: int, most: int) -> int:
+        """Let the tap work, for so long at most. Returns when it has ended (ns)."""
+        self._owed = 0
+        until = now + most
+        while self._tap.work(_UNITS) and (now := monotonic_ns()) < until:
+            pass
+        return now
 
     def _round(self, events: list[tuple[int, int]]) -> None:
         if self._again:
