@@ -102,7 +102,7 @@ def test_mode_whatever_the_umask(directory: Path, umask: int, wanted: int) -> No
     """The file has the mode that was asked for, exactly, under any umask."""
     before = os.umask(umask)
     try:
-        listener = endpoints.listen(UnixPath(str(directory / "p"), wanted))
+        listener = endpoints.Listener(UnixPath(str(directory / "p"), wanted))
     finally:
         os.umask(before)
     assert mode(directory / "p") == wanted
@@ -111,12 +111,12 @@ def test_mode_whatever_the_umask(directory: Path, umask: int, wanted: int) -> No
 
 def test_copies_the_upstream(directory: Path) -> None:
     """Without options a listening path has the upstream's mode and owner; with none to copy it is 600."""
-    upstream = endpoints.listen(UnixPath(str(directory / "up"), 0o640))
+    upstream = endpoints.Listener(UnixPath(str(directory / "up"), 0o640))
     if os.geteuid() == 0:
         os.chown(directory / "up", 33, 34)
-    copied = endpoints.listen(UnixPath(str(directory / "a")), like=UnixPath(str(directory / "up")))
-    alone = endpoints.listen(UnixPath(str(directory / "b")), like=UnixPath(str(directory / "missing")))
-    told = endpoints.listen(UnixPath(str(directory / "c"), 0o666), like=UnixPath(str(directory / "up")))
+    copied = endpoints.Listener(UnixPath(str(directory / "a")), like=UnixPath(str(directory / "up")))
+    alone = endpoints.Listener(UnixPath(str(directory / "b")), like=UnixPath(str(directory / "missing")))
+    told = endpoints.Listener(UnixPath(str(directory / "c"), 0o666), like=UnixPath(str(directory / "up")))
     up, a, c = ((directory / name).stat() for name in ("up", "a", "c"))
     assert (a.st_uid, a.st_gid, mode(directory / "a")) == (up.st_uid, up.st_gid, 0o640)
     assert (c.st_uid, c.st_gid, mode(directory / "c")) == (up.st_uid, up.st_gid, 0o666)
@@ -128,14 +128,14 @@ def test_copies_the_upstream(directory: Path) -> None:
 def test_copies_the_acl(directory: Path) -> None:
     """An access ACL is copied with the mode, whose group bits are only its mask (acl(5))."""
     up = directory / "up"
-    upstream = endpoints.listen(UnixPath(str(up), 0o600))
+    upstream = endpoints.Listener(UnixPath(str(up), 0o600))
     # version 2; user::rw-, user:33:rw-, group::---, mask::rw-, other::---
     entries = ((1, 6, -1), (2, 6, 33), (4, 0, -1), (16, 6, -1), (32, 0, -1))
     os.setxattr(
         up, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *e) for e in entries)
     )
-    copied = endpoints.listen(UnixPath(str(directory / "a")), like=UnixPath(str(up)))
-    told = endpoints.listen(UnixPath(str(directory / "b"), 0o600), like=UnixPath(str(up)))
+    copied = endpoints.Listener(UnixPath(str(directory / "a")), like=UnixPath(str(up)))
+    told = endpoints.Listener(UnixPath(str(directory / "b"), 0o600), like=UnixPath(str(up)))
     acl = os.getxattr(up, "system.posix_acl_access")
     assert os.getxattr(directory / "a", "system.posix_acl_access") == acl
     assert mode(directory / "b") == 0o600
@@ -146,7 +146,7 @@ def test_copies_the_acl(directory: Path) -> None:
 def test_unknown_owner(directory: Path) -> None:
     """An owner that does not exist is an error, and leaves no file behind."""
     with pytest.raises(ListenError, match="no such user"):
-        endpoints.listen(UnixPath(str(directory / "p"), owner="nobody-has-this-name"))
+        endpoints.Listener(UnixPath(str(directory / "p"), owner="nobody-has-this-name"))
     assert not list(directory.iterdir())
 
 
@@ -156,7 +156,7 @@ def test_stale_socket_is_replaced(directory: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert client(path) == errno.ECONNREFUSED
-    listener = endpoints.listen(UnixPath(str(path)))
+    listener = endpoints.Listener(UnixPath(str(path)))
     assert client(path) == 0
     listener.close()
     assert not path.exists()
@@ -171,7 +171,7 @@ def test_live_socket_is_left_alone(directory: Path) -> None:
             live.listen(backlog)
             waiting.connect(str(path))
             with pytest.raises(ListenError, match="already listens"):
-                endpoints.listen(UnixPath(str(path)))
+                endpoints.Listener(UnixPath(str(path)))
         path.unlink()
 
 
@@ -182,14 +182,14 @@ def test_plain_file_is_left_alone(directory: Path) -> None:
     (directory / "dir").mkdir()
     for name in ("file", "link", "dir"):
         with pytest.raises(ListenError, match="no socket"):
-            endpoints.listen(UnixPath(str(directory / name)))
+            endpoints.Listener(UnixPath(str(directory / name)))
     assert (directory / "file").read_text() == "keep"
 
 
 def test_missing_directory(directory: Path) -> None:
     """Where the directory is missing, the error says so and what to do."""
     with pytest.raises(ListenError, match=r"ENOENT.*make the directory"):
-        endpoints.listen(UnixPath(str(directory / "no" / "p")))
+        endpoints.Listener(UnixPath(str(directory / "no" / "p")))
 
 
 def test_long_paths(directory: Path) -> None:
@@ -197,7 +197,7 @@ def test_long_paths(directory: Path) -> None:
     deep = directory / ("d" * 120) / ("e" * 120)
     deep.mkdir(parents=True)
     path = deep / ("s" * 250)
-    listener = endpoints.listen(UnixPath(str(path)))
+    listener = endpoints.Listener(UnixPath(str(path)))
     assert client(path) == 0
     assert [each.name for each in deep.iterdir()] == [path.name]
     listener.close()
@@ -208,9 +208,9 @@ def test_long_paths(directory: Path) -> None:
 def test_a_file_that_is_not_ours_any_more_stays(directory: Path) -> None:
     """If somebody put another socket at the path meanwhile, closing ours leaves theirs alone."""
     path = directory / "p"
-    ours = endpoints.listen(UnixPath(str(path)))
+    ours = endpoints.Listener(UnixPath(str(path)))
     path.unlink()
-    theirs = endpoints.listen(UnixPath(str(path)))
+    theirs = endpoints.Listener(UnixPath(str(path)))
     ours.close()
     assert client(path) == 0
     theirs.close()
@@ -219,14 +219,14 @@ def test_a_file_that_is_not_ours_any_more_stays(directory: Path) -> None:
 def test_abstract_and_tcp() -> None:
     """Abstract names and TCP ports can be listened on and connected to."""
     name = UnixAbstract(f"udsproxy-test-{os.getpid()}")
-    listener = endpoints.listen(name)
+    listener = endpoints.Listener(name)
     with endpoints.unix_socket() as sock:
         assert endpoints.connect(sock, name) == 0
         listener.accept().close()
     with pytest.raises(ListenError, match="EADDRINUSE"):
-        endpoints.listen(name)
+        endpoints.Listener(name)
     listener.close()
-    tcp = endpoints.listen(Tcp("127.0.0.1", 0))
+    tcp = endpoints.Listener(Tcp("127.0.0.1", 0))
     assert isinstance(tcp.endpoint, Tcp)
     assert tcp.endpoint.port > 0
     tcp.close()
@@ -234,7 +234,7 @@ def test_abstract_and_tcp() -> None:
 
 async def test_connecting_by_tcp() -> None:
     """A TCP connection arrives, with nothing held back (TCP_NODELAY); nobody there is ECONNREFUSED."""
-    listener = endpoints.listen(Tcp("127.0.0.1", 0))
+    listener = endpoints.Listener(Tcp("127.0.0.1", 0))
     assert isinstance(listener.endpoint, Tcp)
     for each in (await endpoints.connect_tcp(listener.endpoint), listener.accept()):
         assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -248,7 +248,7 @@ async def test_connecting_by_tcp() -> None:
 def test_the_backlog_is_the_kernels(directory: Path) -> None:
     """A backlog of N lets N + 1 clients wait; the next one gets EAGAIN, and may try again on the same socket."""
     path = directory / "p"
-    listener = endpoints.listen(UnixPath(str(path)), backlog=1)
+    listener = endpoints.Listener(UnixPath(str(path)), backlog=1)
     waiting = [endpoints.unix_socket() for _ in range(3)]
     assert [endpoints.connect(each, UnixPath(str(path))) for each in waiting] == [0, 0, errno.EAGAIN]
     listener.accept().close()
@@ -260,6 +260,6 @@ def test_the_backlog_is_the_kernels(directory: Path) -> None:
 
 def test_a_backlog_past_the_systems_limit(directory: Path) -> None:
     """listen() would cut it silently; the listener says what it became (net.core.somaxconn)."""
-    listener = endpoints.listen(UnixPath(str(directory / "p")), backlog=2**31 - 1)
+    listener = endpoints.Listener(UnixPath(str(directory / "p")), backlog=2**31 - 1)
     assert listener.backlog == int(Path("/proc/sys/net/core/somaxconn").read_text())
     listener.close()

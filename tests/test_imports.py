@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel": {"events", "kernel"},
     "sinks": {"config", "events", "sinks"},
     "config": {"endpoints"},
-    "endpoints": {"events"},
+    "endpoints": {"endpoints", "events"},
     "events": set(),
 }
 """For each room, the rooms that it may know of."""

@@ -41,7 +41,7 @@ def serve(
     if backlog is not None and backlog < 0:
         raise Failure(USAGE, f"--backlog {backlog}: at least 0 is needed")
     try:
-        listener = endpoints.listen(endpoint, backlog=backlog)
+        listener = endpoints.Listener(endpoint, backlog=backlog)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     print(f"serving FastCGI on {listener.endpoint}: {workers} workers, backlog {listener.backlog}", flush=True)

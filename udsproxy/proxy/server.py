@@ -58,7 +58,7 @@ class Server:
         try:
             self._sinks = make_sinks(self._log, several=len(self._proxies) > 1)
             for proxy in self._proxies:
-                self._listeners.append(endpoints.listen(proxy.listen, like=proxy.upstream, backlog=proxy.backlog))
+                self._listeners.append(endpoints.Listener(proxy.listen, like=proxy.upstream, backlog=proxy.backlog))
         except BaseException:
             self._close()
             raise

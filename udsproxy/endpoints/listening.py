@@ -1,0 +1,220 @@
+"""A listening socket and, where it has one, its file.
+
+Rules:
+
+* A socket file never exists, not for a moment, with more permissions than it shall have.
+* Only a socket that nobody listens on is ever replaced; only a file that we made is ever removed.
+* A listener can be withdrawn, so that connect() fails with the kernel's own errno, and restored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from typing import Any
+
+from udsproxy.endpoints.connecting import AF_UNIX, STREAM, Socket, connect, tcp_socket, unix_socket
+from udsproxy.endpoints.ownership import group_name, set_owner_and_mode, user_name
+from udsproxy.endpoints.spelling import MAX_PATH, Endpoint, ListenError, Tcp, UnixAbstract, UnixPath
+from udsproxy.events import errno_message, errno_name
+
+
+class Listener:
+    """A listening socket. Close it to remove its file."""
+
+    def __init__(self, endpoint: Endpoint, *, like: Endpoint | None = None, backlog: int | None = None) -> None:
+        """Listen. A socket file takes owner, group and mode of ``like`` (the upstream) where ``endpoint`` does
+        not say, and mode 600 where there is none to copy. ``backlog`` None: as long as the system allows.
+
+        Raises `ListenError`.
+        """
+        with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
+            self.most = int(file.read())
+        """The longest backlog that the system allows."""
+        self.endpoint = endpoint
+        self.backlog = self.most if backlog is None else min(backlog, self.most)
+        self.is_unix = not isinstance(endpoint, Tcp)
+        self.note: str | None = None
+        """A warning for people, where owner or group could not be made the same as the upstream's."""
+        self.mode: str | None = None
+        """The file's, as chmod writes it; None where there is no file."""
+        self.owner: str | None = None
+        """The file's, as ``owner:group``."""
+        self._like = like
+        self._file: tuple[int, int] | None = None
+        self.withdrawn = False
+        """There is no socket now."""
+        self.sock = self._open()
+
+    def accept(self) -> Socket:
+        """accept(), non-blocking. Raises OSError (EAGAIN: nobody waits; EMFILE, ENFILE, ENOMEM).
+
+        A Unix socket that it returns is to be used with MSG_DONTWAIT: it has not been made non-blocking.
+        """
+        if self.is_unix:
+            return Socket(AF_UNIX, STREAM, 0, self.sock._accept()[0])  # type: ignore[attr-defined]
+        accepted, _ = self.sock.accept()
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return accepted
+
+    def limit(self, backlog: int) -> None:
+        """Change the backlog. What is queued stays (net/unix/af_unix.c, unix_listen)."""
+        backlog = min(backlog, self.most)
+        if backlog != self.backlog:
+            self.backlog = backlog
+            self.sock.listen(backlog)
+
+    def withdraw(self, number: int) -> None:
+        """From now on connect() fails with this errno: ENOENT and EACCES where there is a file, else
+        ECONNREFUSED. Who is in the queue gets ECONNRESET, as from a server that ended."""
+        if self._file is not None and isinstance(self.endpoint, UnixPath):
+            if number == errno.ENOENT:
+                self.remove_file()
+            elif number == errno.EACCES and self._is_ours():
+                with contextlib.suppress(OSError):
+                    os.chmod(self.endpoint.path, 0)
+        self.withdrawn = True
+        self.sock.close()
+
+    def restore(self) -> None:
+        """Listen again. Raises `ListenError`: something else is there now, or it cannot be made again."""
+        self.sock = self._open()
+        self.withdrawn = False
+
+    def remove_file(self) -> None:
+        """Remove the socket's file if it is still ours: nobody new can connect, who is in the queue stays."""
+        if self._is_ours() and isinstance(self.endpoint, UnixPath):
+            with contextlib.suppress(OSError):
+                os.unlink(self.endpoint.path)
+        self._file = None
+
+    def close(self) -> None:
+        """Remove the file and close the socket. Who is still in the queue gets ECONNRESET."""
+        self.remove_file()
+        self.sock.close()
+
+    def _is_ours(self) -> bool:
+        if self._file is None or not isinstance(self.endpoint, UnixPath):
+            return False
+        try:
+            found = os.stat(self.endpoint.path, follow_symlinks=False)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._file
+
+    # --- opening ---
+
+    def _open(self) -> socket.socket:
+        endpoint = self.endpoint
+        try:
+            if isinstance(endpoint, UnixPath):
+                return self._open_path(endpoint)
+            if isinstance(endpoint, UnixAbstract):
+                return self._listening(unix_socket(), b"\0" + os.fsencode(endpoint.name))
+            family, _, _, _, address = socket.getaddrinfo(
+                endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            sock = self._listening(tcp_socket(family), address)
+            self.endpoint = Tcp(endpoint.host, sock.getsockname()[1])
+            return sock
+        except OSError as error:
+            raise ListenError(f"cannot listen on {endpoint}: {_reason(error)}") from None
+
+    def _listening(self, sock: socket.socket, address: bytes | tuple[Any, ...]) -> socket.socket:
+        """``sock``, bound and listening; closed where that fails. Raises OSError."""
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # on AF_UNIX it means nothing
+            sock.bind(address)
+            sock.listen(self.backlog)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _open_path(self, endpoint: UnixPath) -> socket.socket:
+        """Bind beside the path, set owner and mode, listen, and only then rename over the path.
+
+        Raises `ListenError`, OSError.
+        """
+        path = endpoint.path
+        directory, name = os.path.split(path)
+        if not self._is_ours():
+            _require_replaceable(path)
+        at = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        # The name shows in `ss -xl` and in getpeername() for as long as the socket lives: keep the path in it.
+        beside = os.path.join(directory, f"{name}.udsproxy-{os.getpid()}")
+        if len(os.fsencode(beside)) > MAX_PATH or len(os.fsencode(name)) > 200:
+            beside = f"/proc/self/fd/{at}/.udsproxy-{os.getpid()}"
+        try:
+            sock = unix_socket()
+            try:
+                self._bind_beside(sock, beside, endpoint)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        finally:
+            os.close(at)
+
+    def _bind_beside(self, sock: socket.socket, beside: str, endpoint: UnixPath) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)  # of a process that had our number and was killed in this function
+        # bind() makes the file with the mode of the socket's inode, less the umask: closed until we are done.
+        os.fchmod(sock.fileno(), 0)
+        sock.bind(beside)
+        try:
+            # By descriptor, not by name: nobody can put another file in between.
+            pinned = os.open(beside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                self.note = set_owner_and_mode(f"/proc/self/fd/{pinned}", endpoint, self._like)
+            finally:
+                os.close(pinned)
+            sock.listen(self.backlog)
+            os.rename(beside, endpoint.path)
+        except BaseException:
+            os.unlink(beside)
+            raise
+        made = os.stat(endpoint.path, follow_symlinks=False)
+        self._file = made.st_dev, made.st_ino
+        self.mode = f"{stat.S_IMODE(made.st_mode):o}"
+        self.owner = f"{user_name(made.st_uid)}:{group_name(made.st_gid)}"
+
+
+def _require_replaceable(path: str) -> None:
+    """Nothing there, or a socket that nobody listens on (ECONNREFUSED). Raises `ListenError`."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+            raise ListenError(f"cannot listen on {path}: it is there and is no socket; choose another path")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ListenError(f"cannot listen on {path}: {_reason(error)}") from None
+    with unix_socket() as probe:
+        found = connect(probe, UnixPath(path))
+    if found == errno.EACCES:
+        raise ListenError(f"cannot listen on {path}: a socket is there and may not be tried (EACCES); remove it")
+    if found not in (errno.ECONNREFUSED, errno.ENOENT):
+        raise ListenError(
+            f"cannot listen on {path}: somebody already listens there; stop that first, or choose another path"
+        )
+
+
+_ADVICE = {
+    errno.EACCES: "run as a user who may write there, or choose another path",
+    errno.EADDRINUSE: "somebody listens there; stop that, or choose another",
+    errno.ENOENT: "make the directory first",
+    errno.EPERM: "giving files away takes root; leave owner and group out",
+    errno.EROFS: "choose a path on a file system that can be written",
+}
+
+
+def _reason(error: OSError) -> str:
+    number = error.errno or 0
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}; check the host's name"
+    advice = _ADVICE.get(number)
+    return f"{errno_message(number)} ({errno_name(number)})" + (f"; {advice}" if advice else "")

@@ -1,0 +1,104 @@
+"""Owner, group, mode and ACL of a socket's file: as told, else as the upstream's.
+
+Rule: what is only copied may fail for want of privilege; then the file is never open to more than it shall be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from typing import Literal
+
+from udsproxy.endpoints.spelling import Endpoint, ListenError, UnixPath
+
+_ACL = "system.posix_acl_access"
+
+
+def set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) -> str | None:
+    """Give a new socket file its owner, group and mode. Returns a warning, where one is due.
+
+    What was told must succeed. What is only copied may fail for want of privilege; then the file is opened to
+    no group that the upstream is not open to. Raises `ListenError`, OSError.
+    """
+    model = _stat_socket(like)
+    uid = _lookup("owner", endpoint.owner) if endpoint.owner is not None else -1
+    gid = _lookup("group", endpoint.group) if endpoint.group is not None else -1
+    if uid != -1 or gid != -1:
+        os.chown(file, uid, gid)
+    note = None
+    mode = endpoint.mode
+    if model is not None:
+        made = os.stat(file)
+        copied_mode = stat.S_IMODE(model.st_mode)
+        if gid == -1 and made.st_gid != model.st_gid and not _chown(file, -1, model.st_gid):
+            copied_mode &= ~0o070 | (copied_mode & 0o007) << 3
+            note = f"{endpoint.path}: the upstream's group {group_name(model.st_gid)} cannot be copied (not root)"
+        if uid == -1 and made.st_uid != model.st_uid and not _chown(file, model.st_uid, -1):
+            note = f"{endpoint.path}: the upstream's owner {user_name(model.st_uid)} cannot be copied (not root)"
+        mode = copied_mode if mode is None else mode
+    os.chmod(file, 0o600 if mode is None else mode)
+    if (
+        endpoint.mode is None
+        and isinstance(like, UnixPath)
+        and model is not None
+        and not _copy_acl(like.path, file)
+    ):
+        # With an ACL the group's bits of the mode are the ACL's mask: alone they would open it to the group.
+        os.chmod(file, (mode or 0) & ~0o070)
+        note = f"{endpoint.path}: the upstream's ACL cannot be copied; the group was left out"
+    return note
+
+
+def _copy_acl(source: str, file: str) -> bool:
+    """Copy the access ACL (acl(5)) where there is one; False: there is, and it cannot be."""
+    try:
+        acl = os.getxattr(source, _ACL)
+    except OSError:
+        return True
+    try:
+        os.setxattr(file, _ACL, acl)
+    except OSError:
+        return False
+    return True
+
+
+def _chown(file: str, uid: int, gid: int) -> bool:
+    try:
+        os.chown(file, uid, gid)
+    except PermissionError:
+        return False
+    return True
+
+
+def _stat_socket(endpoint: Endpoint | None) -> os.stat_result | None:
+    if isinstance(endpoint, UnixPath):
+        with contextlib.suppress(OSError):
+            found = os.stat(endpoint.path)
+            return found if stat.S_ISSOCK(found.st_mode) else None
+    return None
+
+
+def _lookup(kind: Literal["owner", "group"], name: str) -> int:
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid if kind == "owner" else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ListenError(f"{kind} {name!r}: no such {'user' if kind == 'owner' else 'group'} here") from None
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
