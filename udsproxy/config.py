@@ -36,7 +36,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     decode: Decode = "auto"
     backlog: int | None = None
-    """None: as long as the system allows (net.core.somaxconn)."""
+    """None: as the upstream's, where that can be seen; else as long as the system allows (net.core.somaxconn)."""
     connect_timeout_s: float = 5.0
     """For a TCP upstream; on AF_UNIX connect() never waits."""
 

@@ -168,6 +168,17 @@ class UpstreamError(Event, frozen=True, kw_only=True):
     backlog: int | None = None
 
 
+class Queue(Event, frozen=True, kw_only=True):
+    """The upstream's accept queue, those who wait in ours for it included, has become full (``queue`` is more than
+    ``backlog``: the next client gets EAGAIN), or no longer is. ``active``: connections that are open."""
+
+    name: ClassVar[str] = "queue"
+
+    queue: int
+    backlog: int
+    active: int
+
+
 class ProxyError(Event, frozen=True, kw_only=True):
     """Something of our own failed (descriptors or memory ran out, say); ``hint`` says what to do."""
 

@@ -38,3 +38,10 @@ def size_option(option: str, text: str) -> int:
         return config.parse_size(text)
     except config.ConfigError as error:
         raise Failure(USAGE, f"{option}: {error}") from None
+
+
+def number_option(option: str, text: str, wanted: str) -> int:
+    """A whole number from an option of the command line; ``wanted`` says what would do. Raises `Failure`."""
+    if not (text.isascii() and text.isdigit()):
+        raise Failure(USAGE, f"{option}: {text!r} is not {wanted}")
+    return int(text)

@@ -20,6 +20,7 @@ from udsproxy.cli.common import (
     Failure,
     duration_option,
     endpoint_argument,
+    number_option,
     size_option,
 )
 from udsproxy.config import Color, Decode, LogConfig, LogFormat, ProxyConfig
@@ -40,7 +41,7 @@ def run(
     decode: Decode = "auto",
     redact: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     show_secrets: Annotated[bool, Parameter(negative="")] = False,
-    backlog: int | None = None,
+    backlog: str = "mirror",
     grace: str = "5s",
     connect_timeout: str = "5s",
     name: str | None = None,
@@ -72,7 +73,8 @@ def run(
     show_secrets
         Mask nothing.
     backlog
-        The limit of our own accept queue; without it, the system's (net.core.somaxconn).
+        mirror: our accept queue is full for a client when the upstream's would be (else as long as the system
+        allows: for TCP, or where the kernel does not show it); N: a limit of its own, N + 1 clients may wait.
     grace
         How long open connections may go on after SIGTERM or Ctrl-C (250ms, 5s).
     connect_timeout
@@ -100,7 +102,7 @@ def run(
             upstream=to,
             name=printable(name or os.path.basename(str(listen_on)) or "proxy"),
             decode=decode,
-            backlog=backlog,
+            backlog=None if backlog == "mirror" else number_option("--backlog", backlog, "mirror or a number"),
             connect_timeout_s=duration_option("--connect-timeout", connect_timeout),
         )
     except config.ConfigError as error:

@@ -69,16 +69,22 @@ class Listener:
             self.sock.listen(backlog)
 
     def withdraw(self, number: int) -> None:
-        """From now on connect() fails with this errno: ENOENT and EACCES where there is a file, else
-        ECONNREFUSED. Who is in the queue gets ECONNRESET, as from a server that ended."""
-        if self._file is not None and isinstance(self.endpoint, UnixPath):
-            if number == errno.ENOENT:
-                self.remove_file()
-            elif number == errno.EACCES and self._is_ours():
-                with contextlib.suppress(OSError):
-                    os.chmod(self.endpoint.path, 0)
+        """From now on connect() fails with this errno: ENOENT and EACCES where the endpoint is a path, else
+        ECONNREFUSED. Who is in the queue gets ECONNRESET, as from a server that ended.
+
+        Raises `ListenError`, where it had no file and cannot have one.
+        """
         self.withdrawn = True
         self.sock.close()
+        if not isinstance(self.endpoint, UnixPath):
+            return
+        if number == errno.ENOENT:
+            self.remove_file()
+            return
+        if not self._is_ours():
+            self._open(listening=False).close()
+        if number == errno.EACCES:
+            os.chmod(self.endpoint.path, 0)
 
     def restore(self) -> None:
         """Listen again. Raises `ListenError`: something else is there now, or it cannot be made again."""
@@ -108,11 +114,11 @@ class Listener:
 
     # --- opening ---
 
-    def _open(self) -> socket.socket:
+    def _open(self, *, listening: bool = True) -> socket.socket:
         endpoint = self.endpoint
         try:
             if isinstance(endpoint, UnixPath):
-                return self._open_path(endpoint)
+                return self._open_path(endpoint, listening)
             if isinstance(endpoint, UnixAbstract):
                 return self._listening(unix_socket(), b"\0" + os.fsencode(endpoint.name))
             family, _, _, _, address = socket.getaddrinfo(
@@ -135,7 +141,7 @@ class Listener:
             raise
         return sock
 
-    def _open_path(self, endpoint: UnixPath) -> socket.socket:
+    def _open_path(self, endpoint: UnixPath, listening: bool) -> socket.socket:
         """Bind beside the path, set owner and mode, listen, and only then rename over the path.
 
         Raises `ListenError`, OSError.
@@ -152,7 +158,7 @@ class Listener:
         try:
             sock = unix_socket()
             try:
-                self._bind_beside(sock, beside, endpoint)
+                self._bind_beside(sock, beside, endpoint, listening)
             except BaseException:
                 sock.close()
                 raise
@@ -160,7 +166,7 @@ class Listener:
         finally:
             os.close(at)
 
-    def _bind_beside(self, sock: socket.socket, beside: str, endpoint: UnixPath) -> None:
+    def _bind_beside(self, sock: socket.socket, beside: str, endpoint: UnixPath, listening: bool) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(beside)  # of a process that had our number and was killed in this function
         # bind() makes the file with the mode of the socket's inode, less the umask: closed until we are done.
@@ -173,7 +179,8 @@ class Listener:
                 self.note = set_owner_and_mode(f"/proc/self/fd/{pinned}", endpoint, self._like)
             finally:
                 os.close(pinned)
-            sock.listen(self.backlog)
+            if listening:
+                sock.listen(self.backlog)
             os.rename(beside, endpoint.path)
         except BaseException:
             os.unlink(beside)

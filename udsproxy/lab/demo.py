@@ -71,11 +71,9 @@ async def demo() -> None:
         async with _server(server, *slow):
             _say("without a proxy:")
             _tell(await _burst(UnixPath(server)))
-            _say(
-                "\nthrough udsproxy, whose own queue is kept as short as a queue can be (--backlog 0: one client):"
-            )
-            _command("run", proxy, server, "--backlog", "0")
-            async with _proxy(proxy, server, backlog=0):
+            _say("\nthrough udsproxy, whose queue is full when the server's is (--backlog mirror, the default):")
+            _command("run", proxy, server)
+            async with _proxy(proxy, server):
                 outcomes = await _burst(UnixPath(proxy))
                 await trio.sleep(_SETTLE_S)
                 _tell(outcomes)
@@ -105,8 +103,8 @@ def _listens(path: str) -> bool:
 
 
 @asynccontextmanager
-async def _proxy(path: str, upstream: str, backlog: int | None = None) -> AsyncIterator[None]:
-    config = ProxyConfig(listen=UnixPath(path), upstream=UnixPath(upstream), name="demo", backlog=backlog)
+async def _proxy(path: str, upstream: str) -> AsyncIterator[None]:
+    config = ProxyConfig(listen=UnixPath(path), upstream=UnixPath(upstream), name="demo")
     server = Server([config], LogConfig(format="console", secrets=DEFAULT_SECRETS))
     server.open()
     async with trio.open_nursery() as nursery:

@@ -5,6 +5,7 @@ Rules: opening one is a plain call. A connection is here from `Connections.open`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic_ns
 
 import trio
@@ -78,9 +79,12 @@ class Connections:
         self.tap = tap
         self._relay = relay
         self._peers = Peers()
-        self._open = 0
+        self.active = 0
+        """How many are open."""
         self._emptied: trio.Event | None = None
         """Somebody waits until none is open."""
+        self.freed: Callable[[], None] | None = None
+        """Is called when a connection has ended."""
         self._count = 0
 
     def number(self) -> int:
@@ -88,7 +92,7 @@ class Connections:
         self._count += 1
         return self._count
 
-    def open(self, client: Socket, upstream: Socket, number: int, connect_s: float) -> None:
+    def open(self, client: Socket, upstream: Socket, number: int, connect_s: float) -> Connection:
         """Relay these two; they belong to the relay from now on.
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
@@ -96,10 +100,10 @@ class Connections:
         tap, relay = self.tap, self._relay
         observation = None if tap.quiet else tap.observe(self.proxy, number)
         connection = Connection(self, number, client, upstream, observation)
-        self._open += 1
+        self.active += 1
         if observation is None:
             relay.add(connection)
-            return
+            return connection
         # What comes first is forwarded before there is time to tell of the connection, and kept until then.
         early: list[tuple[Direction, int, bytes]] = []
         if observation.wants_data:
@@ -114,15 +118,18 @@ class Connections:
                 for chunk in early:
                     observation.data(*chunk)
                 connection.watch = observation.data
+        return connection
 
     def forget(self) -> None:
         """The relay has closed one."""
-        self._open -= 1
-        if self._emptied is not None and not self._open:
+        self.active -= 1
+        if self._emptied is not None and not self.active:
             self._emptied.set()
+        if self.freed is not None:
+            self.freed()
 
     async def drained(self) -> None:
         """Wait until none is open. (By then nobody new is accepted.)"""
-        if self._open:
+        if self.active:
             self._emptied = trio.Event()
             await self._emptied.wait()

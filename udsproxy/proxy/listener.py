@@ -2,12 +2,12 @@
 
 Rules:
 
-* The upstream is connected before the client is accepted: a client whose upstream's queue is full stays in our
-  queue, and nothing pretends to it that it was served. (TCP has no such answer to give and can wait: there the
-  client is accepted first and the upstream connected by a task with a timeout.)
-* Accepting is a call that the relay makes when somebody waits in our queue. Where it cannot go on (upstream
-  full, no descriptors left) it *parks*: the task takes the socket out of the epoll, waits, and puts it back.
-* An upstream that is not there, or not permitted, costs its client the connection and nobody else anything.
+* Accepting is a call that the relay makes when somebody waits in our queue; *how* a client comes in is a door's
+  (`udsproxy.proxy.doors`, `udsproxy.proxy.mirror`).
+* Where it cannot go on (upstream full, no descriptors left) it *parks*: the task takes the socket out of the epoll,
+  waits, and puts it back.
+* Where the upstream is gone, so are we: our listener is withdrawn, so that connect() gives every client the errno
+  that the upstream's gives, and restored when the upstream is back.
 """
 
 from __future__ import annotations
@@ -15,31 +15,26 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Callable
 from time import monotonic_ns
 
 import trio
 
 from udsproxy import endpoints
 from udsproxy.config import ProxyConfig
-from udsproxy.endpoints import Listener, Socket, Tcp
-from udsproxy.events import Listening, ProxyError, UpstreamError, errno_message, errno_name, printable
+from udsproxy.endpoints import Listener, ListenError, Socket, Tcp
+from udsproxy.events import Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
+from udsproxy.proxy.doors import STARVED, ConnectFirst, Door, Full, Gone, Unseen, Upstream
+from udsproxy.proxy.mirror import Mirrored
 from udsproxy.proxy.relay import Relay
 
 RETRY_FULL_S = 0.002
 """How soon a full upstream is tried again. EAGAIN on AF_UNIX is never pollable."""
 RETRY_STARVED_S = 0.1
 """How long accepting rests where we ran out of something. accept() at the limit leaves the listener readable."""
-
-_STARVED = {
-    errno.EMFILE: "raise the limit on open files of this process (ulimit -n)",
-    errno.ENFILE: "raise the system's limit on open files (fs.file-max)",
-    errno.ENOMEM: "the kernel is out of memory",
-    errno.ENOBUFS: "the kernel is out of buffers",
-    errno.ENOSPC: "raise fs.epoll.max_user_watches",
-}
+RETRY_GONE_S = 0.05
+"""How soon it is tried whether the upstream is back."""
 
 
 class AcceptLoop:
@@ -51,96 +46,117 @@ class AcceptLoop:
         self._config = config
         self._relay = relay
         self._tap = tap
-        self._dial: Callable[[Socket], int] | None = None
-        """connect() to the upstream, where that never waits."""
+        self._upstream: Upstream | None = None
         if not isinstance(config.upstream, Tcp):
-            self._dial = endpoints.dialer(config.upstream)
-        self._spare: Socket | None = None
-        """For the next client: a socket for its upstream connection, new or still to be tried again."""
-        self._spare_connect_s: float | None = None
-        """It is connected, which took so long, but its client could not be accepted yet."""
+            self._upstream = Upstream(config.upstream)
+        self._door: Door | None = None
+        self._edge = False
         self._connecting = 0
         """Clients that wait for a TCP upstream."""
         self._upstream_full = False
         self._starved = False
         self._parked = trio.Event()
         self._park_s = 0.0
+        self._gone: Gone | None = None
+        self._draining = False
+        """Nobody new is to come."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
+        self._door = self._make_door()
         self._tell_listening()
-        sock = self.listener.sock
         try:
             async with trio.open_nursery() as self._nursery:
-                self._relay.watch(sock, self._ready)
+                self._watch()
                 while True:
                     await self._parked.wait()
-                    await trio.sleep(self._park_s)
                     self._parked = trio.Event()
-                    self._relay.resume(sock)
+                    if self._gone is not None:
+                        await self._until_restored(self._gone.number)
+                    else:
+                        await trio.sleep(self._park_s)
+                        self._relay.resume(self.listener.sock, edge=self._edge)
         finally:
-            self._relay.unwatch(sock)
-            if self._spare is not None:
-                self._spare.close()
+            if not self.listener.withdrawn:
+                self._relay.unwatch(self.listener.sock)
+            self._door.close()
 
     async def drain(self) -> None:
         """Take what is still in our queue. Ends when it is empty; where there is no file to remove first, so that
         nobody new can come, that may never be."""
+        self._draining = True
         poll = select.poll()
-        poll.register(self.listener.sock, select.POLLIN)
-        while poll.poll(0) or self._connecting:
+        while self._connecting or not self.listener.withdrawn:
+            if not self.listener.withdrawn:
+                poll.register(self.listener.sock, select.POLLIN)
+                if not (poll.poll(0) or self._connecting):
+                    return
+                poll.unregister(self.listener.sock)
             await trio.sleep(RETRY_FULL_S)
 
     # --- calls from the relay ---
 
     def _ready(self) -> None:
         """Somebody waits in our queue."""
+        door = self._door
+        assert door is not None
         try:
-            if self._dial is None:
-                self._accept_then_connect()
-            else:
-                self._connect_then_accept(self._dial)
+            door.admit()
+            self._upstream_full = self._starved = False
+        except Full:
+            self._wait_for_room()
+            return
+        except Gone as gone:
+            self._withdraw(gone)
+            return
+        except Unseen as unseen:
+            self._unmirror(unseen)
+            return
         except OSError as error:
             # EAGAIN, ECONNABORTED: it has left. (On TCP a client may, before it is accepted.)
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 self._starve(error)
-
-    def _connect_then_accept(self, dial: Callable[[Socket], int]) -> None:
-        """Raises OSError: EAGAIN where nobody waits after all, or what we ran out of."""
-        spare = self._spare
-        if spare is None:
-            spare = self._spare = endpoints.plain_socket()
-        connect_s = self._spare_connect_s
-        if connect_s is None:
-            began = monotonic_ns()
-            failed = dial(spare)
-            if failed:
-                self._not_connected(failed)
                 return
-            connect_s = self._spare_connect_s = (monotonic_ns() - began) / 1e9
-        client = self.listener.accept()
-        self._upstream_full = self._starved = False
-        self._spare = self._spare_connect_s = None
-        self.connections.open(client, spare, self.connections.number(), connect_s)
+        if door.edge != self._edge:
+            self._edge = door.edge
+            self._relay.resume(self.listener.sock, edge=door.edge)
 
-    def _not_connected(self, failed: int) -> None:
-        """The upstream cannot be reached: who waits for it waits on, or is closed. Raises OSError as above."""
-        if failed == errno.EAGAIN:
-            self._full()
-            return
-        if failed in _STARVED:
-            raise OSError(failed, errno_message(failed))
-        client = self.listener.accept()
-        self._upstream_full = self._starved = False
-        if self._spare is not None:
-            self._spare.close()
-            self._spare = None
-        client.close()
-        self._tell_upstream_error("connect", failed, self.connections.number())
+    def _look(self) -> None:
+        """A door wants to be called, though nobody came."""
+        if self._gone is None and not self._parked.is_set():
+            self._ready()
 
-    def _accept_then_connect(self) -> None:
-        """Raises OSError, as `_connect_then_accept`."""
-        client = self.listener.accept()
+    # --- doors ---
+
+    def _make_door(self) -> Door:
+        config, listener, upstream = self._config, self.listener, self._upstream
+        if upstream is None:
+            return _AcceptFirst(self)
+        assert not isinstance(config.upstream, Tcp)
+        if config.backlog is None and listener.is_unix:
+            try:
+                return Mirrored(
+                    listener, upstream, config.upstream, self.connections, self._relay, self._look, self._tell_queue
+                )
+            except Unseen as unseen:
+                self._tell_unseen(unseen)
+            except OSError as error:
+                self._tell_starved(error, "sock_diag")
+        return ConnectFirst(listener, upstream, self.connections)
+
+    def _unmirror(self, unseen: Unseen) -> None:
+        """The upstream's queue cannot be seen (any more): our own has a limit of its own from here on."""
+        self._tell_unseen(unseen)
+        assert self._door is not None
+        assert self._upstream is not None
+        self._door.close()
+        self.listener.limit(self.listener.most)
+        self._door = ConnectFirst(self.listener, self._upstream, self.connections)
+        self._edge = False
+        self._relay.resume(self.listener.sock)
+
+    def start_connecting(self, client: Socket) -> None:
+        """Connect by TCP for a client that was accepted."""
         assert self._nursery is not None
         self._nursery.start_soon(self._connect_tcp, client, self.connections.number())
 
@@ -161,7 +177,7 @@ class AcceptLoop:
         except socket.gaierror as error:
             self._tell_upstream_error("getaddrinfo", error.errno or 0, number, str(error.strerror))
         except OSError as error:
-            if error.errno in _STARVED:
+            if error.errno in STARVED:
                 self._tell_starved(error, "connect")
             else:
                 self._tell_upstream_error("connect", error.errno or 0, number)
@@ -172,12 +188,19 @@ class AcceptLoop:
 
     # --- parking ---
 
+    def _watch(self) -> None:
+        assert self._door is not None
+        self._edge = self._door.edge
+        self._relay.watch(self.listener.sock, self._ready)
+        if self._edge:
+            self._relay.resume(self.listener.sock, edge=True)
+
     def _park(self, seconds: float) -> None:
         self._relay.pause(self.listener.sock)
         self._park_s = seconds
         self._parked.set()
 
-    def _full(self) -> None:
+    def _wait_for_room(self) -> None:
         if not self._upstream_full:
             self._upstream_full = True
             self._tell_upstream_error("connect", errno.EAGAIN, None)
@@ -186,6 +209,48 @@ class AcceptLoop:
     def _starve(self, error: OSError) -> None:
         self._tell_starved(error, "accept")
         self._park(RETRY_STARVED_S)
+
+    # --- the upstream is gone ---
+
+    def _withdraw(self, gone: Gone) -> None:
+        """Who waits in our queue gets what the kernel gives to those in a queue whose server ends: ECONNRESET."""
+        assert self._door is not None
+        self._tell_upstream_error("connect", gone.number, None)
+        self._door.close()
+        self._relay.unwatch(self.listener.sock)
+        self._gone = gone
+        try:
+            self.listener.withdraw(gone.number)
+        except (ListenError, OSError) as error:
+            self._tell_error("listen", gone.number, str(error))
+        self._parked.set()
+
+    async def _until_restored(self, number: int) -> None:
+        assert self._upstream is not None
+        failure = None
+        while self._gone is not None:
+            await trio.sleep(RETRY_GONE_S)
+            if self._draining:
+                return
+            try:
+                failed = self._upstream.probe()
+                if failed in (0, errno.EAGAIN):
+                    self.listener.restore()
+                    self._door = self._make_door()
+                    self._watch()
+                    self._gone = None
+                elif failed != number and failed not in STARVED:
+                    self.listener.withdraw(failed)
+                    number = failed
+                    self._tell_upstream_error("connect", failed, None)
+            except ListenError as error:
+                # Somebody else has taken the path, say. Told once for each reason.
+                if str(error) != failure:
+                    failure = str(error)
+                    self._tell_error("listen", errno.EADDRINUSE, failure)
+            except OSError as error:
+                self._tell_starved(error, "connect")
+        self._tell_listening()
 
     # --- telling ---
 
@@ -196,7 +261,7 @@ class AcceptLoop:
                 proxy=self._config.name,
                 listen=printable(str(self.listener.endpoint)),
                 upstream=printable(str(self._config.upstream)),
-                backlog=self.listener.backlog,
+                backlog=self.listener.backlog if self._door is None else max(0, self._door.backlog),
                 mode=self.listener.mode,
                 owner=self.listener.owner,
             )
@@ -214,19 +279,47 @@ class AcceptLoop:
             )
         )
 
+    def _tell_queue(self, queue: int, backlog: int) -> None:
+        active = self.connections.active
+        self._tap.put(
+            Queue(at=monotonic_ns(), proxy=self._config.name, queue=queue, backlog=backlog, active=active)
+        )
+
+    def _tell_unseen(self, unseen: Unseen) -> None:
+        hint = "clients will wait where the upstream would refuse them; --backlog N sets a limit"
+        self._tell_error("sock_diag", errno.EOPNOTSUPP, f"the upstream's queue is not mirrored: {unseen}", hint)
+
     def _tell_starved(self, error: OSError, op: str) -> None:
         """Once, until something has worked again."""
-        if self._starved:
-            return
-        self._starved = True
-        number = error.errno or 0
+        if not self._starved:
+            self._starved = True
+            number = error.errno or 0
+            self._tell_error(op, number, errno_message(number), STARVED.get(number))
+
+    def _tell_error(self, op: str, number: int, message: str, hint: str | None = None) -> None:
         self._tap.put(
             ProxyError(
                 at=monotonic_ns(),
                 proxy=self._config.name,
                 op=op,
                 errno=errno_name(number),
-                message=errno_message(number),
-                hint=_STARVED.get(number),
+                message=message,
+                hint=hint,
             )
         )
+
+
+class _AcceptFirst:
+    """A TCP upstream: the client is accepted, and a task connects."""
+
+    edge = False
+
+    def __init__(self, loop: AcceptLoop) -> None:
+        self._loop = loop
+        self.backlog = loop.listener.backlog
+
+    def admit(self) -> None:
+        self._loop.start_connecting(self._loop.listener.accept())
+
+    def close(self) -> None:
+        """It holds nothing."""

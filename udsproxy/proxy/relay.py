@@ -22,6 +22,8 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import heapq
+import itertools
 import os
 import select
 import socket
@@ -47,6 +49,8 @@ _TURN_NS = 5_000_000
 _LINGER_S = 0.001
 """How long the relay waits in its own epoll for more traffic before it goes back to wait by way of trio, which
 costs more than moving a chunk does. It is epoll_wait()'s shortest time, and what trio's other tasks may lose."""
+_NEAR_NS = 2_000_000
+"""What is due sooner is waited for here: trio's own wait is rounded up to milliseconds."""
 _SLICE_NS = 300_000
 """How long the tap's work goes on between two looks at the traffic, where there is as much of it. Where clients
 wait for us without a pause, shorter is slower for all of them: work and traffic then drive each other out of the
@@ -168,6 +172,9 @@ class Relay:
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
         self._waiting = False
+        self._calls_due: list[tuple[int, int, Callable[[], None]]] = []
+        """A heap: when (ns), a number that keeps the order, what."""
+        self._due_number = itertools.count()
         self._owed = 0
         """What traffic took since the tap last worked, where much waits for it (ns)."""
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -212,13 +219,19 @@ class Relay:
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._calls[sock.fileno()] = call
 
+    def call_at(self, at: int, call: Callable[[], None]) -> None:
+        """Call ``call`` once, at that time (monotonic ns) or up to some 100 µs later."""
+        heapq.heappush(self._calls_due, (at, next(self._due_number), call))
+        self.wake()
+
     def pause(self, sock: socket.socket) -> None:
         """Do not call for now. (The descriptor stays in the epoll: putting it back could fail, this cannot.)"""
         self._epoll.modify(sock.fileno(), 0)
 
-    def resume(self, sock: socket.socket) -> None:
-        """Call again."""
-        self._epoll.modify(sock.fileno(), select.EPOLLIN)
+    def resume(self, sock: socket.socket, *, edge: bool = False) -> None:
+        """Call again; ``edge``: not for as long as it is readable, but once now if it is, and whenever more comes
+        (edge-triggered)."""
+        self._epoll.modify(sock.fileno(), select.EPOLLIN | select.EPOLLET if edge else select.EPOLLIN)
 
     def unwatch(self, sock: socket.socket) -> None:
         if self._calls.pop(sock.fileno(), None) is not None:
@@ -235,12 +248,21 @@ class Relay:
         busy = False
         while True:
             self._waiting = not (busy or self._again or self._over or self._tap.urgency())
-            if self._waiting:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-            else:
+            if not self._waiting:
                 await trio.lowlevel.checkpoint()
+            elif self._calls_due:
+                await self._wait_until_due()
+            else:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
             self._waiting = False
             busy = self._turn()
+
+    async def _wait_until_due(self) -> None:
+        at = self._calls_due[0][0]
+        with trio.move_on_after((at - monotonic_ns() - _NEAR_NS // 2) / 1e9) as scope:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+        if scope.cancelled_caught and at - monotonic_ns() > _NEAR_NS:
+            self._run_due(at)  # trio's clock is not the system's: a test's, which jumps
 
     def close(self) -> None:
         """End every connection that is left. Nothing can be asked of the relay after that."""
@@ -258,8 +280,13 @@ class Relay:
         poll, tap = self._epoll.poll, self._tap
         urgency = tap.urgency()
         began = now = monotonic_ns()
+        due = self._calls_due
         while now - began < _TURN_NS:
-            events = poll(0 if urgency or self._again else _LINGER_S, _EVENTS)
+            if due and due[0][0] - now < _NEAR_NS:
+                now = self._wait_near(due[0][0] - now if not (urgency or self._again) else 0)
+                events = poll(0, _EVENTS)
+            else:
+                events = poll(0 if urgency or self._again else _LINGER_S, _EVENTS)
             if events or self._again or self._over:
                 self._round(events)
                 urgency = tap.urgency()
@@ -272,9 +299,28 @@ class Relay:
             elif urgency:
                 now = self._observe(now, _SLICE_NS)
                 urgency = tap.urgency()
+            elif due and due[0][0] - now < _NEAR_NS:
+                now = monotonic_ns()
             else:
                 return False
         return True
+
+    def _wait_near(self, wait: int) -> int:
+        """Wait so long (ns) for traffic, and make the calls that are due then. Returns the time.
+
+        By select(), because epoll_wait() and poll() count in milliseconds. It takes descriptors below 1024 only;
+        ours is one unless we were started with that many.
+        """
+        if wait > 0 and self._epoll.fileno() < 1024:
+            select.select([self._epoll], [], [], wait / 1e9)
+        now = monotonic_ns()
+        self._run_due(now)
+        return now
+
+    def _run_due(self, now: int) -> None:
+        due = self._calls_due
+        while due and due[0][0] <= now:
+            heapq.heappop(due)[2]()
 
     def _observe(self, now: int, most: int) -> int:
         """Let the tap work, for so long at most. Returns when it has ended (ns)."""

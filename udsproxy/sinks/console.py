@@ -18,6 +18,7 @@ from udsproxy.events import (
     Message,
     Open,
     ProxyError,
+    Queue,
     Request,
     Summary,
     UpstreamError,
@@ -66,6 +67,8 @@ class ConsoleRenderer:
             return self._listening(event)
         if isinstance(event, UpstreamError):
             return self._trouble(event, f"upstream: {event.op}() failed: {event.message} ({event.errno})")
+        if isinstance(event, Queue):
+            return self._queue(event)
         if isinstance(event, DecodeError):
             where = f"{_side(event.direction)}'s byte {event.offset}"
             return self._trouble(event, f"not {event.protocol} from {where} on: {event.reason}")
@@ -157,6 +160,14 @@ class ConsoleRenderer:
         rights = f" (mode {event.mode}, {event.owner})" if event.mode else ""
         return (
             f"{self._start(event)} {self._paint('listening', _BOLD)} on {event.listen}{rights} for {event.upstream}"
+        )
+
+    def _queue(self, event: Queue) -> str:
+        full = event.queue > event.backlog
+        what = self._paint("queue full", _RED) if full else "queue no longer full"
+        refused = "; the next client gets EAGAIN" if full else ""
+        return (
+            f"{self._start(event)} {what}: {event.queue} of {event.backlog + 1}, {event.active} connected{refused}"
         )
 
     def _trouble(self, event: Event, text: str) -> str:

@@ -1,0 +1,132 @@
+"""How a waiting client comes in: what is done first, and what it waits for.
+
+A door is a call, `admit`, that the accept loop makes when somebody waits in our queue. It raises `Gone` where the
+upstream does not exist for us, `Full` where it is to be tried again in a moment, `Unseen` where this door needs to
+see more of it than it can, and OSError where we ran out of something (or EAGAIN, ECONNABORTED: nobody waits after
+all).
+
+Rules:
+
+* The upstream is connected before the client is accepted: a client whose upstream's queue is full stays in our
+  queue, and nothing pretends to it that it was served.
+* TCP has no such answer to give and can wait: there the client is accepted first, and a task connects.
+"""
+
+from __future__ import annotations
+
+import errno
+from time import monotonic_ns
+from typing import Protocol
+
+from udsproxy import endpoints
+from udsproxy.endpoints import Listener, Socket
+from udsproxy.events import errno_message
+from udsproxy.proxy.connection import Connections
+
+STARVED = {
+    errno.EMFILE: "raise the limit on open files of this process (ulimit -n)",
+    errno.ENFILE: "raise the system's limit on open files (fs.file-max)",
+    errno.ENOMEM: "the kernel is out of memory",
+    errno.ENOBUFS: "the kernel is out of buffers",
+    errno.ENOSPC: "raise fs.epoll.max_user_watches",
+}
+"""Errnos that say that we ran out of something, and what helps."""
+
+
+class Gone(Exception):
+    """connect() to the upstream failed with ``number``, and would for everybody."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(errno_message(number))
+        self.number = number
+
+
+class Full(Exception):
+    """The upstream's queue is full."""
+
+
+class Unseen(Exception):
+    """The upstream is there, but the kernel does not tell us of its queue; why."""
+
+
+class Door(Protocol):
+    """See the module."""
+
+    edge: bool
+    """It wants to be called once for each client that comes, not for as long as one waits."""
+    backlog: int
+    """So many clients and one more may wait."""
+
+    def admit(self) -> None: ...
+
+    def close(self) -> None:
+        """Connections to the upstream that no client has got are closed."""
+        ...
+
+
+class Upstream:
+    """connect() to a Unix socket, which never waits."""
+
+    def __init__(self, address: endpoints.UnixPath | endpoints.UnixAbstract) -> None:
+        self._dial = endpoints.dialer(address)
+        self._spare: Socket | None = None
+        """Tried, and to be tried again: EAGAIN leaves nothing behind."""
+
+    def connect(self) -> tuple[Socket, float] | None:
+        """A connection, and how long connect() took (s); None: the upstream's queue is full.
+
+        Raises `Gone`; OSError (what we ran out of).
+        """
+        sock = self._spare or endpoints.plain_socket()
+        began = monotonic_ns()
+        failed = self._dial(sock)
+        if not failed:
+            self._spare = None
+            return sock, (monotonic_ns() - began) / 1e9
+        self._spare = sock
+        if failed == errno.EAGAIN:
+            return None
+        self.close()
+        if failed in STARVED:
+            raise OSError(failed, errno_message(failed))
+        raise Gone(failed)
+
+    def probe(self) -> int:
+        """What connect() says: 0 or the errno. (A connection is closed at once.)"""
+        with endpoints.unix_socket() as sock:
+            return self._dial(sock)
+
+    def close(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+
+
+class ConnectFirst:
+    """Our own queue has a limit of its own; it drains into the upstream's."""
+
+    edge = False
+
+    def __init__(self, listener: Listener, upstream: Upstream, connections: Connections) -> None:
+        self.backlog = listener.backlog
+        self._accept = listener.accept
+        self._upstream = upstream
+        self._connections = connections
+        self._connected: tuple[Socket, float] | None = None
+        """A connection whose client could not be accepted yet."""
+
+    def admit(self) -> None:
+        connected = self._connected
+        if connected is None:
+            connected = self._connected = self._upstream.connect()
+            if connected is None:
+                raise Full
+        client = self._accept()
+        self._connected = None
+        self._connections.open(client, connected[0], self._connections.number(), connected[1])
+
+    def close(self) -> None:
+        if self._connected is not None:
+            self._connected[0].close()
+            self._connected = None
+        self._upstream.close()

@@ -1,0 +1,320 @@
+"""The mirror: our accept queue is full for a client exactly when the upstream's would be.
+
+Let B be the upstream's backlog: it takes B + 1 clients that nobody has accepted, and gives the next one EAGAIN.
+
+* *Far from the limit* clients come in at once. While at most `few` of them have not been answered, and so may still
+  wait in the upstream's queue, that needs no look at it: our own queue is given what is certainly left.
+* *Near the limit* a client stays in our queue for as long as its connection waits in the upstream's: this is made
+  *ahead*, and the client accepted when a server has accepted it (sock_diag tells). Both queues are first come,
+  first served. So who waits is in our queue, each once, with the upstream's own limit, and the kernel decides on
+  everyone who comes in the one place where it does so without a race. Only what others (`few` from before; clients
+  that connect to the upstream themselves) take of the upstream's queue is taken off the limit.
+* *Servers at rest* take a client in a few µs, and we see it some 100 µs later. So as many more clients as servers
+  are known to rest are let into our queue: so many servers as were once seen at work at the same time, less those
+  who are now. Where somebody waits for longer all the same, there are fewer.
+
+Rules: nothing waits; a look costs about 10 µs, and is had while somebody waits, no more often than it helps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from time import monotonic_ns
+
+from udsproxy.endpoints import Listener, Socket, UnixAbstract, UnixPath
+from udsproxy.events import errno_message
+from udsproxy.kernel.sock_diag import DiagError, SockDiag, UnixSocket
+from udsproxy.proxy.connection import Connection, Connections
+from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
+from udsproxy.proxy.relay import Relay
+
+_SHARE = 8
+"""The part of the backlog that may be unanswered without a look."""
+_STALE_NS = 1_000_000_000
+"""How old what we know of the upstream's backlog may get, while clients come."""
+_FIRST_LOOK_NS = 30_000
+"""A server that was asleep accepts about so long after connect()."""
+_LAST_LOOK_NS = 5_000_000
+"""How long at most until the next look, while somebody waits."""
+_MOST_RESTING = 64
+"""How many clients may come between two looks, about."""
+_WAKE_NS = 5_000_000
+"""A server at rest has accepted after so long."""
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+
+class _Ahead:
+    """A connection that was made for a client who is still in our queue."""
+
+    __slots__ = ("connect_s", "inode", "sock")
+
+    def __init__(self, sock: Socket, connect_s: float) -> None:
+        self.sock = sock
+        self.connect_s = connect_s
+        self.inode = os.fstat(sock.fileno()).st_ino
+
+
+class Mirrored:
+    """A door (`udsproxy.proxy.doors.Door`)."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        upstream: Upstream,
+        address: UnixPath | UnixAbstract,
+        connections: Connections,
+        relay: Relay,
+        ready: Callable[[], None],
+        tell_queue: Callable[[int, int], None],
+    ) -> None:
+        """``ready``: makes the accept loop call `admit`. ``tell_queue``: is given queue and backlog when the queue
+        has become full, and when it no longer is.
+
+        Raises `Unseen`; OSError (a descriptor is needed).
+        """
+        self._listener = listener
+        self._upstream = upstream
+        self._address = address.path if isinstance(address, UnixPath) else os.fsencode(address.name)
+        self._connections = connections
+        self._relay = relay
+        self._ready = ready
+        self._tell_queue = tell_queue
+        self.edge = False
+        """We are near the limit."""
+        self._ahead: deque[_Ahead] = deque()
+        self._early: deque[Connection] = deque()
+        """Who came in at once, and may not have been answered."""
+        self._full = False
+        self._look_at = 0
+        """When the next look is due; of calls that were asked for, only this one counts."""
+        self._pause = _FIRST_LOOK_NS
+        self._there = 0
+        """The inode of the upstream's listener."""
+        self.backlog = -1
+        """The upstream's."""
+        self._few = 0
+        self._others = 0
+        """How many in the upstream's queue are not for clients in ours, when last looked at."""
+        self._before = 0
+        """How many of these came in at once, before we were near."""
+        self._servers = 0
+        """How many were seen at work at once."""
+        self._taken_at = 0
+        """When a server last took a connection, or nobody waited."""
+        self._looked_at = 0
+        self._own = os.fstat(listener.sock.fileno()).st_ino
+        try:
+            self._diag = SockDiag()
+        except OSError as error:
+            if error.errno in STARVED:
+                raise
+            raise Unseen(errno_message(error.errno or 0)) from None
+        try:
+            with contextlib.suppress(Gone):  # who comes first finds out
+                self._find()
+        except BaseException:
+            self._diag.close()
+            raise
+
+    def close(self) -> None:
+        self._look_at = 0
+        self._connections.freed = None
+        for each in self._ahead:
+            each.sock.close()
+        self._ahead.clear()
+        self._upstream.close()
+        self._diag.close()
+
+    # --- coming in ---
+
+    def admit(self) -> None:
+        now = monotonic_ns()
+        if not self.edge and now - self._looked_at > _STALE_NS:
+            self._look()
+        if not self.edge and (len(self._early) < self._few or not self._crowded()):
+            self._let_in()
+        else:
+            self._come_near()
+            self._step(now)
+
+    def _let_in(self) -> None:
+        connected = self._upstream.connect()
+        if connected is None:
+            self._come_near()  # others have filled it
+            self._later(monotonic_ns())
+            return
+        sock, connect_s = connected
+        try:
+            client = self._listener.accept()
+        except OSError:
+            # We ran out of descriptors; it is this client's, and there is a place for that.
+            self._come_near()
+            self._ahead.append(_Ahead(sock, connect_s))
+            raise
+        self._early.append(self._connections.open(client, sock, self._connections.number(), connect_s))
+
+    def _crowded(self) -> bool:
+        """May as many as `few` still wait in the upstream's queue?"""
+        self._early = deque(each for each in self._early if not (each.ended or each.s2c.nbytes))
+        if len(self._early) < self._few:
+            return False
+        queue = self._look()
+        while len(self._early) > queue:
+            self._early.popleft()  # first come, first served: the last ones wait
+        return len(self._early) >= self._few
+
+    # --- the upstream's queue ---
+
+    def _find(self) -> None:
+        """Raises `Gone`, `Unseen`, OSError."""
+        found = self._listener_there()
+        if found is None:
+            failed = self._upstream.probe()
+            if failed not in (0, errno.EAGAIN):
+                raise Gone(failed)
+            found = self._listener_there()  # it may have come just now
+        if found is None:
+            raise Unseen("the kernel shows no such listener here: is it in another network namespace?")
+        self._there = found.inode
+        self._know(found.queue, found.backlog)
+
+    def _listener_there(self) -> UnixSocket | None:
+        try:
+            return self._diag.listener(self._address)
+        except FileNotFoundError:
+            raise Gone(errno.ENOENT) from None
+        except PermissionError:
+            raise Gone(errno.EACCES) from None
+        except DiagError as error:
+            raise Unseen(errno_message(error.errno or 0)) from None
+
+    def _look(self) -> int:
+        """How many wait in the upstream's queue. Raises `Gone`, `Unseen`, OSError."""
+        found = self._diag.queue_of(self._there) if self._there else None
+        if found is None:
+            self._find()  # a server that was started anew has a new socket
+            found = self._diag.queue_of(self._there)
+            if found is None:
+                raise Gone(errno.ECONNREFUSED)
+        self._know(*found)
+        return found[0]
+
+    def _know(self, queue: int, backlog: int) -> None:
+        self._looked_at = monotonic_ns()
+        if backlog != self.backlog:
+            self.backlog = backlog
+            self._few = (backlog + 1) // _SHARE
+            if not self._few:
+                self._come_near()
+            elif not self.edge:
+                self._listener.limit(backlog - self._few)
+
+    # --- far and near ---
+
+    def _come_near(self) -> None:
+        if not self.edge:
+            self.edge = True
+            self._pause = _FIRST_LOOK_NS
+            self._connections.freed = self._freed
+            self._others = self._before = len(self._early)
+            self._early.clear()
+            self._set_limit()
+
+    def _go_far(self) -> None:
+        self.edge = False
+        self._connections.freed = None
+        self._listener.limit(self.backlog - self._few)
+
+    def _step(self, now: int) -> None:
+        """Accept whose connection was accepted, make connections for who came, set the limit."""
+        ahead, connections = self._ahead, self._connections
+        taken = 0
+        for each in ahead:
+            if not self._is_accepted(each):
+                break
+            taken += 1
+        self._count_servers(now, taken, len(ahead) - taken)
+        # First the limit, then the places that become free: the other way round somebody could get one of these who
+        # would have been refused.
+        self._set_limit(taken)
+        for _ in range(taken):
+            client = self._listener.accept()
+            first = ahead.popleft()
+            connections.open(client, first.sock, connections.number(), first.connect_s)
+        found = self._diag.queue_of(self._own)
+        waiting = 0 if found is None else found[0]
+        came = False
+        while len(ahead) < waiting:
+            connected = self._upstream.connect()
+            if connected is None:
+                break
+            ahead.append(_Ahead(*connected))
+            came = True
+        queue = self._look()
+        self._others = max(0, queue - len(ahead))
+        self._before = min(self._before, self._others)
+        self._set_limit()
+        self._tell(waiting + self._others)
+        if came or taken:
+            self._pause = _FIRST_LOOK_NS
+        if waiting:
+            self._later(now)
+        elif self._few and self._others < self._few:
+            self._go_far()
+
+    def _count_servers(self, now: int, taken: int, left: int) -> None:
+        at_work = self._at_work(taken)
+        if at_work > self._servers:
+            self._servers = at_work
+        if taken or not left:
+            self._taken_at = now
+        elif now - self._taken_at > _WAKE_NS:
+            self._servers = at_work
+
+    def _at_work(self, taken: int) -> int:
+        return self._connections.active - self._before + taken
+
+    def _set_limit(self, taken: int = 0) -> None:
+        resting = max(0, min(self._servers - self._at_work(taken), _MOST_RESTING))
+        self._listener.limit(max(0, self.backlog + resting - self._others))
+
+    def _is_accepted(self, first: _Ahead) -> bool:
+        if self._diag.peer_of(first.inode):
+            return True
+        try:
+            first.sock.recv(1, _PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._look()  # that the upstream has ended altogether is another thing, and said so by that
+            return True  # accepted, and reset by now
+        return True  # accepted, and answered or closed by now
+
+    def _later(self, now: int) -> None:
+        at = self._look_at = now + self._pause
+        self._pause = min(self._pause + self._pause // 2, _LAST_LOOK_NS)
+        self._relay.call_at(at, lambda: self._look_again(at))
+
+    def _look_again(self, at: int) -> None:
+        if at == self._look_at:
+            self._look_at = 0
+            self._ready()
+
+    def _freed(self) -> None:
+        """A connection has ended: a server rests, or takes the next now."""
+        if self._look_at:
+            self._pause = _FIRST_LOOK_NS
+            self._later(monotonic_ns())
+        else:
+            self._set_limit()
+
+    def _tell(self, queue: int) -> None:
+        full = queue > self.backlog
+        if full != self._full:
+            self._full = full
+            self._tell_queue(queue, self.backlog)
