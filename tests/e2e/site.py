@@ -46,6 +46,7 @@ SCRIPTS = {
         while (!file_exists($_GET["gate"])) { clearstatcache(); usleep(5000); }
         echo "through\\n";
     """,
+    "slow": 'usleep(100000); echo "slow\\n";',
     "endless": 'while (true) { echo str_repeat("endless ", 8192); flush(); usleep(1000); }',
 }
 DOWNLOAD_BYTES = 50 * 1024 * 1024
@@ -142,10 +143,11 @@ class Front:
             headers = [(name, value) for name, value in response.getheaders() if name != "Date"]
             return Page(response.status, response.reason, headers, response.read())
 
-    def begin(self, uri: str) -> socket.socket:
-        """Send a request and nothing more."""
+    def begin(self, uri: str, *, close: bool = False) -> socket.socket:
+        """Send a request and nothing more; ``close``: the answer's end shall be the connection's."""
         sock = socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
-        sock.sendall(f"GET {uri} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        ending = "Connection: close\r\n" if close else ""
+        sock.sendall(f"GET {uri} HTTP/1.1\r\nHost: localhost\r\n{ending}\r\n".encode())
         return sock
 
     def accesses(self) -> list[dict[str, Any]]:
@@ -156,7 +158,7 @@ class Front:
 # --- parts ---
 
 
-def start_php_fpm(stage: Stage, listen: str, *settings: str) -> subprocess.Popen[bytes]:
+def start_php_fpm(stage: Stage, listen: str, *settings: str, workers: int = WORKERS) -> subprocess.Popen[bytes]:
     """A php-fpm that accepts on ``listen``. ``settings``: more lines for its pool."""
     root = os.geteuid() == 0
     log = stage.path("php", "log")
@@ -164,7 +166,7 @@ def start_php_fpm(stage: Stage, listen: str, *settings: str) -> subprocess.Popen
         log=log,
         listen=listen,
         user=f"user = {pwd.getpwuid(0).pw_name}" if root else "",
-        workers=WORKERS,
+        workers=workers,
         settings="\n".join(settings),
     )
     return run_php_fpm(stage, stage.write(text, "php", "fpm.conf"), listen, log)

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import stat
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,7 @@ from tests.e2e.tools import (
     program,
     read,
     receive_all,
+    run,
     udsproxy,
     until,
 )
@@ -78,31 +80,38 @@ def test_service_resumes_when_php_fpm_is_back(fresh_site: Site, file_stays: bool
 
 
 def test_an_upstream_that_is_not_there(stage: Stage, start_proxy: StartProxy) -> None:
-    """Clients of an upstream that does not exist are closed, each with an ENOENT event of its own number; once it
-    is there, it is used."""
+    """The first client of an upstream that does not exist is reset, all others get ENOENT from connect() until it
+    is there; that is told once. Then it is used."""
     proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"))
+    with connect(proxy.socket) as sock, pytest.raises(ConnectionResetError):
+        sock.recv(1)
     for _ in range(3):
-        with connect(proxy.socket) as sock:
-            assert receive_all(sock) == b""
-    errors = proxy.wait_for("upstream_error", count=3)
-    told = [(error["conn"], error["op"], error["errno"], error["message"]) for error in errors]
-    assert told == [(number, "connect", "ENOENT", "No such file or directory") for number in (1, 2, 3)]
+        with pytest.raises(FileNotFoundError):
+            connect(proxy.socket)
+    (error,) = proxy.wait_for("upstream_error")
+    assert (error["op"], error["errno"], error["message"]) == ("connect", "ENOENT", "No such file or directory")
     with EchoServer(stage.path("up.sock")):
+        proxy.wait_for("listening", count=2)
         assert echoes(proxy.socket)
 
 
 def test_an_upstream_without_permission(stage: Stage, start_proxy: StartProxy) -> None:
-    """Where the upstream's socket may not be used, the event says EACCES; with permission, it is used."""
+    """Where the upstream's socket may not be used, the event says EACCES, and who is not root gets it too; with
+    permission, it is used."""
     # For root everything is permitted until this capability is gone.
     setpriv = [program("setpriv"), "--bounding-set=-dac_override,-dac_read_search", "--"]
     with EchoServer(stage.path("up.sock")):
         os.chmod(stage.path("up.sock"), 0)
         proxy = start_proxy(f"{stage.path('p.sock')},mode=600", stage.path("up.sock"), wrap=setpriv if ROOT else [])
-        with connect(proxy.socket) as sock:
-            assert receive_all(sock) == b""
+        with connect(proxy.socket) as sock, pytest.raises(ConnectionResetError):
+            sock.recv(1)
         (error,) = proxy.wait_for("upstream_error")
         assert (error["op"], error["errno"], error["message"]) == ("connect", "EACCES", "Permission denied")
+        code = f"import socket; print(socket.socket(socket.AF_UNIX).connect_ex({proxy.socket!r}))"
+        done = run([*(setpriv if ROOT else []), sys.executable, "-c", code])
+        assert done.stdout == b"13\n"
         os.chmod(stage.path("up.sock"), 0o600)
+        proxy.wait_for("listening", count=2)
         assert echoes(proxy.socket)
 
 

@@ -213,10 +213,10 @@ def test_a_burst_on_a_full_queue(stage: Stage) -> None:
 
 
 def test_a_full_queue_behind_the_proxy(stage: Stage, start_proxy: StartProxy) -> None:
-    """Where the server's queue is full, clients of the proxy wait in the proxy's queue and none is refused; one
-    event says EAGAIN in the kernel's words; and when there is room all are answered."""
+    """With `--backlog N`, where the server's queue is full, clients of the proxy wait in the proxy's queue and none
+    is refused; one event says EAGAIN in the kernel's words; and when there is room all are answered."""
     path, _ = serve(stage, "--workers", "1", "--backlog", "0", "--delay", "10ms")
-    proxy = start_proxy(stage.path("p.sock"), path)
+    proxy = start_proxy(stage.path("p.sock"), path, "--backlog", "100")
     holding = hold_only_worker(path)
     try:
         with ThreadPoolExecutor() as pool:
@@ -248,7 +248,8 @@ def test_the_demo() -> None:
     for method, uri in (("GET", "/index.php?page=1"), ("POST", "/form.php"), ("HEAD", "/health")):
         assert re.search(rf"#\d+ {method} +200 .*  {re.escape(uri)}\n", shown)
     assert re.search(r"client +\d+  connect: Resource temporarily unavailable \(EAGAIN\)", shown)
-    assert re.search(r"upstream: connect\(\) failed: Resource temporarily unavailable \(EAGAIN\)", shown)
+    assert re.search(r"queue full: 3 of 3, \d connected; the next client gets EAGAIN", shown)
+    assert len(re.findall(r"\d answered, \d got EAGAIN", shown)) == 2
     (directory,) = set(re.findall(r"/tmp/udsproxy-demo-[^/]+", shown))
     assert not os.path.exists(directory)
     commands = [read(path) for path in glob.glob("/proc/[0-9]*/cmdline")]
