@@ -259,7 +259,7 @@ class Relay:
 
     async def _wait_until_due(self) -> None:
         at = self._calls_due[0][0]
-        with trio.move_on_after((at - monotonic_ns() - _NEAR_NS // 2) / 1e9) as scope:
+        with trio.move_on_after(max(0, at - monotonic_ns() - _NEAR_NS // 2) / 1e9) as scope:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
         if scope.cancelled_caught and at - monotonic_ns() > _NEAR_NS:
             self._run_due(at)  # trio's clock is not the system's: a test's, which jumps
