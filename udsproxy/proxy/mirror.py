@@ -296,8 +296,11 @@ class Mirrored:
         return True  # accepted, and answered or closed by now
 
     def _later(self, now: int) -> None:
-        at = self._look_at = now + self._pause
+        self._look_when(now + self._pause)
         self._pause = min(self._pause + self._pause // 2, _LAST_LOOK_NS)
+
+    def _look_when(self, at: int) -> None:
+        self._look_at = at
         self._relay.call_at(at, lambda: self._look_again(at))
 
     def _look_again(self, at: int) -> None:
@@ -309,7 +312,7 @@ class Mirrored:
         """A connection has ended: a server rests, or takes the next now."""
         if self._look_at:
             self._pause = _FIRST_LOOK_NS
-            self._later(monotonic_ns())
+            self._look_when(monotonic_ns())
         else:
             self._set_limit()
 
