@@ -94,6 +94,14 @@ class Open(Event, frozen=True, kw_only=True):
     connect_s: float | None = None
 
 
+class Accepted(Event, frozen=True, kw_only=True):
+    """The upstream took the connection out of its accept queue, ``accept_wait_s`` after connect()."""
+
+    name: ClassVar[str] = "accepted"
+
+    accept_wait_s: float
+
+
 class Request(Event, frozen=True, kw_only=True):
     """One exchange: a request and its response, ended or not.
 
@@ -115,6 +123,8 @@ class Request(Event, frozen=True, kw_only=True):
     stderr: str | None = None
     c2s_bytes: int
     s2c_bytes: int
+    accept_wait_s: float | None = None
+    """How long its connection was in the upstream's accept queue before it began; of the connection's first."""
     ttfb_s: float | None = None
     total_s: float
     incomplete: str | None = None

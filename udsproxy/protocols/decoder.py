@@ -31,6 +31,8 @@ class Scope(msgspec.Struct, frozen=True):
     """Say where secrets stand in the bytes, so that these can be shown masked (-vv)."""
     secrets: frozenset[bytes] = frozenset()
     """Names, in upper case, whose values are secret."""
+    accept_wait_s: float | None = None
+    """How long the connection was in the upstream's accept queue before it was opened, where that is known."""
 
 
 class Decoder(Protocol):

@@ -508,6 +508,7 @@ class FastCGIDecoder:
                 stderr=printable(exchange.stderr) if exchange.stderr else None,
                 c2s_bytes=exchange.c2s_bytes,
                 s2c_bytes=exchange.s2c_bytes,
+                accept_wait_s=None if self.exchanges > 1 else self._scope.accept_wait_s,
                 ttfb_s=None if first is None else (first - exchange.began_at) / 1e9,
                 total_s=(at - exchange.began_at) / 1e9,
                 incomplete=incomplete,

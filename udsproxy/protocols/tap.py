@@ -247,14 +247,14 @@ class Tap:
 
     # --- the traffic's side ---
 
-    def observe(self, proxy: str, conn: int) -> Observation:
+    def observe(self, proxy: str, conn: int, accept_wait_s: float | None = None) -> Observation:
         """The observation of a new connection."""
         choice = self._choices[proxy]
         if choice == "none" and self._verbosity >= 2:
             choice = "raw"  # the bytes themselves are asked for
         decoder = None
         if self._sinks and choice != "none":
-            scope = Scope(proxy, conn, self._verbosity >= 1, self._verbosity >= 2, self._secrets)
+            scope = Scope(proxy, conn, self._verbosity >= 1, self._verbosity >= 2, self._secrets, accept_wait_s)
             decoder = make_decoder(choice, scope)
         return Observation(self, decoder, proxy, conn)
 

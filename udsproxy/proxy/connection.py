@@ -11,7 +11,7 @@ from time import monotonic_ns
 import trio
 
 from udsproxy.endpoints import Socket
-from udsproxy.events import Close, Direction, Open, ProxyError
+from udsproxy.events import Accepted, Close, Direction, Open, ProxyError
 from udsproxy.kernel.credentials import Peers
 from udsproxy.protocols.tap import Observation, Tap
 from udsproxy.proxy.relay import Pair, Relay
@@ -92,13 +92,21 @@ class Connections:
         self._count += 1
         return self._count
 
-    def open(self, client: Socket, upstream: Socket, number: int, connect_s: float) -> Connection:
-        """Relay these two; they belong to the relay from now on.
+    def open(
+        self,
+        client: Socket,
+        upstream: Socket,
+        number: int,
+        connect_s: float,
+        accept_wait_s: float | None = None,
+    ) -> Connection:
+        """Relay these two; they belong to the relay from now on. ``accept_wait_s``: how long the second was in the
+        upstream's accept queue, where it is known to have left that.
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
         """
         tap, relay = self.tap, self._relay
-        observation = None if tap.quiet else tap.observe(self.proxy, number)
+        observation = None if tap.quiet else tap.observe(self.proxy, number, accept_wait_s)
         connection = Connection(self, number, client, upstream, observation)
         self.active += 1
         if observation is None:
@@ -114,6 +122,8 @@ class Connections:
             at = connection.opened_at
             who = self._peers.of(client, at) if self._unix_clients else None
             tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+            if accept_wait_s is not None:
+                tap.put(Accepted(at=at, proxy=self.proxy, conn=number, accept_wait_s=accept_wait_s))
             if observation.wants_data:
                 for chunk in early:
                     observation.data(*chunk)

@@ -23,6 +23,7 @@ from udsproxy import endpoints
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, Socket, Tcp
 from udsproxy.events import Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
+from udsproxy.kernel.procfs import servers_of
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
 from udsproxy.proxy.doors import STARVED, ConnectFirst, Door, Full, Gone, Unseen, Upstream
@@ -68,6 +69,7 @@ class AcceptLoop:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._watch()
+                self._nursery.start_soon(self._count_servers)
                 while True:
                     await self._parked.wait()
                     self._parked = trio.Event()
@@ -143,6 +145,11 @@ class AcceptLoop:
             except OSError as error:
                 self._tell_starved(error, "sock_diag")
         return ConnectFirst(listener, upstream, self.connections)
+
+    async def _count_servers(self) -> None:
+        door = self._door
+        if isinstance(door, Mirrored) and door.there:
+            door.expect(await trio.to_thread.run_sync(servers_of, door.there, abandon_on_cancel=True))
 
     def _unmirror(self, unseen: Unseen) -> None:
         """The upstream's queue cannot be seen (any more): our own has a limit of its own from here on."""
@@ -239,6 +246,8 @@ class AcceptLoop:
                     self._door = self._make_door()
                     self._watch()
                     self._gone = None
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._count_servers)
                 elif failed != number and failed not in STARVED:
                     self.listener.withdraw(failed)
                     number = failed

@@ -10,8 +10,9 @@ Let B be the upstream's backlog: it takes B + 1 clients that nobody has accepted
   everyone who comes in the one place where it does so without a race. Only what others (`few` from before; clients
   that connect to the upstream themselves) take of the upstream's queue is taken off the limit.
 * *Servers at rest* take a client in a few µs, and we see it some 100 µs later. So as many more clients as servers
-  are known to rest are let into our queue: so many servers as were once seen at work at the same time, less those
-  who are now. Where somebody waits for longer all the same, there are fewer.
+  are known to rest are let into our queue: as many as hold the upstream's socket (where /proc says so) or were once
+  seen at work at the same time, less those who are now. Where somebody waits for longer all the same, there are
+  fewer.
 
 Rules: nothing waits; a look costs about 10 µs, and is had while somebody waits, no more often than it helps.
 """
@@ -51,11 +52,12 @@ _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 class _Ahead:
     """A connection that was made for a client who is still in our queue."""
 
-    __slots__ = ("connect_s", "inode", "sock")
+    __slots__ = ("connect_s", "connected_at", "inode", "sock")
 
     def __init__(self, sock: Socket, connect_s: float) -> None:
         self.sock = sock
         self.connect_s = connect_s
+        self.connected_at = monotonic_ns()
         self.inode = os.fstat(sock.fileno()).st_ino
 
 
@@ -93,7 +95,7 @@ class Mirrored:
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts."""
         self._pause = _FIRST_LOOK_NS
-        self._there = 0
+        self.there = 0
         """The inode of the upstream's listener."""
         self.backlog = -1
         """The upstream's."""
@@ -131,6 +133,12 @@ class Mirrored:
         self._diag.close()
 
     # --- coming in ---
+
+    def expect(self, servers: int) -> None:
+        """So many processes serve the upstream's socket, and may be at rest."""
+        self._servers = max(self._servers, servers)
+        if self.edge:
+            self._set_limit()
 
     def admit(self) -> None:
         now = monotonic_ns()
@@ -180,7 +188,7 @@ class Mirrored:
             found = self._listener_there()  # it may have come just now
         if found is None:
             raise Unseen("the kernel shows no such listener here: is it in another network namespace?")
-        self._there = found.inode
+        self.there = found.inode
         self._know(found.queue, found.backlog)
 
     def _listener_there(self) -> UnixSocket | None:
@@ -195,10 +203,10 @@ class Mirrored:
 
     def _look(self) -> int:
         """How many wait in the upstream's queue. Raises `Gone`, `Unseen`, OSError."""
-        found = self._diag.queue_of(self._there) if self._there else None
+        found = self._diag.queue_of(self.there) if self.there else None
         if found is None:
             self._find()  # a server that was started anew has a new socket
-            found = self._diag.queue_of(self._there)
+            found = self._diag.queue_of(self.there)
             if found is None:
                 raise Gone(errno.ECONNREFUSED)
         self._know(*found)
@@ -245,7 +253,8 @@ class Mirrored:
         for _ in range(taken):
             client = self._listener.accept()
             first = ahead.popleft()
-            connections.open(client, first.sock, connections.number(), first.connect_s)
+            waited_s = (now - first.connected_at) / 1e9
+            connections.open(client, first.sock, connections.number(), first.connect_s, waited_s)
         found = self._diag.queue_of(self._own)
         waiting = 0 if found is None else found[0]
         came = False
@@ -259,7 +268,7 @@ class Mirrored:
         self._others = max(0, queue - len(ahead))
         self._before = min(self._before, self._others)
         self._set_limit()
-        self._tell(waiting + self._others)
+        self._tell(max(0, waiting + self._others - self._resting()))
         if came or taken:
             self._pause = _FIRST_LOOK_NS
         if waiting:
@@ -279,9 +288,11 @@ class Mirrored:
     def _at_work(self, taken: int) -> int:
         return self._connections.active - self._before + taken
 
+    def _resting(self, taken: int = 0) -> int:
+        return max(0, min(self._servers - self._at_work(taken), _MOST_RESTING))
+
     def _set_limit(self, taken: int = 0) -> None:
-        resting = max(0, min(self._servers - self._at_work(taken), _MOST_RESTING))
-        self._listener.limit(max(0, self.backlog + resting - self._others))
+        self._listener.limit(max(0, self.backlog + self._resting(taken) - self._others))
 
     def _is_accepted(self, first: _Ahead) -> bool:
         if self._diag.peer_of(first.inode):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from udsproxy.events import (
+    Accepted,
     Close,
     Data,
     DecodeError,
@@ -32,6 +33,8 @@ _HEADING = (
     f" {'TTFB':>8} {'TOTAL':>8} {'SENT':>9} {'RECEIVED':>9}  URI"
 )
 _INDENT = " " * 20
+_WAIT_SHOWN_S = 0.005
+"""A wait in the accept queue that is worth a word at the end of a request's line."""
 
 
 class ConsoleRenderer:
@@ -63,6 +66,9 @@ class ConsoleRenderer:
             return self._message(event)
         if isinstance(event, Open):
             return self._open(event) if self._verbosity else None
+        if isinstance(event, Accepted):
+            waited = duration(event.accept_wait_s)
+            return f"{self._start(event)} accepted by the upstream after {waited}" if self._verbosity else None
         if isinstance(event, Listening):
             return self._listening(event)
         if isinstance(event, UpstreamError):
@@ -107,6 +113,8 @@ class ConsoleRenderer:
             line += "  " + self._paint(f"{event.protocol_status}", _RED)
         if event.app_status:
             line += f"  app status {event.app_status}"
+        if event.accept_wait_s is not None and event.accept_wait_s >= _WAIT_SHOWN_S:
+            line += "  " + self._paint(f"after {duration(event.accept_wait_s)} in the queue", _YELLOW)
         if event.stderr:
             line += f"\n{_INDENT}{self._paint('stderr', _YELLOW)} {event.stderr}"
         return line
