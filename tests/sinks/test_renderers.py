@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from udsproxy.events import (
+    Accepted,
     Client,
     Close,
     Data,
@@ -24,6 +26,7 @@ from udsproxy.events import (
     Message,
     Open,
     ProxyError,
+    Queue,
     Request,
     Summary,
     UpstreamError,
@@ -56,6 +59,8 @@ EVENTS: list[Event] = [
     Dropped(at=AT, proxy="p", observer="tap", count=4, nbytes=4000),
     Summary(at=AT, proxy="p", connections=1, requests=2, incomplete=0, upstream_errors=1, decode_errors=0,
             dropped=0, c2s_bytes=10, s2c_bytes=20, total_s=60.0),
+    Accepted(**WHERE, accept_wait_s=0.99),
+    Queue(at=AT, proxy="p", queue=3, backlog=2, active=2),
 ]  # fmt: skip
 
 
@@ -77,6 +82,8 @@ JSON_KEYS = {
     "open": {"client", "connect_s"},
     "request": {"protocol", "request", "method", "uri", "script", "status", "app_status", "protocol_status",
                 "c2s_bytes", "s2c_bytes", "ttfb_s", "total_s"},
+    "accepted": {"accept_wait_s"},
+    "queue": {"queue", "backlog", "active"},
     "message": {"direction", "protocol", "kind", "nbytes", "fields"},
     "close": {"by", "c2s_bytes", "s2c_bytes", "total_s", "requests"},
     "upstream_error": {"op", "errno", "message"},
@@ -150,6 +157,18 @@ def test_trouble_is_in_words() -> None:
     assert "accept() failed: Too many open files (EMFILE); raise it" in render(console(), EVENTS[8])
     assert "not fastcgi from upstream's byte 7 on: version 9" in render(console(), EVENTS[9])
     assert "incomplete: client left" in render(console(), EVENTS[4])
+
+
+def test_a_full_queue_is_in_words() -> None:
+    """A queue that is full, one that no longer is, and a wait that is long enough to be worth a word."""
+    full = Queue(at=AT, proxy="p", queue=3, backlog=2, active=2)
+    assert "queue full: 3 of 3, 2 connected; the next client gets EAGAIN" in render(console(), full)
+    assert "queue no longer full: 1 of 3" in render(
+        console(), Queue(at=AT, proxy="p", queue=1, backlog=2, active=2)
+    )
+    assert "queue" not in render(console(), REQUEST)
+    assert "queue" not in render(console(), replace(REQUEST, accept_wait_s=0.001))
+    assert "after 990 ms in the queue" in render(console(), replace(REQUEST, accept_wait_s=0.99))
 
 
 def test_connections_without_exchanges_are_shown() -> None:
