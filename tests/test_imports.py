@@ -1,4 +1,4 @@
-"""Imports point one way: cli → lab → proxy → {protocols, kernel, sinks} → events. And the core does no I/O."""
+"""Imports point one way: cli → lab → proxy → {faults, protocols, kernel, sinks} → events. The core does no I/O."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ ROOT = Path(udsproxy.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"config", "endpoints", "proxy"},
     "__main__": {"cli"},
-    "cli": {"cli", "config", "endpoints", "events", "lab", "protocols", "proxy", "sinks"},
+    "cli": {"cli", "config", "endpoints", "events", "faults", "lab", "protocols", "proxy", "sinks"},
     "lab": {"config", "endpoints", "events", "lab", "protocols", "proxy", "sinks"},
-    "proxy": {"config", "endpoints", "events", "kernel", "protocols", "proxy", "sinks"},
+    "proxy": {"config", "endpoints", "events", "faults", "kernel", "protocols", "proxy", "sinks"},
+    "faults": {"config", "events", "faults"},
     "protocols": {"events", "protocols"},
     "kernel": {"events", "kernel"},
     "sinks": {"config", "events", "sinks"},
@@ -24,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """For each room, the rooms that it may know of."""
 
-NO_IO = ("events", "config", "protocols")
+NO_IO = ("events", "config", "faults", "protocols")
 FORBIDDEN = {"trio", "structlog", "socket", "select", "threading", "subprocess", "time"}
 
 

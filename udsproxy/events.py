@@ -21,7 +21,7 @@ import msgspec
 Direction = Literal["c2s", "s2c"]
 """Client to server, or server to client."""
 
-Side = Literal["client", "upstream", "proxy"]
+Side = Literal["client", "upstream", "proxy", "fault"]
 """Who ended a connection."""
 
 MASK = "***"
@@ -187,6 +187,16 @@ class Queue(Event, frozen=True, kw_only=True):
     queue: int
     backlog: int
     active: int
+
+
+class Fault(Event, frozen=True, kw_only=True):
+    """A fault that was asked for: what it did to a connection, or that it is in force, or no longer."""
+
+    name: ClassVar[str] = "fault"
+
+    rule: str
+    kind: str
+    detail: str
 
 
 class ProxyError(Event, frozen=True, kw_only=True):

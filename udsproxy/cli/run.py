@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from udsproxy.cli.common import (
 )
 from udsproxy.config import Color, Decode, LogConfig, LogFormat, ProxyConfig
 from udsproxy.events import Summary, printable
+from udsproxy.faults.spelling import format_rule, named_apart, parse_rules
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.console import summary_text
 
@@ -42,6 +44,9 @@ def run(
     redact: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     show_secrets: Annotated[bool, Parameter(negative="")] = False,
     backlog: str = "mirror",
+    fault: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    seed: int | None = None,
+    check: Annotated[bool, Parameter(negative="")] = False,
     grace: str = "5s",
     connect_timeout: str = "5s",
     name: str | None = None,
@@ -75,6 +80,13 @@ def run(
     backlog
         mirror: our accept queue is full for a client when the upstream's would be (else as long as the system
         allows: for TCP, or where the kernel does not show it); N: a limit of its own, N + 1 clients may wait.
+    fault
+        A fault: 'backlog=2,workers=2', 'refuse for=30s', 'close p=0.1 if comm=nginx'; may be given several times
+        (docs/faults.md).
+    seed
+        Of the faults' chance: the same seed and the same traffic give the same faults.
+    check
+        Print what was understood, and do nothing.
     grace
         How long open connections may go on after SIGTERM or Ctrl-C (250ms, 5s).
     connect_timeout
@@ -97,6 +109,7 @@ def run(
         color=color,
     )
     try:
+        rules = named_apart([rule for text in fault for rule in parse_rules(text)])
         proxy = ProxyConfig(
             listen=listen_on,
             upstream=to,
@@ -108,7 +121,14 @@ def run(
     except config.ConfigError as error:
         raise Failure(USAGE, str(error)) from None
 
-    server = Server([proxy], log_config, grace_s=grace_s)
+    if check:
+        print(f"{listen_on} -> {to}", *(f"fault {format_rule(rule)}" for rule in rules), sep="\n")
+        return DONE
+    if seed is None:
+        seed = random.SystemRandom().randrange(1 << 32)
+        if any(rule.has_chance for rule in rules):
+            print(f"udsproxy: --seed {seed} gives the same faults again", file=sys.stderr)
+    server = Server([proxy], log_config, grace_s=grace_s, rules=rules, seed=seed)
     try:
         summary = trio.run(_run_until_signals, server)
     except endpoints.ListenError as error:

@@ -44,6 +44,7 @@ class Listener:
         self.owner: str | None = None
         """The file's, as ``owner:group``."""
         self._like = like
+        self._plug: socket.socket | None = None
         self._file: tuple[int, int] | None = None
         self.withdrawn = False
         """There is no socket now."""
@@ -67,6 +68,27 @@ class Listener:
         if backlog != self.backlog:
             self.backlog = backlog
             self.sock.listen(backlog)
+
+    def plug(self) -> None:
+        """Fill the queue with a connection of our own: every client gets EAGAIN. To be called with the queue empty;
+        somebody who has come in the meantime fills it just as well. Nobody is to be accepted until `unplug`.
+
+        Only for Unix sockets. Raises OSError.
+        """
+        assert isinstance(self.endpoint, UnixPath | UnixAbstract)
+        self.limit(0)
+        self._plug = unix_socket()
+        if connect(self._plug, self.endpoint):
+            self._plug.close()
+            self._plug = None
+
+    def unplug(self) -> None:
+        """Take the plug out, which is the first in the queue. The limit stays."""
+        if self._plug is not None:
+            with contextlib.suppress(OSError):
+                self.sock.accept()[0].close()
+            self._plug.close()
+            self._plug = None
 
     def withdraw(self, number: int) -> None:
         """From now on connect() fails with this errno: ENOENT and EACCES where the endpoint is a path, else
@@ -102,6 +124,8 @@ class Listener:
         """Remove the file and close the socket. Who is still in the queue gets ECONNRESET."""
         self.remove_file()
         self.sock.close()
+        if self._plug is not None:
+            self._plug.close()
 
     def _is_ours(self) -> bool:
         if self._file is None or not isinstance(self.endpoint, UnixPath):

@@ -5,18 +5,22 @@ Rules: opening one is a plain call. A connection is here from `Connections.open`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
 
 import trio
 
 from udsproxy.endpoints import Socket
 from udsproxy.events import Accepted, Close, Direction, Open, ProxyError
+from udsproxy.faults.rules import Book, Rule
 from udsproxy.kernel.credentials import Peers
 from udsproxy.protocols.tap import Observation, Tap
+from udsproxy.proxy.mishaps import Mishap
 from udsproxy.proxy.relay import Pair, Relay
 
-_WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped"}
+_WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped", "fault": "fault"}
 
 
 class Connection(Pair):
@@ -72,8 +76,13 @@ class Connection(Pair):
 class Connections:
     """What is open through one proxy."""
 
-    def __init__(self, proxy: str, relay: Relay, tap: Tap, *, unix_clients: bool) -> None:
-        """``unix_clients``: they come by a Unix socket, and so can be told who they are."""
+    def __init__(self, proxy: str, relay: Relay, tap: Tap, book: Book, *, unix_clients: bool) -> None:
+        """``book``: the faults. ``unix_clients``: they come by a Unix socket, and so can be told who they are."""
+        self.book = book
+        self.rest: Callable[[float], None] = lambda _: None
+        """Accept nobody for so long (s)."""
+        self._mishaps: dict[int, Mishap] = {}
+        """By the connection's number."""
         self.proxy = proxy
         self._unix_clients = unix_clients
         self.tap = tap
@@ -99,12 +108,47 @@ class Connections:
         number: int,
         connect_s: float,
         accept_wait_s: float | None = None,
-    ) -> Connection:
+    ) -> Connection | None:
         """Relay these two; they belong to the relay from now on. ``accept_wait_s``: how long the second was in the
-        upstream's accept queue, where it is known to have left that.
+        upstream's accept queue, where it is known to have left that. None: a fault has other plans with them.
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
         """
+        if self.book.for_connections:
+            who = self._peers.of(client, monotonic_ns()) if self._unix_clients else None
+            rules = self.book.apply(number, who)
+            if rules:
+                begin = partial(self._begin, client, upstream, number, connect_s, accept_wait_s)
+                self._have_mishap(rules, client, upstream, number, begin)
+                return None
+        return self._begin(client, upstream, number, connect_s, accept_wait_s)
+
+    def _have_mishap(
+        self, rules: list[Rule], client: Socket, upstream: Socket, number: int, begin: Callable[[], object]
+    ) -> None:
+        def leave() -> None:
+            del self._mishaps[number]
+            self.forget()
+
+        def go_on() -> None:
+            leave()
+            with contextlib.suppress(OSError):  # ENOMEM, ENOSPC: the relay has ended it, and that is told
+                begin()
+
+        self.active += 1
+        mishap = self._mishaps[number] = Mishap(
+            self.proxy, number, client, upstream, self._relay, self.tap, go_on, leave, self.rest
+        )
+        mishap.apply(rules)
+
+    def abandon(self) -> None:
+        """What faults still hold is closed."""
+        for mishap in list(self._mishaps.values()):
+            mishap.abandon()
+
+    def _begin(
+        self, client: Socket, upstream: Socket, number: int, connect_s: float, accept_wait_s: float | None
+    ) -> Connection:
         tap, relay = self.tap, self._relay
         observation = None if tap.quiet else tap.observe(self.proxy, number, accept_wait_s)
         connection = Connection(self, number, client, upstream, observation)

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from time import monotonic_ns
 from typing import Protocol
 
@@ -100,6 +101,57 @@ class Upstream:
         if self._spare is not None:
             self._spare.close()
             self._spare = None
+
+
+class Pool:
+    """`ConnectFirst`, with at most ``workers`` connections at a time, and a queue of ``backlog`` + 1 behind them.
+
+    A worker that is free takes a client at once, so there is room for backlog + 1 and for each of those that are.
+    """
+
+    edge = False
+
+    def __init__(
+        self,
+        listener: Listener,
+        upstream: Upstream,
+        connections: Connections,
+        backlog: int,
+        workers: int,
+        watch: Callable[[bool], None],
+    ) -> None:
+        """``watch``: is told whether somebody who waits is to be looked at."""
+        self.backlog = backlog
+        self._workers = workers
+        self._listener = listener
+        self._connections = connections
+        self._watch = watch
+        self._door = ConnectFirst(listener, upstream, connections)
+        connections.freed = self._freed
+        self._set_limit()
+
+    def admit(self) -> None:
+        if self._connections.active >= self._workers:
+            self._watch(False)
+            return
+        # First the limit, then the place that becomes free (as in the mirror).
+        self._set_limit(1)
+        try:
+            self._door.admit()
+        except BaseException:
+            self._set_limit()
+            raise
+
+    def close(self) -> None:
+        self._connections.freed = None
+        self._door.close()
+
+    def _set_limit(self, taken: int = 0) -> None:
+        self._listener.limit(self.backlog + max(0, self._workers - self._connections.active - taken))
+
+    def _freed(self) -> None:
+        self._set_limit()
+        self._watch(True)
 
 
 class ConnectFirst:

@@ -13,6 +13,8 @@ Rules:
 from __future__ import annotations
 
 import errno
+import math
+import random
 import select
 import socket
 from time import monotonic_ns
@@ -23,11 +25,12 @@ from udsproxy import endpoints
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, Socket, Tcp
 from udsproxy.events import Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
+from udsproxy.faults.rules import Book, GateState
 from udsproxy.kernel.procfs import servers_of
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
-from udsproxy.proxy.doors import STARVED, ConnectFirst, Door, Full, Gone, Unseen, Upstream
-from udsproxy.proxy.mirror import Mirrored
+from udsproxy.proxy.doors import STARVED, ConnectFirst, Door, Full, Gone, Pool, Unseen, Upstream
+from udsproxy.proxy.mirror import Mirrored, backlog_of
 from udsproxy.proxy.relay import Relay
 
 RETRY_FULL_S = 0.002
@@ -36,13 +39,26 @@ RETRY_STARVED_S = 0.1
 """How long accepting rests where we ran out of something. accept() at the limit leaves the listener readable."""
 RETRY_GONE_S = 0.05
 """How soon it is tried whether the upstream is back."""
+_MOST_WAITING = 1000
+"""So many of who waits are taken before the queue is plugged, at most."""
+EAGAIN_TURN_S = 0.1
+"""How long plugged and unplugged take together, about, where EAGAIN is for a share of the time."""
 
 
 class AcceptLoop:
     """Accepts for one proxy, until cancelled."""
 
-    def __init__(self, config: ProxyConfig, listener: Listener, relay: Relay, tap: Tap) -> None:
-        self.connections = Connections(config.name, relay, tap, unix_clients=listener.is_unix)
+    def __init__(self, config: ProxyConfig, listener: Listener, relay: Relay, tap: Tap, book: Book) -> None:
+        """``book``: the faults; after each change of it `apply_faults` is to be called."""
+        self.book = book
+        self._gate = GateState()
+        """What of it is in force."""
+        self._plugging: trio.CancelScope | None = None
+        self._plugged = False
+        self._limit = 0
+        """That of our queue, while it is plugged."""
+        self.connections = Connections(config.name, relay, tap, book, unix_clients=listener.is_unix)
+        self.connections.rest = self._rest
         self.listener = listener
         self._config = config
         self._relay = relay
@@ -70,6 +86,7 @@ class AcceptLoop:
             async with trio.open_nursery() as self._nursery:
                 self._watch()
                 self._nursery.start_soon(self._count_servers)
+                self.apply_faults()
                 while True:
                     await self._parked.wait()
                     self._parked = trio.Event()
@@ -77,23 +94,18 @@ class AcceptLoop:
                         await self._until_restored(self._gone.number)
                     else:
                         await trio.sleep(self._park_s)
-                        self._relay.resume(self.listener.sock, edge=self._edge)
+                        self._resume()
         finally:
             if not self.listener.withdrawn:
                 self._relay.unwatch(self.listener.sock)
             self._door.close()
+            self.connections.abandon()
 
     async def drain(self) -> None:
         """Take what is still in our queue. Ends when it is empty; where there is no file to remove first, so that
         nobody new can come, that may never be."""
         self._draining = True
-        poll = select.poll()
-        while self._connecting or not self.listener.withdrawn:
-            if not self.listener.withdrawn:
-                poll.register(self.listener.sock, select.POLLIN)
-                if not (poll.poll(0) or self._connecting):
-                    return
-                poll.unregister(self.listener.sock)
+        while self._connecting or (not self.listener.withdrawn and self._somebody_waits()):
             await trio.sleep(RETRY_FULL_S)
 
     # --- calls from the relay ---
@@ -125,8 +137,99 @@ class AcceptLoop:
 
     def _look(self) -> None:
         """A door wants to be called, though nobody came."""
-        if self._gone is None and not self._parked.is_set():
+        if self._gone is None and not self._parked.is_set() and not self._holding:
             self._ready()
+
+    def _rest(self, seconds: float) -> None:
+        if not self.listener.withdrawn:
+            self._park(seconds)
+
+    def _heed(self, wanted: bool) -> None:
+        """A door wants to be called when somebody waits, or not."""
+        if wanted:
+            if not self._parked.is_set():
+                self._resume()
+        elif not self.listener.withdrawn:
+            self._relay.pause(self.listener.sock)
+
+    def _resume(self) -> None:
+        if not (self.listener.withdrawn or self._holding):
+            self._relay.resume(self.listener.sock, edge=self._edge)
+
+    @property
+    def _holding(self) -> bool:
+        """Nobody is to be accepted: a fault."""
+        return self._gate.hold or self._gate.shut is not None or self._plugged
+
+    # --- gate faults ---
+
+    def apply_faults(self) -> None:
+        """Put the gate faults that are in the book now in force, and take away those that no longer are."""
+        gate, before = self.book.gate(), self._gate
+        if gate == before or self._nursery is None:
+            return
+        if self._plugging is not None:
+            self._plugging.cancel()
+            self._plugging = None
+            self._unplug()
+        self._gate = gate
+        try:
+            if before.shut is not None and self._gone is None:
+                self.listener.restore()
+            elif self._gone is None:
+                self._relay.unwatch(self.listener.sock)
+            assert self._door is not None
+            self._door.close()
+            if self._gone is not None:
+                return
+            if gate.shut is not None:
+                self.listener.withdraw(gate.shut)
+                return
+            self._door = self._make_door()
+            self._watch()
+        except (ListenError, OSError) as error:
+            self._tell_error("listen", getattr(error, "errno", 0) or errno.EADDRINUSE, str(error))
+            return
+        if gate.hold:
+            self._relay.pause(self.listener.sock)
+        elif gate.eagain is not None and self.listener.is_unix:
+            self._plugging = trio.CancelScope()
+            self._nursery.start_soon(self._plug_for, gate.eagain, self._plugging)
+
+    async def _plug_for(self, share: float, scope: trio.CancelScope) -> None:
+        """Plug our queue for this share of the time, in turns of random lengths."""
+        turns = random.Random(f"{self.book.seed}/eagain")  # noqa: S311 - reproducible is what it must be
+        with scope:
+            while True:
+                turn_s = EAGAIN_TURN_S * turns.uniform(0.5, 1.5)
+                await trio.sleep(turn_s * (1 - share))
+                self._plug()
+                await trio.sleep(turn_s * share if share < 1 else math.inf)
+                self._unplug()
+
+    def _plug(self) -> None:
+        """Take who waits, and then let nobody in."""
+        for _ in range(_MOST_WAITING):
+            if self.listener.withdrawn or self._parked.is_set() or not self._somebody_waits():
+                break
+            self._ready()
+        if not self.listener.withdrawn:
+            self._limit = self.listener.backlog
+            self._relay.pause(self.listener.sock)
+            self.listener.plug()
+            self._plugged = True
+
+    def _somebody_waits(self) -> bool:
+        poll = select.poll()
+        poll.register(self.listener.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _unplug(self) -> None:
+        if self._plugged:
+            self._plugged = False
+            self.listener.unplug()
+            self.listener.limit(self._limit)
+            self._resume()
 
     # --- doors ---
 
@@ -135,7 +238,19 @@ class AcceptLoop:
         if upstream is None:
             return _AcceptFirst(self)
         assert not isinstance(config.upstream, Tcp)
-        if config.backlog is None and listener.is_unix:
+        gate = self._gate
+        if gate.workers is not None:
+            backlog = gate.backlog
+            if backlog is None:
+                backlog = config.backlog if config.backlog is not None else backlog_of(config.upstream)
+            backlog = listener.most if backlog is None else backlog
+            return Pool(listener, upstream, self.connections, backlog, gate.workers, self._heed)
+        fixed = gate.backlog if gate.backlog is not None else config.backlog
+        if fixed is None and gate.eagain is not None:
+            fixed = listener.most  # it is full when we say so
+        if fixed is not None:
+            listener.limit(fixed)
+        elif listener.is_unix:
             try:
                 return Mirrored(
                     listener, upstream, config.upstream, self.connections, self._relay, self._look, self._tell_queue
@@ -144,6 +259,7 @@ class AcceptLoop:
                 self._tell_unseen(unseen)
             except OSError as error:
                 self._tell_starved(error, "sock_diag")
+            listener.limit(listener.most)
         return ConnectFirst(listener, upstream, self.connections)
 
     async def _count_servers(self) -> None:
@@ -242,10 +358,15 @@ class AcceptLoop:
             try:
                 failed = self._upstream.probe()
                 if failed in (0, errno.EAGAIN):
+                    self._gone = None
+                    if self._gate.shut is not None:
+                        self.listener.withdraw(self._gate.shut)
+                        return
                     self.listener.restore()
                     self._door = self._make_door()
                     self._watch()
-                    self._gone = None
+                    if self._holding:
+                        self._relay.pause(self.listener.sock)
                     assert self._nursery is not None
                     self._nursery.start_soon(self._count_servers)
                 elif failed != number and failed not in STARVED:

@@ -49,6 +49,16 @@ _WAKE_NS = 5_000_000
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
+def backlog_of(address: UnixPath | UnixAbstract) -> int | None:
+    """The backlog of who listens there; None where the kernel does not show it."""
+    try:
+        with SockDiag() as diag:
+            found = diag.listener(address.path if isinstance(address, UnixPath) else os.fsencode(address.name))
+            return None if found is None else found.backlog
+    except OSError:
+        return None
+
+
 class _Ahead:
     """A connection that was made for a client who is still in our queue."""
 
@@ -164,7 +174,9 @@ class Mirrored:
             self._come_near()
             self._ahead.append(_Ahead(sock, connect_s))
             raise
-        self._early.append(self._connections.open(client, sock, self._connections.number(), connect_s))
+        opened = self._connections.open(client, sock, self._connections.number(), connect_s)
+        if opened is not None:
+            self._early.append(opened)
 
     def _crowded(self) -> bool:
         """May as many as `few` still wait in the upstream's queue?"""

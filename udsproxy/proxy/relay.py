@@ -214,7 +214,7 @@ class Relay:
             self._end(pair)
             self.wake()
 
-    def watch(self, sock: socket.socket, call: Callable[[], None]) -> None:
+    def watch(self, sock: Socket, call: Callable[[], None]) -> None:
         """Call ``call`` whenever ``sock`` is readable, for as long as it is (level-triggered)."""
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._calls[sock.fileno()] = call
@@ -224,16 +224,16 @@ class Relay:
         heapq.heappush(self._calls_due, (at, next(self._due_number), call))
         self.wake()
 
-    def pause(self, sock: socket.socket) -> None:
+    def pause(self, sock: Socket) -> None:
         """Do not call for now. (The descriptor stays in the epoll: putting it back could fail, this cannot.)"""
         self._epoll.modify(sock.fileno(), 0)
 
-    def resume(self, sock: socket.socket, *, edge: bool = False) -> None:
+    def resume(self, sock: Socket, *, edge: bool = False) -> None:
         """Call again; ``edge``: not for as long as it is readable, but once now if it is, and whenever more comes
         (edge-triggered)."""
         self._epoll.modify(sock.fileno(), select.EPOLLIN | select.EPOLLET if edge else select.EPOLLIN)
 
-    def unwatch(self, sock: socket.socket) -> None:
+    def unwatch(self, sock: Socket) -> None:
         if self._calls.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock.fileno())
 

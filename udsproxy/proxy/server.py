@@ -19,7 +19,9 @@ import trio
 from udsproxy import endpoints
 from udsproxy.config import LogConfig, ProxyConfig
 from udsproxy.endpoints import Listener
-from udsproxy.events import Summary
+from udsproxy.events import Fault, Summary
+from udsproxy.faults.rules import Book, Rule
+from udsproxy.faults.spelling import format_rule
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.listener import AcceptLoop
 from udsproxy.proxy.relay import Relay
@@ -36,7 +38,18 @@ _LAST_WRITES_S = 1.0
 class Server:
     """Proxies of one process: `open` it, then `run` it to its end."""
 
-    def __init__(self, proxies: Sequence[ProxyConfig], log: LogConfig, *, grace_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        proxies: Sequence[ProxyConfig],
+        log: LogConfig,
+        *,
+        grace_s: float = 5.0,
+        rules: Sequence[Rule] = (),
+        seed: int = 0,
+    ) -> None:
+        """``rules``: the faults, each with a name of its own. ``seed``: of their chance."""
+        self._rules = tuple(rules)
+        self._seed = seed
         self._proxies = proxies
         self._log = log
         self._grace_s = grace_s
@@ -97,9 +110,16 @@ class Server:
 
     async def _serve(self, tap: Tap, relay: Relay) -> None:
         pairs = zip(self._proxies, self._listeners, strict=True)
-        loops = [AcceptLoop(proxy, listener, relay, tap) for proxy, listener in pairs]
+        loops = [
+            AcceptLoop(proxy, listener, relay, tap, Book(proxy.name, self._seed, self._rules))
+            for proxy, listener in pairs
+        ]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(relay.run)
+            for rule in self._rules:
+                self._tell_fault(tap, rule, f"in force: {format_rule(rule)}")
+                if rule.for_s is not None:
+                    nursery.start_soon(self._take_away_in, rule.for_s, rule, loops, tap)
             async with trio.open_nursery() as accepting:
                 for loop in loops:
                     accepting.start_soon(loop.run)
@@ -117,6 +137,20 @@ class Server:
                 for loop in loops:
                     await loop.connections.drained()
             nursery.cancel_scope.cancel()
+
+    async def _take_away_in(self, seconds: float, rule: Rule, loops: list[AcceptLoop], tap: Tap) -> None:
+        await trio.sleep(seconds)
+        for loop in loops:
+            loop.book.set(tuple(each for each in loop.book.rules if each.name != rule.name))
+            loop.apply_faults()
+        self._tell_fault(tap, rule, "taken away")
+
+    def _tell_fault(self, tap: Tap, rule: Rule, detail: str) -> None:
+        for proxy in self._proxies:
+            if rule.is_for(proxy.name):
+                kind = str(rule.fault.__struct_config__.tag)
+                event = Fault(at=monotonic_ns(), proxy=proxy.name, rule=rule.name, kind=kind, detail=detail)
+                tap.put(event)
 
     def _close(self) -> None:
         for listener in self._listeners:

@@ -15,6 +15,7 @@ from udsproxy.events import (
     DecodeError,
     Dropped,
     Event,
+    Fault,
     Listening,
     Message,
     Open,
@@ -75,6 +76,9 @@ class ConsoleRenderer:
             return self._trouble(event, f"upstream: {event.op}() failed: {event.message} ({event.errno})")
         if isinstance(event, Queue):
             return self._queue(event)
+        if isinstance(event, Fault):
+            name = event.kind if event.rule == event.kind else f"{event.rule} ({event.kind})"
+            return f"{self._start(event)} {self._paint(f'fault {name}', _YELLOW)}: {event.detail}"
         if isinstance(event, DecodeError):
             where = f"{_side(event.direction)}'s byte {event.offset}"
             return self._trouble(event, f"not {event.protocol} from {where} on: {event.reason}")

@@ -1,0 +1,130 @@
+"""What connection faults do to the connections that they apply to.
+
+A connection whose beginning a fault delays, or that it ends, belongs here until then; it counts as open.
+
+Rules: what is done is told (`Fault`), with the connection's number; a socket that is here is closed at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import assert_never
+
+from udsproxy.endpoints import Socket
+from udsproxy.events import Close, Fault
+from udsproxy.faults import kinds
+from udsproxy.faults.rules import Rule
+from udsproxy.protocols.tap import Tap
+from udsproxy.proxy.relay import Relay
+
+_SPEECHLESS_NS = 5_000_000_000
+"""A client that says nothing for so long cannot be reset, and is closed."""
+
+
+class Mishap:
+    """One accepted connection, until it begins or has ended. ``begin`` makes an ordinary connection of it, ``over``
+    says that there will be none."""
+
+    def __init__(
+        self,
+        proxy: str,
+        number: int,
+        client: Socket,
+        upstream: Socket,
+        relay: Relay,
+        tap: Tap,
+        begin: Callable[[], None],
+        over: Callable[[], None],
+        rest: Callable[[float], None],
+    ) -> None:
+        """``rest``: no one else is to be accepted for so long (s)."""
+        self._proxy = proxy
+        self._number = number
+        self._client = client
+        self._upstream = upstream
+        self._relay = relay
+        self._tap = tap
+        self._begin = begin
+        self._over = over
+        self._rest = rest
+        self._came_at = monotonic_ns()
+        self._done = False
+
+    def apply(self, rules: list[Rule]) -> None:
+        """Let them happen. The first that ends the connection is the last to happen to it; delays add up."""
+        delay_s = 0.0
+        for rule in rules:
+            fault = rule.fault
+            if isinstance(fault, kinds.AcceptDelay):
+                self._tell(rule, f"nobody else is accepted for {fault.delay_s:g} s")
+                self._rest(fault.delay_s)
+            elif isinstance(fault, kinds.ConnectDelay):
+                self._tell(rule, f"begins {fault.delay_s:g} s later")
+                delay_s += fault.delay_s
+            elif isinstance(fault, kinds.Close):
+                self._tell(rule, "closed")
+                self._end(None)
+                return
+            elif isinstance(fault, kinds.Reset):
+                self._tell(rule, "reset")
+                self._reset()
+                return
+            elif isinstance(fault, kinds.Gate):
+                raise AssertionError("a gate fault applies to no connection")
+            else:
+                assert_never(fault)
+        if delay_s:
+            self._relay.call_at(self._came_at + int(delay_s * 1e9), self._go_on)
+        else:
+            self._go_on()
+
+    def abandon(self) -> None:
+        """The proxy ends."""
+        if not self._done:
+            self._end(None)
+
+    def _go_on(self) -> None:
+        if not self._done:
+            self._done = True
+            self._begin()
+
+    def _reset(self) -> None:
+        """close() with unread data is a reset; so the client must have said something."""
+        self._upstream.close()
+        self._relay.watch(self._client, self._reset_now)
+        self._relay.call_at(self._came_at + _SPEECHLESS_NS, self._reset_now)
+
+    def _reset_now(self) -> None:
+        if not self._done:
+            self._relay.unwatch(self._client)
+            self._end("ECONNRESET")
+
+    def _end(self, errno: str | None) -> None:
+        self._done = True
+        if self._client.fileno() >= 0:
+            self._relay.unwatch(self._client)
+        self._client.close()
+        self._upstream.close()
+        at = monotonic_ns()
+        total_s = (at - self._came_at) / 1e9
+        self._tap.put(
+            Close(
+                at=at,
+                proxy=self._proxy,
+                conn=self._number,
+                by="fault",
+                errno=errno,
+                c2s_bytes=0,
+                s2c_bytes=0,
+                total_s=total_s,
+                requests=0,
+            )
+        )
+        self._over()
+
+    def _tell(self, rule: Rule, detail: str) -> None:
+        kind = str(rule.fault.__struct_config__.tag)
+        self._tap.put(
+            Fault(at=monotonic_ns(), proxy=self._proxy, conn=self._number, rule=rule.name, kind=kind, detail=detail)
+        )
