@@ -55,9 +55,9 @@ class Site:
             return endpoints.connect(sock, self.listen)
 
     def server(self, upstream: Endpoint | None = None, listen: Endpoint | None = None, **options: Any) -> Server:
-        grace_s = options.pop("grace_s", 5.0)
+        of_server = {key: options.pop(key) for key in ("grace_s", "rules", "seed") if key in options}
         config = ProxyConfig(listen=listen or self.listen, upstream=upstream or self.upstream, name="p", **options)
-        return Server([config], LogConfig(format="json", file=str(self.log)), grace_s=grace_s)
+        return Server([config], LogConfig(format="json", file=str(self.log)), **of_server)
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         events = [json.loads(line) for line in self.log.read_text().splitlines()]

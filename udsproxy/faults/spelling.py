@@ -37,8 +37,9 @@ def parse_rules(text: str) -> list[Rule]:
     if not words:
         raise ConfigError(f"a fault is missing; write one of: {', '.join(KINDS)}")
     try:
+        faults = list(_parse_faults(words[0]))
         keys = _parse_keys(word for word in words[1:] if word != "if")
-        return [_rule(fault, keys) for fault in _parse_faults(words[0])]
+        return [_rule(fault, keys) for fault in faults]
     except ConfigError as error:
         raise ConfigError(f"fault {text!r}: {error}") from None
 

@@ -7,6 +7,7 @@ Rules: what is done is told (`Fault`), with the connection's number; a socket th
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import assert_never
@@ -20,6 +21,7 @@ from udsproxy.proxy.relay import Relay
 
 _SPEECHLESS_NS = 5_000_000_000
 """A client that says nothing for so long cannot be reset, and is closed."""
+_READ = 64 * 1024
 
 
 class Mishap:
@@ -64,7 +66,7 @@ class Mishap:
                 delay_s += fault.delay_s
             elif isinstance(fault, kinds.Close):
                 self._tell(rule, "closed")
-                self._end(None)
+                self._close()
                 return
             elif isinstance(fault, kinds.Reset):
                 self._tell(rule, "reset")
@@ -80,7 +82,7 @@ class Mishap:
             self._go_on()
 
     def abandon(self) -> None:
-        """The proxy ends."""
+        """End it now."""
         if not self._done:
             self._end(None)
 
@@ -88,6 +90,27 @@ class Mishap:
         if not self._done:
             self._done = True
             self._begin()
+
+    def _close(self) -> None:
+        """An end, and what the client still sends is read: unread, close() would make a reset of it."""
+        self._upstream.close()
+        try:
+            self._client.shutdown(socket.SHUT_WR)
+            self._relay.watch(self._client, self._read_on)
+        except OSError:
+            self._end(None)
+            return
+        self._relay.call_at(self._came_at + _SPEECHLESS_NS, self.abandon)
+
+    def _read_on(self) -> None:
+        try:
+            ended = not self._client.recv(_READ, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            ended = True
+        if ended:
+            self._end(None)
 
     def _reset(self) -> None:
         """close() with unread data is a reset; so the client must have said something."""

@@ -1,0 +1,88 @@
+"""Faults on a healthy php-fpm, as nginx meets them: the line that each makes nginx log."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from tests.e2e.proxy import StartProxy
+from tests.e2e.site import Front, run_nginx, start_nginx, start_php_fpm
+from tests.e2e.test_backlog import REFUSED, burst, causes
+from tests.e2e.tools import free_port, read, udsproxy
+from tests.stage import Stage
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "logged"),
+    [
+        ("refuse", 502, "connect() failed (111: Connection refused)"),
+        ("missing", 502, "connect() failed (2: No such file or directory)"),
+        ("eagain", 502, f"connect() {REFUSED}"),
+        ("close", 502, "upstream prematurely closed connection"),
+        ("reset", 502, "recv() failed (104: Connection reset by peer)"),
+        ("hold", 504, "upstream timed out (110: Connection timed out)"),
+    ],
+)
+def test_what_nginx_logs(stage: Stage, start_proxy: StartProxy, fault: str, status: int, logged: str) -> None:
+    """Each request gets this status and makes nginx log this, and nothing else."""
+    start_php_fpm(stage, stage.path("php.sock"))
+    proxy = start_proxy(stage.path("p.sock"), stage.path("php.sock"), "--fault", fault)
+    front = Front(free_port(), stage.path("nginx", "access"), stage.path("nginx", "error"))
+    server = f"""
+        server {{
+            listen 127.0.0.1:{front.port};
+            error_log {front.error_log} error;
+            fastcgi_read_timeout 1s;
+            fastcgi_param REQUEST_METHOD $request_method;
+            location / {{ fastcgi_pass unix:{proxy.socket}; }}
+        }}
+    """
+    run_nginx(stage, server, [front.port])
+    assert [front.fetch("/hello.php").status for _ in range(3)] == [status] * 3
+    lines = [re.sub(r"^.*?\*\d+ | while .*| to unix:\S+", "", line) for line in read(front.error_log).splitlines()]
+    assert Counter(lines) == {logged: 3}
+
+
+def test_the_first_experiment(stage: Stage, start_proxy: StartProxy) -> None:
+    """A php-fpm with room for all, made to be one of 2 workers and a backlog of 2: 5 of 12 are answered, and nginx
+    logs EAGAIN for 7, each time."""
+    start_php_fpm(stage, stage.path("php.sock"), "listen.backlog = 511", workers=20)
+    proxy = start_proxy(stage.path("p.sock"), stage.path("php.sock"), "--fault", "backlog=2,workers=2")
+    front = start_nginx(stage, {"proxied": proxy.socket})["proxied"]
+    assert [burst(front, 12) for _ in range(5)] == [{200: 5, 502: 7}] * 5
+    assert causes(front) == {f"connect() {REFUSED}": 35}
+    assert {event["kind"] for event in proxy.events("fault")} == {"backlog", "workers"}
+
+
+def test_check_prints_what_was_understood(stage: Stage) -> None:
+    """Endpoints and rules, normalised, and nothing is listened on."""
+    done = udsproxy("run", "/l", "/u", "--check", "--fault", "down for=1m", "--fault", "close,reset p=.5 on=2..")
+    assert done.returncode == 2
+    done = udsproxy("run", "/l", "/u", "--check", "--fault", "down for=1m", "--fault", "close,close p=.5 on=2+")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().splitlines() == [
+        "/l -> /u",
+        "fault refuse for=60s",
+        "fault close p=0.5 on=2+",
+        "fault close p=0.5 on=2+ name=close-2",
+    ]
+
+
+def test_a_mistake_is_one_line(stage: Stage) -> None:
+    """Exit code 2, the fault as it was written, and what would do."""
+    done = udsproxy("run", stage.path("l"), stage.path("u"), "--fault", "latency=3 if x")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().count("\n") == 1
+    assert "fault 'latency=3 if x': unknown fault 'latency'" in done.stderr.decode()
+
+
+def test_the_seed_is_told(stage: Stage) -> None:
+    """Where there is chance and no seed was given, standard error says which one gives the same faults again."""
+    absent = stage.path("directory") + "/l"
+    done = udsproxy("run", absent, stage.path("u"), "--fault", "close p=0.5")
+    assert re.search(r"^udsproxy: --seed \d+ gives the same faults again$", done.stderr.decode(), re.MULTILINE)
+    done = udsproxy("run", absent, stage.path("u"), "--fault", "close p=0.5", "--seed", "1")
+    assert done.returncode == 4
+    assert b"--seed" not in done.stderr

@@ -1,0 +1,93 @@
+"""How rules are written: what is written reads back the same, and a mistake says what would do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.faults import strategies
+from udsproxy.config import ConfigError
+from udsproxy.faults import kinds
+from udsproxy.faults.rules import Rule, Which
+from udsproxy.faults.spelling import format_rule, named_apart, parse_rules
+
+
+@given(rule=strategies.rules)
+def test_what_is_written_reads_the_same(rule: Rule) -> None:
+    """Reading what a rule is written as gives that rule."""
+    assert parse_rules(format_rule(rule)) == [rule]
+
+
+@given(text=st.text() | st.text("abcdefklorsu=,.+p0123456789 ifgn'\"-"))
+def test_any_text_is_rules_or_a_mistake(text: str) -> None:
+    """Reading ends, or raises a `ConfigError` of one line, and does nothing else."""
+    try:
+        found = parse_rules(text)
+    except ConfigError as error:
+        said = str(error)
+    else:
+        assert [rule for each in found for rule in parse_rules(format_rule(each))] == found
+        return
+    assert "\n" not in said
+
+
+def test_one_word_can_be_several_faults() -> None:
+    """Faults that share their conditions, attributes that belong to the fault before them, toxiproxy's names."""
+    assert parse_rules("backlog=2,workers=3 for=1m") == [
+        Rule(fault=kinds.Backlog(2), for_s=60.0, name="backlog"),
+        Rule(fault=kinds.Workers(3), for_s=60.0, name="workers"),
+    ]
+    assert parse_rules("connect-delay,delay=250ms,reset_peer if comm=nginx p=0.5 on=3..9+2 name=x") == [
+        Rule(fault=fault, when={"comm": "nginx"}, probability=0.5, which=Which(3, 9, 2), name="x")
+        for fault in (kinds.ConnectDelay(0.25), kinds.Reset())
+    ]
+    assert parse_rules("down")[0].fault == kinds.Refuse()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "a fault is missing; write one of: backlog, "),
+        ("refus", "unknown fault 'refus'; did you mean 'refuse'?"),
+        ("fire", "unknown fault 'fire'; it is one of backlog, "),
+        ("backlog", "backlog needs a value, backlog=N"),
+        ("connect-delay", "connect-delay needs a value, connect-delay=250ms"),
+        ("backlog=many", "'many' is no number"),
+        ("backlog=-1", "a number from 0 to"),
+        ("workers=0", "1 or more are needed; hold is for none"),
+        ("eagain=2", "a share of the time is needed"),
+        ("close=3", "close takes no value"),
+        ("connect-delay=1s,jiter=3", "connect-delay has no 'jiter'; it is one of delay"),
+        ("connect-delay=fast", "'fast' is no duration"),
+        ("close wen=3", "unknown key 'wen'; it is one of p, on, "),
+        ("close com=nginx", "unknown key 'com'; did you mean 'comm'?"),
+        ("close p=2", "more than 0, and at most 1 is needed"),
+        ("close p=often", "'often' is no number"),
+        ("close p=0.1 p=0.2", "p is there twice"),
+        ("close p", "p needs a value, p=..."),
+        ("close on=x", "write 3, 3+, 3..8, 3+2 or 3..8+2"),
+        ("close on=8..3", "counting goes from 1 on, and up"),
+        ("close for=0s", "more than 0 is needed"),
+        ("close if comm='x", "No closing quotation"),
+        ("refuse if uid=33", "refuse acts before a client is accepted: it cannot depend on uid"),
+        ("refuse p=0.1", "p= and on= cannot apply"),
+        ("eagain p=0.1", "eagain=0.3 is for a share of the time"),
+    ],
+)
+def test_mistakes(text: str, says: str) -> None:
+    """One line, with the text, and what would do."""
+    with pytest.raises(ConfigError) as caught:
+        parse_rules(text)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(rules=st.lists(strategies.rules, max_size=6))
+def test_names_are_made_apart(rules: list[Rule]) -> None:
+    """Each rule has a name of its own, the first of a name keeps it, and nothing else of a rule changes."""
+    apart = named_apart(rules)
+    assert len({rule.name for rule in apart}) == len(rules)
+    assert [rule.fault for rule in apart] == [rule.fault for rule in rules]
+    if rules:
+        assert apart[0] == rules[0]

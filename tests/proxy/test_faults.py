@@ -1,0 +1,184 @@
+"""Faults as a client meets them, and that they end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from tests.proxy.conftest import read_all
+from tests.proxy.test_server import Site, accepted, running, site
+from udsproxy.endpoints import unix_socket
+from udsproxy.faults.spelling import named_apart, parse_rules
+from udsproxy.proxy.server import Server
+
+__all__ = ["site"]
+
+
+def faulty(site: Site, *faults: str, seed: int = 1) -> Server:
+    rules = named_apart([rule for text in faults for rule in parse_rules(text)])
+    return site.server(rules=rules, seed=seed, grace_s=0.05)
+
+
+async def works(site: Site, listener: socket.socket) -> None:
+    """A client is served."""
+    with site.connect() as client, await accepted(listener) as server:
+        await client.send(b"ping")
+        assert await server.recv(10) == b"ping"
+
+
+def accept_all(listener: socket.socket, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Everybody who waits at the upstream now."""
+    listener.setblocking(False)
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(stack.enter_context(listener.accept()[0]))
+    return found
+
+
+SHUT = pytest.mark.parametrize(
+    ("fault", "number"),
+    [
+        ("refuse", errno.ECONNREFUSED),
+        ("missing", errno.ENOENT),
+        ("deny", errno.ECONNREFUSED if os.geteuid() == 0 else errno.EACCES),
+        ("eagain", errno.EAGAIN),
+    ],
+)
+
+
+@SHUT
+async def test_what_connect_says(
+    site: Site, fault: str, number: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """While the fault is in force every connect() fails with its errno; after it, clients are served."""
+    with site.serve() as listener:
+        async with running(faulty(site, f"{fault} for=10s")):
+            await trio.sleep(1)
+            assert [site.try_to_connect() for _ in range(5)] == [number] * 5
+            await trio.sleep(10)
+            await works(site, listener)
+    assert [event["detail"] for event in site.events("fault")] == [f"in force: {fault} for=10s", "taken away"]
+    assert not os.path.lexists(site.listen.path)  # noqa: ASYNC240 - nothing runs any more
+
+
+async def test_a_share_of_the_time(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """EAGAIN comes and goes, for about that share of the time, and those who came in between are served."""
+    with site.serve(backlog=1000), contextlib.ExitStack() as stack:
+        async with running(faulty(site, "eagain=0.3")):
+            answers = []
+            for _ in range(300):
+                sock = stack.enter_context(unix_socket())
+                answers.append(sock.connect_ex(site.listen.path))
+                await trio.sleep(0.01)
+    assert set(answers) == {0, errno.EAGAIN}
+    assert 45 < answers.count(errno.EAGAIN) < 150
+    assert len(site.events("open")) == answers.count(0)
+
+
+async def test_hold(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """Nobody is accepted: clients connect and wait, and are served when the fault is gone."""
+    with site.serve() as listener:
+        async with running(faulty(site, "hold for=10s")):
+            await trio.sleep(1)
+            with site.connect() as client:
+                await client.send(b"x")
+                await trio.sleep(5)
+                listener.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    listener.accept()
+                await trio.sleep(5)
+                with await accepted(listener) as server:
+                    assert await server.recv(10) == b"x"
+
+
+@pytest.mark.parametrize(("backlog", "workers"), [(0, 1), (2, 2), (5, 3)])
+async def test_another_pool(site: Site, backlog: int, workers: int, autojump_clock: trio.testing.MockClock) -> None:
+    """With backlog B and W workers W + B + 1 of a burst come in, however fast it comes; W reach the upstream; and
+    each that ends makes room for the next."""
+    with site.serve() as listener, contextlib.ExitStack() as stack:
+        async with running(faulty(site, f"backlog={backlog},workers={workers}")):
+            await trio.sleep(1)
+            clients = [stack.enter_context(unix_socket()) for _ in range(20)]
+            answers = [client.connect_ex(site.listen.path) for client in clients]
+            room = workers + backlog + 1
+            assert answers == [0] * room + [errno.EAGAIN] * (20 - room)
+            await trio.sleep(1)
+            servers = accept_all(listener, stack)
+            assert len(servers) == workers
+            assert site.try_to_connect() == errno.EAGAIN
+            servers[0].close()
+            clients[0].close()
+            await trio.sleep(1)
+            assert len(accept_all(listener, stack)) == 1
+            assert [site.try_to_connect() for _ in range(2)] == [0, errno.EAGAIN]
+
+
+async def test_an_orderly_close(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """The client that is meant reads an end, whatever it has sent; others are served."""
+    with site.serve() as listener:
+        async with running(faulty(site, "close on=1")):
+            with site.connect() as client:
+                await client.send(b"hello")
+                assert await client.recv(10) == b""
+            with await accepted(listener) as server:
+                assert await read_all(server) == b""
+            await works(site, listener)
+    [fault] = [event for event in site.events("fault") if "conn" in event]
+    assert (fault["conn"], fault["rule"], fault["kind"], fault["detail"]) == (1, "close", "close", "closed")
+    first = site.events("close")[0]
+    assert (first["conn"], first["by"]) == (1, "fault")
+
+
+async def test_a_reset(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """The client that is meant gets ECONNRESET, once it has said something."""
+    with site.serve():
+        async with running(faulty(site, "reset")):
+            with site.connect() as client:
+                await trio.sleep(0.1)
+                await client.send(b"hello")
+                with pytest.raises(ConnectionResetError):
+                    await client.recv(10)
+    assert [(event["by"], event["errno"]) for event in site.events("close")] == [("fault", "ECONNRESET")]
+
+
+async def test_delays(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """connect-delay: nothing passes for so long, then all of it."""
+    with site.serve() as listener:
+        async with running(faulty(site, "connect-delay=30s")):
+            with site.connect() as client, await accepted(listener) as server:
+                await client.send(b"hello")
+                with trio.move_on_after(25) as scope:
+                    await server.recv(10)
+                assert scope.cancelled_caught
+                assert await server.recv(10) == b"hello"
+
+
+async def test_a_slow_accept_loop(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """accept-delay: who comes second is accepted so much later."""
+    with site.serve() as listener:
+        async with running(faulty(site, "accept-delay=30s")):
+            with site.connect(), site.connect(), await accepted(listener), contextlib.ExitStack() as stack:
+                await trio.sleep(20)
+                assert not accept_all(listener, stack)
+                await trio.sleep(20)
+                assert len(accept_all(listener, stack)) == 1
+
+
+async def test_what_a_fault_holds_is_closed_at_the_end(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """A proxy that ends while a fault holds a connection leaves nothing open."""
+    with site.serve() as listener:
+        async with running(faulty(site, "connect-delay=10m")):
+            client, server = site.connect(), await accepted(listener)
+            await trio.sleep(1)
+        assert await client.recv(10) == b""
+        assert await server.recv(10) == b""
+        client.close()
+        server.close()
+    assert [event["by"] for event in site.events("close")] == ["fault"]
