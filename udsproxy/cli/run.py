@@ -41,10 +41,10 @@ def run(
     verbose: Annotated[int, Parameter(alias="-v", count=True)] = 0,
     hexdump: str = "256",
     decode: Decode = "auto",
-    redact: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    redact: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     show_secrets: Annotated[bool, Parameter(negative="")] = False,
     backlog: str = "mirror",
-    fault: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    fault: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     seed: int | None = None,
     check: Annotated[bool, Parameter(negative="")] = False,
     grace: str = "5s",
@@ -54,8 +54,9 @@ def run(
 ) -> int:
     """Listen on LISTEN, forward to UPSTREAM, and show what flows.
 
-    An endpoint is a PATH, unix:PATH, unix:@NAME (abstract) or tcp:HOST:PORT. A listening path takes mode=,
-    owner= and group= after commas; without them it copies those of UPSTREAM.
+    An endpoint is a PATH, unix:PATH, unix:@NAME (abstract) or tcp:HOST:PORT.
+
+    LISTEN takes mode=, owner= and group= after commas; else it copies UPSTREAM's.
 
     Parameters
     ----------
@@ -81,8 +82,8 @@ def run(
         mirror: our accept queue is full for a client when the upstream's would be (else as long as the system
         allows: for TCP, or where the kernel does not show it); N: a limit of its own, N + 1 clients may wait.
     fault
-        A fault: 'backlog=2,workers=2', 'refuse for=30s', 'close p=0.1 if comm=nginx'; may be given several times
-        (docs/faults.md).
+        A fault: 'backlog=2,workers=2', 'refuse for=30s', 'close p=0.1 if comm=nginx'; may be given several
+        times (docs/faults.md).
     seed
         Of the faults' chance: the same seed and the same traffic give the same faults.
     check
