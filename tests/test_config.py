@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udsproxy.config import ConfigError, ProxyConfig, parse_duration, parse_size
+from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import UnixPath
+from udsproxy.units import ConfigError, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(

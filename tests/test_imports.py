@@ -12,20 +12,21 @@ ROOT = Path(udsproxy.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"config", "endpoints", "proxy"},
     "__main__": {"cli"},
-    "cli": {"cli", "config", "endpoints", "events", "faults", "lab", "protocols", "proxy", "sinks"},
+    "cli": {"units", "cli", "config", "endpoints", "events", "faults", "lab", "protocols", "proxy", "sinks"},
     "lab": {"config", "endpoints", "events", "lab", "protocols", "proxy", "sinks"},
     "proxy": {"config", "endpoints", "events", "faults", "kernel", "protocols", "proxy", "sinks"},
-    "faults": {"config", "events", "faults"},
+    "faults": {"events", "faults", "units"},
     "protocols": {"events", "protocols"},
     "kernel": {"events", "kernel"},
     "sinks": {"config", "events", "sinks"},
-    "config": {"endpoints"},
+    "config": {"endpoints", "events", "faults", "units"},
     "endpoints": {"endpoints", "events"},
+    "units": set(),
     "events": set(),
 }
 """For each room, the rooms that it may know of."""
 
-NO_IO = ("events", "config", "faults", "protocols")
+NO_IO = ("events", "units", "config", "faults", "protocols")
 FORBIDDEN = {"trio", "structlog", "socket", "select", "threading", "subprocess", "time"}
 
 

@@ -1,17 +1,24 @@
-"""The settings of a proxy and of its output, and how people write durations and sizes.
+"""The settings of proxies and of their output, and how a file says them (TOML; config/udsproxy.toml has all keys).
 
-Rules: plain values, frozen, checked when they are made; nothing here does I/O. A mistake is a `ConfigError`
-whose one line names the setting, what was given, and what would do.
+Rules: plain values, frozen, checked when they are made; nothing here does I/O. A mistake is a `ConfigError` whose
+one line names the setting (in a file, by its path: ``proxy[2].listen``), what was given, and what would do. An
+unknown key is a mistake.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+import tomllib
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from udsproxy.endpoints import Endpoint, same_place
+from udsproxy import endpoints
+from udsproxy.endpoints import Endpoint, EndpointError, UnixPath, same_place
+from udsproxy.events import printable
+from udsproxy.faults.rules import Rule
+from udsproxy.faults.spelling import named_apart, parse_rules
+from udsproxy.units import MAX_BACKLOG, ConfigError, parse_duration, parse_size
 
 Decode = Literal["auto", "fastcgi", "raw", "none"]
 LogFormat = Literal["console", "json", "socat", "none"]
@@ -19,13 +26,6 @@ Color = Literal["auto", "always", "never"]
 
 DEFAULT_SECRETS = frozenset({"HTTP_COOKIE", "HTTP_AUTHORIZATION", "PHP_AUTH_PW"})
 """Parameters whose values are masked in every output."""
-
-MAX_BACKLOG = 2**31 - 1
-"""listen(2) takes an int; the kernel cuts it to net.core.somaxconn."""
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be meant. One line."""
 
 
 class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,12 +39,24 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """None: as the upstream's, where that can be seen; else as long as the system allows (net.core.somaxconn)."""
     connect_timeout_s: float = 5.0
     """For a TCP upstream; on AF_UNIX connect() never waits."""
+    faults: tuple[Rule, ...] = ()
+    """Each with a name of its own."""
 
     def __post_init__(self) -> None:
         if self.backlog is not None and not 0 <= self.backlog <= MAX_BACKLOG:
             raise ConfigError(f"backlog {self.backlog}: a number from 0 to {MAX_BACKLOG} is needed")
         if same_place(self.listen, self.upstream):
             raise ConfigError(f"{self.listen} would forward to itself; LISTEN and UPSTREAM must differ")
+        if isinstance(self.upstream, UnixPath) and (
+            self.upstream.mode,
+            self.upstream.owner,
+            self.upstream.group,
+        ) != (
+            None,
+            None,
+            None,
+        ):
+            raise ConfigError(f"upstream {self.upstream}: mode, owner and group are for LISTEN")
         if self.connect_timeout_s <= 0:
             raise ConfigError(f"connect timeout {self.connect_timeout_s:g}: more than 0 is needed")
 
@@ -64,29 +76,179 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     color: Color = "auto"
 
 
-_DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZE_UNITS = {
-    "": 1, "b": 1,
-    "k": 1000, "kb": 1000, "kib": 1024,
-    "m": 1000**2, "mb": 1000**2, "mib": 1024**2,
-    "g": 1000**3, "gb": 1000**3, "gib": 1024**3,
-}  # fmt: skip
-_NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Zµ]*)")
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a process."""
+
+    proxies: tuple[ProxyConfig, ...]
+    log: LogConfig = LogConfig()
+    grace_s: float = 5.0
+    """How long open connections may go on once it is to stop."""
+    seed: int | None = None
+    """Of the faults' chance; None: any."""
 
 
-def parse_duration(text: str) -> float:
-    """Seconds, from ``250ms``, ``1.5s``, ``2m`` or a bare ``5`` (seconds). Raises `ConfigError`."""
-    match = _NUMBER_AND_UNIT.fullmatch(text.strip())
-    unit = match[2].lower().replace("µ", "u") or "s" if match else ""
-    if match is None or unit not in _DURATION_UNITS:
-        raise ConfigError(f"{text!r} is no duration; write 250ms, 1.5s or 2m")
-    return float(match[1]) * _DURATION_UNITS[unit]
+def secrets(redact: list[str] | tuple[str, ...], *, show: bool) -> frozenset[str]:
+    """What is masked: the default, and what ``redact`` names besides; nothing with ``show``."""
+    return frozenset() if show else DEFAULT_SECRETS | {name.upper() for name in redact}
 
 
-def parse_size(text: str) -> int:
-    """Bytes, from ``64KiB``, ``1.5MB`` or a bare ``4096``. Raises `ConfigError`."""
-    match = _NUMBER_AND_UNIT.fullmatch(text.strip())
-    unit = match[2].lower() if match else ""
-    if match is None or unit not in _SIZE_UNITS:
-        raise ConfigError(f"{text!r} is no size; write 4096, 64KiB or 1MB")
-    return int(float(match[1]) * _SIZE_UNITS[unit])
+def parse_backlog(text: str | int) -> int | None:
+    """``mirror`` (None), or a number. Raises `ConfigError`."""
+    if text == "mirror":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not mirror or a number") from None
+
+
+def default_name(listen: Endpoint) -> str:
+    """What a proxy is called that was given no name: the last part of where it listens."""
+    return printable(str(listen).rpartition("/")[2]) or "proxy"
+
+
+# --- the file ---
+
+
+def parse_file(text: str) -> Config:
+    """The settings that a TOML file says. Raises `ConfigError`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"it is no TOML: {error}") from None
+    file = _Table(data, "")
+    grace_s = file.duration("grace", 5.0)
+    seed = file.take("seed", int, None)
+    everywhere = file.texts("faults")
+    log = _log_of(file.table("log"))
+    proxies = tuple(_proxy_of(table, everywhere) for table in file.tables("proxy"))
+    file.done()
+    if not proxies:
+        raise ConfigError("there is no [[proxy]]")
+    names = [proxy.name for proxy in proxies]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two proxies are called {twice[0]!r}; give each a name of its own")
+    return Config(proxies=proxies, log=log, grace_s=grace_s, seed=seed)
+
+
+def _log_of(table: _Table) -> LogConfig:
+    config = LogConfig(
+        format=table.choice("format", LogFormat, "console"),
+        file=table.take("file", str, None),
+        verbosity=table.take("verbose", int, 0),
+        hexdump=table.size("hexdump", 256),
+        secrets=secrets(table.texts("redact"), show=table.take("show_secrets", bool, False)),
+        color=table.choice("color", Color, "auto"),
+    )
+    table.done()
+    return config
+
+
+def _proxy_of(table: _Table, everywhere: list[str]) -> ProxyConfig:
+    listen, upstream = table.endpoint("listen"), table.endpoint("upstream")
+    backlog = table.take("backlog", (str, int), "mirror")
+    name = table.take("name", str, None)
+    faults = [*everywhere, *table.texts("faults")]
+    with_path = table.path
+    try:
+        config = ProxyConfig(
+            listen=listen,
+            upstream=upstream,
+            name=printable(name) if name else default_name(listen),
+            decode=table.choice("decode", Decode, "auto"),
+            backlog=parse_backlog(backlog),
+            connect_timeout_s=table.duration("connect_timeout", 5.0),
+            faults=tuple(named_apart([rule for text in faults for rule in parse_rules(text)])),
+        )
+    except ConfigError as error:
+        raise ConfigError(str(error) if str(error).startswith(with_path) else f"{with_path}: {error}") from None
+    table.done()
+    return config
+
+
+_T = TypeVar("_T")
+
+
+class _Table:
+    """A table of the file: what is asked for is taken out, and nothing may be left."""
+
+    def __init__(self, data: dict[str, Any], path: str) -> None:
+        self._data = dict(data)
+        self._known: list[str] = []
+        self.path = path
+
+    def at(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key
+
+    def take(self, key: str, wanted: type | tuple[type, ...], default: _T) -> Any | _T:
+        """Raises `ConfigError`: it is there, and is something else."""
+        self._known.append(key)
+        if key not in self._data:
+            return default
+        found = self._data.pop(key)
+        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+            names = " or ".join(_NAMES[kind] for kind in kinds)
+            raise ConfigError(f"{self.at(key)} = {found!r}: {names} is needed")
+        return found
+
+    def texts(self, key: str) -> list[str]:
+        found: list[Any] = self.take(key, list, [])
+        if wrong := [each for each in found if not isinstance(each, str)]:
+            raise ConfigError(f"{self.at(key)}: {wrong[0]!r} is no text")
+        return list(found)
+
+    def choice(self, key: str, choices: Any, default: str) -> Any:
+        found = self.take(key, str, default)
+        if found not in get_args(choices):
+            raise ConfigError(f"{self.at(key)} = {found!r}: it is one of {', '.join(get_args(choices))}")
+        return found
+
+    def duration(self, key: str, default: float) -> float:
+        found = self.take(key, (str, int, float), default)
+        return default if found is default else self._parsed(key, parse_duration, found)
+
+    def size(self, key: str, default: int) -> int:
+        found = self.take(key, (str, int), default)
+        return default if found is default else self._parsed(key, parse_size, found)
+
+    def endpoint(self, key: str) -> Endpoint:
+        found = self.take(key, str, None)
+        if found is None:
+            raise ConfigError(f"{self.at(key)} is missing")
+        try:
+            return endpoints.parse(found)
+        except EndpointError as error:
+            raise ConfigError(f"{self.at(key)}: {error}") from None
+
+    def _parsed(self, key: str, parse: Any, found: object) -> Any:
+        try:
+            return parse(str(found))
+        except ConfigError as error:
+            raise ConfigError(f"{self.at(key)}: {error}") from None
+
+    def table(self, key: str) -> _Table:
+        return _Table(self.take(key, dict, {}), self.at(key))
+
+    def tables(self, key: str) -> list[_Table]:
+        found: list[Any] = self.take(key, list, [])
+        if not all(isinstance(each, dict) for each in found):
+            raise ConfigError(f"{self.at(key)}: write [[{key}]] before each")
+        return [_Table(each, f"{self.at(key)}[{number}]") for number, each in enumerate(found, 1)]
+
+    def done(self) -> None:
+        """Raises `ConfigError`: something is left that nobody asked for."""
+        for key in self._data:
+            close = get_close_matches(key, self._known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it is one of {', '.join(self._known)}"
+            raise ConfigError(f"unknown key {self.at(key)}; {hint}")
+
+
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}

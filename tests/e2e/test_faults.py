@@ -63,10 +63,10 @@ def test_check_prints_what_was_understood(stage: Stage) -> None:
     done = udsproxy("run", "/l", "/u", "--check", "--fault", "down for=1m", "--fault", "close,close p=.5 on=2+")
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode().splitlines() == [
-        "/l -> /u",
-        "fault refuse for=60s",
-        "fault close p=0.5 on=2+",
-        "fault close p=0.5 on=2+ name=close-2",
+        "l: /l -> /u",
+        "  fault refuse for=60s",
+        "  fault close p=0.5 on=2+",
+        "  fault close p=0.5 on=2+ name=close-2",
     ]
 
 

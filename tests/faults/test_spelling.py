@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.faults import strategies
-from udsproxy.config import ConfigError
 from udsproxy.faults import kinds
 from udsproxy.faults.rules import Rule, Which
 from udsproxy.faults.spelling import format_rule, named_apart, parse_rules
+from udsproxy.units import ConfigError
 
 
 @given(rule=strategies.rules)

@@ -22,7 +22,7 @@ __all__ = ["site"]
 
 def faulty(site: Site, *faults: str, seed: int = 1) -> Server:
     rules = named_apart([rule for text in faults for rule in parse_rules(text)])
-    return site.server(rules=rules, seed=seed, grace_s=0.05)
+    return site.server(faults=tuple(rules), seed=seed, grace_s=0.05)
 
 
 async def works(site: Site, listener: socket.socket) -> None:

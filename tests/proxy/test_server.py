@@ -55,7 +55,7 @@ class Site:
             return endpoints.connect(sock, self.listen)
 
     def server(self, upstream: Endpoint | None = None, listen: Endpoint | None = None, **options: Any) -> Server:
-        of_server = {key: options.pop(key) for key in ("grace_s", "rules", "seed") if key in options}
+        of_server = {key: options.pop(key) for key in ("grace_s", "seed") if key in options}
         config = ProxyConfig(listen=listen or self.listen, upstream=upstream or self.upstream, name="p", **options)
         return Server([config], LogConfig(format="json", file=str(self.log)), **of_server)
 

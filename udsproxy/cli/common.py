@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from udsproxy import config, endpoints
+from udsproxy import endpoints, units
 from udsproxy.endpoints import Endpoint
 
 DONE, FAILED, USAGE, CONFIGURATION, LISTENING = range(5)
@@ -27,21 +27,14 @@ def endpoint_argument(text: str) -> Endpoint:
 def duration_option(option: str, text: str) -> float:
     """Seconds from an option of the command line. Raises `Failure`."""
     try:
-        return config.parse_duration(text)
-    except config.ConfigError as error:
+        return units.parse_duration(text)
+    except units.ConfigError as error:
         raise Failure(USAGE, f"{option}: {error}") from None
 
 
 def size_option(option: str, text: str) -> int:
     """Bytes from an option of the command line. Raises `Failure`."""
     try:
-        return config.parse_size(text)
-    except config.ConfigError as error:
+        return units.parse_size(text)
+    except units.ConfigError as error:
         raise Failure(USAGE, f"{option}: {error}") from None
-
-
-def number_option(option: str, text: str, wanted: str) -> int:
-    """A whole number from an option of the command line; ``wanted`` says what would do. Raises `Failure`."""
-    if not (text.isascii() and text.isdigit()):
-        raise Failure(USAGE, f"{option}: {text!r} is not {wanted}")
-    return int(text)

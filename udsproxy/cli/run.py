@@ -1,12 +1,12 @@
-"""``udsproxy run``: a proxy between two sockets."""
+"""``udsproxy run``: a proxy between two sockets, or the proxies that a file names."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated
 
 import trio
@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from udsproxy import config, endpoints
 from udsproxy.cli.common import (
+    CONFIGURATION,
     DONE,
     FAILED,
     LISTENING,
@@ -21,21 +22,22 @@ from udsproxy.cli.common import (
     Failure,
     duration_option,
     endpoint_argument,
-    number_option,
     size_option,
 )
-from udsproxy.config import Color, Decode, LogConfig, LogFormat, ProxyConfig
+from udsproxy.config import Color, Config, Decode, LogConfig, LogFormat, ProxyConfig
 from udsproxy.events import Summary, printable
 from udsproxy.faults.spelling import format_rule, named_apart, parse_rules
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.console import summary_text
+from udsproxy.units import ConfigError
 
 
 def run(
-    listen: Annotated[str, Parameter(name="LISTEN")],
-    upstream: Annotated[str, Parameter(name="UPSTREAM")],
+    listen: Annotated[str | None, Parameter(name="LISTEN")] = None,
+    upstream: Annotated[str | None, Parameter(name="UPSTREAM")] = None,
     /,
     *,
+    config_file: Annotated[str | None, Parameter(name="--config")] = None,
     log: LogFormat = "console",
     log_file: str | None = None,
     verbose: Annotated[int, Parameter(alias="-v", count=True)] = 0,
@@ -64,6 +66,8 @@ def run(
         Where clients connect.
     upstream
         The server's socket.
+    config_file
+        Several proxies, and all options, from a TOML file (config/udsproxy.toml); SIGHUP reads its faults again.
     log
         What to write: console is for people, json one object a line, socat what socat -v prints.
     log_file
@@ -97,69 +101,111 @@ def run(
     color
         Colour on the console; auto: on a terminal where NO_COLOR is not set.
     """
-    listen_on, to = endpoint_argument(listen), endpoint_argument(upstream)
-    if isinstance(to, endpoints.UnixPath) and (to.mode, to.owner, to.group) != (None, None, None):
-        raise Failure(USAGE, f"endpoint {upstream!r}: mode, owner and group are for LISTEN")
-    grace_s = duration_option("--grace", grace)
-    log_config = LogConfig(
-        format=log,
-        file=log_file,
-        verbosity=verbose,
-        hexdump=size_option("--hexdump", hexdump),
-        secrets=frozenset() if show_secrets else config.DEFAULT_SECRETS | {each.upper() for each in redact},
-        color=color,
-    )
-    try:
-        rules = named_apart([rule for text in fault for rule in parse_rules(text)])
-        proxy = ProxyConfig(
-            listen=listen_on,
-            upstream=to,
-            name=printable(name or os.path.basename(str(listen_on)) or "proxy"),
-            decode=decode,
-            backlog=None if backlog == "mirror" else number_option("--backlog", backlog, "mirror or a number"),
-            connect_timeout_s=duration_option("--connect-timeout", connect_timeout),
+    if config_file is not None:
+        if listen is not None:
+            raise Failure(USAGE, "--config FILE names the sockets: LISTEN and UPSTREAM cannot be given besides")
+        settings = _read_config(config_file)
+    elif listen is None or upstream is None:
+        raise Failure(USAGE, "LISTEN and UPSTREAM are needed, or --config FILE")
+    else:
+        listen_on, to = endpoint_argument(listen), endpoint_argument(upstream)
+        log_config = LogConfig(
+            format=log,
+            file=log_file,
+            verbosity=verbose,
+            hexdump=size_option("--hexdump", hexdump),
+            secrets=config.secrets(redact, show=show_secrets),
+            color=color,
         )
-    except config.ConfigError as error:
-        raise Failure(USAGE, str(error)) from None
-
+        try:
+            proxy = ProxyConfig(
+                listen=listen_on,
+                upstream=to,
+                name=printable(name) if name else config.default_name(listen_on),
+                decode=decode,
+                backlog=config.parse_backlog(backlog),
+                connect_timeout_s=duration_option("--connect-timeout", connect_timeout),
+                faults=tuple(named_apart([rule for text in fault for rule in parse_rules(text)])),
+            )
+        except ConfigError as error:
+            raise Failure(USAGE, str(error)) from None
+        settings = Config(proxies=(proxy,), log=log_config, grace_s=duration_option("--grace", grace), seed=seed)
     if check:
-        print(f"{listen_on} -> {to}", *(f"fault {format_rule(rule)}" for rule in rules), sep="\n")
+        _print_config(settings)
         return DONE
+    return _run(settings, config_file)
+
+
+def _read_config(path: str) -> Config:
+    try:
+        return config.parse_file(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Failure(CONFIGURATION, f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Failure(CONFIGURATION, f"{path}: it is not UTF-8") from None
+    except ConfigError as error:
+        raise Failure(CONFIGURATION, f"{path}: {error}") from None
+
+
+def _print_config(settings: Config) -> None:
+    for proxy in settings.proxies:
+        print(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}")
+        for rule in proxy.faults:
+            print(f"  fault {format_rule(rule)}")
+
+
+def _run(settings: Config, config_file: str | None) -> int:
+    seed = settings.seed
     if seed is None:
         seed = random.SystemRandom().randrange(1 << 32)
-        if any(rule.has_chance for rule in rules):
-            print(f"udsproxy: --seed {seed} gives the same faults again", file=sys.stderr)
-    server = Server([proxy], log_config, grace_s=grace_s, rules=rules, seed=seed)
+        if any(rule.has_chance for proxy in settings.proxies for rule in proxy.faults):
+            _say(f"--seed {seed} gives the same faults again")
+    server = Server(settings.proxies, settings.log, grace_s=settings.grace_s, seed=seed)
     try:
-        summary = trio.run(_run_until_signals, server)
+        summary = trio.run(_run_until_signals, server, config_file)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     except OSError as error:
         what = f"write the log to {error.filename}" if error.filename else "write the log or start"
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
-    if log != "console" or log_file is not None:
-        print(
-            f"udsproxy: {summary_text(summary)}",
-            file=sys.stderr,
-        )
+    if settings.log.format != "console" or settings.log.file is not None:
+        _say(summary_text(summary))
     for line in server.failures:
-        print(f"udsproxy: {line}", file=sys.stderr)
+        _say(line)
     return FAILED if server.failures else DONE
 
 
-async def _run_until_signals(server: Server) -> Summary:
+def _say(line: str) -> None:
+    print(f"udsproxy: {line}", file=sys.stderr)
+
+
+async def _run_until_signals(server: Server, config_file: str | None) -> Summary:
     # Signals first: from the moment that there is a socket file, none may end us without removing it.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
         for listener in server.open():
             if listener.note:
-                print(f"udsproxy: {printable(listener.note)}", file=sys.stderr)
+                _say(printable(listener.note))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_at, signals, server)
+            nursery.start_soon(_heed, signals, server, config_file)
             summary = await server.run()
             nursery.cancel_scope.cancel()
     return summary
 
 
-async def _stop_at(signals: AsyncIterator[int], server: Server) -> None:
-    async for _ in signals:
-        server.stop()
+async def _heed(signals: AsyncIterator[int], server: Server, config_file: str | None) -> None:
+    async for number in signals:
+        if number == signal.SIGHUP and config_file is not None:
+            _reload(server, config_file)
+        else:
+            server.stop()
+
+
+def _reload(server: Server, config_file: str) -> None:
+    """Read the file again. A bad one changes nothing, and says why; what takes a restart is said too."""
+    try:
+        settings = _read_config(config_file)
+    except Failure as failure:
+        _say(f"nothing is changed: {failure}")
+        return
+    for line in server.change(settings.proxies):
+        _say(line)

@@ -15,7 +15,7 @@ from typing import ClassVar, get_args
 
 import msgspec
 
-from udsproxy.config import MAX_BACKLOG, ConfigError
+from udsproxy.units import MAX_BACKLOG, ConfigError
 
 
 class Kind(msgspec.Struct, frozen=True, tag=True):

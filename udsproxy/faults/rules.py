@@ -11,9 +11,9 @@ import random
 
 import msgspec
 
-from udsproxy.config import ConfigError
 from udsproxy.events import Client
 from udsproxy.faults.kinds import AcceptDelay, AnyKind, Backlog, Eagain, Gate, Hold, Shut, Workers
+from udsproxy.units import ConfigError
 
 CLIENT_KEYS = ("uid", "gid", "pid", "comm")
 """What a condition may ask of the process that connected (SO_PEERCRED)."""

@@ -19,9 +19,9 @@ from difflib import get_close_matches
 
 import msgspec
 
-from udsproxy.config import ConfigError, parse_duration
 from udsproxy.faults.kinds import ALIASES, KINDS, Kind
 from udsproxy.faults.rules import CLIENT_KEYS, Rule, Which
+from udsproxy.units import ConfigError, parse_duration
 
 _CONDITIONS = ("proxy", *CLIENT_KEYS)
 _KEYS = ("p", "on", "for", "name", *_CONDITIONS)

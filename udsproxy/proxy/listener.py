@@ -24,8 +24,8 @@ import trio
 from udsproxy import endpoints
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, Socket, Tcp
-from udsproxy.events import Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
-from udsproxy.faults.rules import Book, GateState
+from udsproxy.events import Fault, Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
+from udsproxy.faults.rules import Book, GateState, Rule
 from udsproxy.kernel.procfs import servers_of
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
@@ -408,6 +408,10 @@ class AcceptLoop:
                 message=message or errno_message(number),
             )
         )
+
+    def tell_fault(self, rule: Rule, detail: str) -> None:
+        kind = str(rule.fault.__struct_config__.tag)
+        self._tap.put(Fault(at=monotonic_ns(), proxy=self._config.name, rule=rule.name, kind=kind, detail=detail))
 
     def _tell_queue(self, queue: int, backlog: int) -> None:
         active = self.connections.active

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from time import monotonic_ns
 
 import trio
+from msgspec.structs import replace
 
 from udsproxy import endpoints
 from udsproxy.config import LogConfig, ProxyConfig
 from udsproxy.endpoints import Listener
-from udsproxy.events import Fault, Summary
+from udsproxy.events import Summary
 from udsproxy.faults.rules import Book, Rule
 from udsproxy.faults.spelling import format_rule
 from udsproxy.protocols.tap import Tap
@@ -44,11 +45,9 @@ class Server:
         log: LogConfig,
         *,
         grace_s: float = 5.0,
-        rules: Sequence[Rule] = (),
         seed: int = 0,
     ) -> None:
-        """``rules``: the faults, each with a name of its own. ``seed``: of their chance."""
-        self._rules = tuple(rules)
+        """``seed``: of the faults' chance."""
         self._seed = seed
         self._proxies = proxies
         self._log = log
@@ -56,6 +55,9 @@ class Server:
         self._began = 0
         self._sinks: list[TextSink] = []
         self._listeners: list[Listener] = []
+        self._loops: list[AcceptLoop] = []
+        self._nursery: trio.Nursery | None = None
+        """Ends with the traffic."""
         self._stopping = trio.Event()
         self._ending = trio.CancelScope()
         self.failures: list[str] = []
@@ -82,6 +84,37 @@ class Server:
         if self._stopping.is_set():
             self._ending.cancel()
         self._stopping.set()
+
+    def change(self, proxies: Sequence[ProxyConfig]) -> list[str]:
+        """Put the faults of these proxies in force, in place of those that are. Returns what else differs, a line
+        each: that takes a restart."""
+        wanted = {proxy.name: proxy for proxy in proxies}
+        lines = [f"a new proxy takes a restart: {name}" for name in wanted.keys() - {p.name for p in self._proxies}]
+        for proxy, loop in zip(self._proxies, self._loops, strict=True):
+            if (new := wanted.get(proxy.name)) is None:
+                lines.append(f"to end a proxy takes a restart: {proxy.name}")
+                continue
+            if replace(new, faults=()) != replace(proxy, faults=()):
+                lines.append(f"other sockets or settings take a restart: {proxy.name}")
+            self._change_faults(loop, new.faults)
+        return sorted(lines)
+
+    def _change_faults(self, loop: AcceptLoop, rules: tuple[Rule, ...]) -> None:
+        before = loop.book.rules
+        loop.book.set(rules)
+        loop.apply_faults()
+        for rule in before:
+            if rule not in loop.book.rules:
+                loop.tell_fault(rule, "taken away")
+        for rule in loop.book.rules:
+            if rule not in before:
+                loop.tell_fault(rule, f"in force: {format_rule(rule)}")
+                if rule.for_s is not None and self._nursery is not None:
+                    self._nursery.start_soon(self._take_away_in, rule.for_s, rule, loop)
+
+    async def _take_away_in(self, seconds: float, rule: Rule, loop: AcceptLoop) -> None:
+        await trio.sleep(seconds)
+        self._change_faults(loop, tuple(each for each in loop.book.rules if each != rule))
 
     async def run(self) -> Summary:
         """Serve until `stop`, then close everything."""
@@ -110,16 +143,12 @@ class Server:
 
     async def _serve(self, tap: Tap, relay: Relay) -> None:
         pairs = zip(self._proxies, self._listeners, strict=True)
-        loops = [
-            AcceptLoop(proxy, listener, relay, tap, Book(proxy.name, self._seed, self._rules))
-            for proxy, listener in pairs
-        ]
+        loops = [AcceptLoop(proxy, listener, relay, tap, Book(proxy.name, self._seed)) for proxy, listener in pairs]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(relay.run)
-            for rule in self._rules:
-                self._tell_fault(tap, rule, f"in force: {format_rule(rule)}")
-                if rule.for_s is not None:
-                    nursery.start_soon(self._take_away_in, rule.for_s, rule, loops, tap)
+            self._nursery, self._loops = nursery, loops
+            for proxy, loop in zip(self._proxies, loops, strict=True):
+                self._change_faults(loop, proxy.faults)
             async with trio.open_nursery() as accepting:
                 for loop in loops:
                     accepting.start_soon(loop.run)
@@ -137,20 +166,6 @@ class Server:
                 for loop in loops:
                     await loop.connections.drained()
             nursery.cancel_scope.cancel()
-
-    async def _take_away_in(self, seconds: float, rule: Rule, loops: list[AcceptLoop], tap: Tap) -> None:
-        await trio.sleep(seconds)
-        for loop in loops:
-            loop.book.set(tuple(each for each in loop.book.rules if each.name != rule.name))
-            loop.apply_faults()
-        self._tell_fault(tap, rule, "taken away")
-
-    def _tell_fault(self, tap: Tap, rule: Rule, detail: str) -> None:
-        for proxy in self._proxies:
-            if rule.is_for(proxy.name):
-                kind = str(rule.fault.__struct_config__.tag)
-                event = Fault(at=monotonic_ns(), proxy=proxy.name, rule=rule.name, kind=kind, detail=detail)
-                tap.put(event)
 
     def _close(self) -> None:
         for listener in self._listeners:

@@ -1,0 +1,117 @@
+"""The configuration file: the example, what a file says, and what each mistake is told."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.stage import REPOSITORY
+from udsproxy.config import DEFAULT_SECRETS, Config, LogConfig, ProxyConfig, parse_file
+from udsproxy.endpoints import Tcp, UnixPath
+from udsproxy.faults import kinds
+from udsproxy.faults.rules import Rule
+from udsproxy.units import ConfigError
+
+PROXY = '[[proxy]]\nlisten = "/l"\nupstream = "/u"\n'
+
+
+def test_the_example_says_what_holds_without_it() -> None:
+    """config/udsproxy.toml has every key, each with its default."""
+    with open(f"{REPOSITORY}/config/udsproxy.toml", encoding="utf-8") as file:
+        text = file.read()
+    listen, upstream = UnixPath("/tmp/udsproxy-seen.sock"), UnixPath("/run/php/php8.2-fpm.sock")
+    assert parse_file(text) == Config(proxies=(ProxyConfig(listen=listen, upstream=upstream, name="www"),))
+    written = {line.lstrip("# ").partition(" = ")[0] for line in text.splitlines() if " = " in line}
+    assert written >= {"grace", "faults", "seed", "format", "file", "verbose", "hexdump", "redact", "show_secrets"}
+    assert written >= {"color", "listen", "upstream", "name", "decode", "backlog", "connect_timeout"}
+
+
+def test_a_file_that_says_everything() -> None:
+    """Every key is heeded; faults for all come before a proxy's own."""
+    text = """
+        grace = 0.5
+        seed = 7
+        faults = ["hold"]
+        [log]
+        format = "json"
+        file = "/log"
+        verbose = 2
+        hexdump = "4KiB"
+        redact = ["Token"]
+        color = "never"
+        [[proxy]]
+        listen = "/a/l,mode=660"
+        upstream = "tcp:[::1]:9000"
+        backlog = 5
+        decode = "raw"
+        connect_timeout = "250ms"
+        faults = ["backlog=1", "backlog=2"]
+        [[proxy]]
+        name = "two"
+        listen = "/m"
+        upstream = "/u"
+    """
+    held = Rule(fault=kinds.Hold(), name="hold")
+    first = ProxyConfig(
+        listen=UnixPath("/a/l", 0o660), upstream=Tcp("::1", 9000), name="l", backlog=5, decode="raw",
+        connect_timeout_s=0.25,
+        faults=(
+            held,
+            Rule(fault=kinds.Backlog(1), name="backlog"),
+            Rule(fault=kinds.Backlog(2), name="backlog-2"),
+        ),
+    )  # fmt: skip
+    second = ProxyConfig(listen=UnixPath("/m"), upstream=UnixPath("/u"), name="two", faults=(held,))
+    log = LogConfig(
+        format="json", file="/log", verbosity=2, hexdump=4096, secrets=DEFAULT_SECRETS | {"TOKEN"}, color="never"
+    )
+    assert parse_file(text) == Config(proxies=(first, second), log=log, grace_s=0.5, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "there is no [[proxy]]"),
+        ("x", "it is no TOML: "),
+        ("proxy = 3", "proxy = 3: a list is needed"),
+        ("[proxy]", "proxy = {}: a list is needed"),
+        ("proxy = [1]", "proxy: write [[proxy]] before each"),
+        ("[[proxy]]", "proxy[1].listen is missing"),
+        (PROXY + "[[proxy]]\nlisten = '/m'", "proxy[2].upstream is missing"),
+        (PROXY + "upsteam = '/x'", "unknown key proxy[1].upsteam; did you mean 'upstream'?"),
+        (PROXY + "wings = 2", "unknown key proxy[1].wings; it is one of listen, upstream, "),
+        (PROXY + "backlog = true", "proxy[1].backlog = True: text or a whole number is needed"),
+        (PROXY + "backlog = 'many'", "proxy[1]: 'many' is not mirror or a number"),
+        (PROXY + "backlog = -1", "proxy[1]: backlog -1"),
+        (PROXY + "decode = 'http'", "proxy[1].decode = 'http': it is one of auto, fastcgi, raw, none"),
+        (PROXY + "connect_timeout = 'soon'", "proxy[1].connect_timeout: 'soon' is no duration"),
+        (PROXY + "faults = ['refus']", "proxy[1]: fault 'refus': unknown fault 'refus'; did you mean 'refuse'?"),
+        (PROXY + "faults = [3]", "proxy[1].faults: 3 is no text"),
+        (PROXY.replace("/l", "/l,mod=6"), "proxy[1].listen: endpoint '/l,mod=6': unknown option 'mod'"),
+        (PROXY.replace("/u", "/l"), "proxy[1]: /l would forward to itself"),
+        (PROXY.replace("/u", "/u,mode=600"), "are for LISTEN"),
+        (PROXY + PROXY.replace("/l", "/m/l"), "two proxies are called 'l'"),
+        ("[log]\nformt = 'json'\n" + PROXY, "unknown key log.formt; did you mean 'format'?"),
+        ("[log]\nhexdump = 'big'\n" + PROXY, "log.hexdump: 'big' is no size"),
+        ("sed = 3\n" + PROXY, "unknown key sed; did you mean 'seed'?"),
+        ("seed = 'x'\n" + PROXY, "seed = 'x': a whole number is needed"),
+    ],
+)
+def test_mistakes(text: str, says: str) -> None:
+    """One line, with the path of the key, and what would do."""
+    with pytest.raises(ConfigError) as caught:
+        parse_file(text)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    st.text() | st.text("[]proxy=\"'\n123.{}") | st.builds("{}{} = {}".format, st.just(PROXY), st.text(), st.text())
+)
+def test_any_text_is_a_configuration_or_a_mistake(text: str) -> None:
+    """Nothing else is raised."""
+    with contextlib.suppress(ConfigError):
+        assert isinstance(parse_file(text), Config)

@@ -1,0 +1,40 @@
+"""How people write durations and sizes, and what a setting that cannot be meant comes to."""
+
+from __future__ import annotations
+
+import re
+
+MAX_BACKLOG = 2**31 - 1
+"""listen(2) takes an int; the kernel cuts it to net.core.somaxconn."""
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be meant. One line."""
+
+
+_DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE_UNITS = {
+    "": 1, "b": 1,
+    "k": 1000, "kb": 1000, "kib": 1024,
+    "m": 1000**2, "mb": 1000**2, "mib": 1024**2,
+    "g": 1000**3, "gb": 1000**3, "gib": 1024**3,
+}  # fmt: skip
+_NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Zµ]*)")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, from ``250ms``, ``1.5s``, ``2m`` or a bare ``5`` (seconds). Raises `ConfigError`."""
+    match = _NUMBER_AND_UNIT.fullmatch(text.strip())
+    unit = match[2].lower().replace("µ", "u") or "s" if match else ""
+    if match is None or unit not in _DURATION_UNITS:
+        raise ConfigError(f"{text!r} is no duration; write 250ms, 1.5s or 2m")
+    return float(match[1]) * _DURATION_UNITS[unit]
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from ``64KiB``, ``1.5MB`` or a bare ``4096``. Raises `ConfigError`."""
+    match = _NUMBER_AND_UNIT.fullmatch(text.strip())
+    unit = match[2].lower() if match else ""
+    if match is None or unit not in _SIZE_UNITS:
+        raise ConfigError(f"{text!r} is no size; write 4096, 64KiB or 1MB")
+    return int(float(match[1]) * _SIZE_UNITS[unit])
