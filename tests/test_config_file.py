@@ -48,7 +48,7 @@ def test_a_file_that_says_everything() -> None:
         backlog = 5
         decode = "raw"
         connect_timeout = "250ms"
-        faults = ["backlog=1", "backlog=2"]
+        faults = ["refuse", "refuse for=1s"]
         [[proxy]]
         name = "two"
         listen = "/m"
@@ -60,8 +60,8 @@ def test_a_file_that_says_everything() -> None:
         connect_timeout_s=0.25,
         faults=(
             held,
-            Rule(fault=kinds.Backlog(1), name="backlog"),
-            Rule(fault=kinds.Backlog(2), name="backlog-2"),
+            Rule(fault=kinds.Refuse(), name="refuse"),
+            Rule(fault=kinds.Refuse(), for_s=1.0, name="refuse-2"),
         ),
     )  # fmt: skip
     second = ProxyConfig(listen=UnixPath("/m"), upstream=UnixPath("/u"), name="two", faults=(held,))
@@ -96,6 +96,7 @@ def test_a_file_that_says_everything() -> None:
         (PROXY + PROXY.replace("/l", "/m/l"), "two proxies are called 'l'"),
         ("[log]\nformt = 'json'\n" + PROXY, "unknown key log.formt; did you mean 'format'?"),
         ("[log]\nhexdump = 'big'\n" + PROXY, "log.hexdump: 'big' is no size"),
+        (PROXY.replace("/u", "tcp:a:1") + "faults = ['workers=1']", "fault workers: it is for Unix sockets"),
         ("sed = 3\n" + PROXY, "unknown key sed; did you mean 'seed'?"),
         ("seed = 'x'\n" + PROXY, "seed = 'x': a whole number is needed"),
     ],

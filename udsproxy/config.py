@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 
 from udsproxy import endpoints
-from udsproxy.endpoints import Endpoint, EndpointError, UnixPath, same_place
+from udsproxy.endpoints import Endpoint, EndpointError, Tcp, UnixPath, same_place
 from udsproxy.events import printable
+from udsproxy.faults.kinds import Backlog, Eagain, Workers
 from udsproxy.faults.rules import Rule
 from udsproxy.faults.spelling import named_apart, parse_rules
 from udsproxy.units import MAX_BACKLOG, ConfigError, parse_duration, parse_size
@@ -47,16 +48,14 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"backlog {self.backlog}: a number from 0 to {MAX_BACKLOG} is needed")
         if same_place(self.listen, self.upstream):
             raise ConfigError(f"{self.listen} would forward to itself; LISTEN and UPSTREAM must differ")
-        if isinstance(self.upstream, UnixPath) and (
-            self.upstream.mode,
-            self.upstream.owner,
-            self.upstream.group,
-        ) != (
-            None,
-            None,
-            None,
-        ):
-            raise ConfigError(f"upstream {self.upstream}: mode, owner and group are for LISTEN")
+        to = self.upstream
+        if isinstance(to, UnixPath) and (to.mode, to.owner, to.group) != (None, None, None):
+            raise ConfigError(f"upstream {to}: mode, owner and group are for LISTEN")
+        if isinstance(self.listen, Tcp) or isinstance(self.upstream, Tcp):
+            for rule in self.faults:
+                if isinstance(rule.fault, Backlog | Workers | Eagain):
+                    kind = str(rule.fault.__struct_config__.tag)
+                    raise ConfigError(f"fault {kind}: it is for Unix sockets, on both sides")
         if self.connect_timeout_s <= 0:
             raise ConfigError(f"connect timeout {self.connect_timeout_s:g}: more than 0 is needed")
 

@@ -12,6 +12,10 @@ class ConfigError(ValueError):
     """A setting that cannot be meant. One line."""
 
 
+MAX_SECONDS = 1e9
+"""Thirty years: nanoseconds of that fit any clock."""
+MAX_BYTES = 1 << 60
+
 _DURATION_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE_UNITS = {
     "": 1, "b": 1,
@@ -28,7 +32,10 @@ def parse_duration(text: str) -> float:
     unit = match[2].lower().replace("µ", "u") or "s" if match else ""
     if match is None or unit not in _DURATION_UNITS:
         raise ConfigError(f"{text!r} is no duration; write 250ms, 1.5s or 2m")
-    return float(match[1]) * _DURATION_UNITS[unit]
+    seconds = float(match[1]) * _DURATION_UNITS[unit]
+    if seconds > MAX_SECONDS:
+        raise ConfigError(f"{text[:40]!r} is too long; {MAX_SECONDS:.0f} seconds are the most")
+    return seconds
 
 
 def parse_size(text: str) -> int:
@@ -37,4 +44,7 @@ def parse_size(text: str) -> int:
     unit = match[2].lower() if match else ""
     if match is None or unit not in _SIZE_UNITS:
         raise ConfigError(f"{text!r} is no size; write 4096, 64KiB or 1MB")
-    return int(float(match[1]) * _SIZE_UNITS[unit])
+    nbytes = float(match[1]) * _SIZE_UNITS[unit]
+    if nbytes > MAX_BYTES:
+        raise ConfigError(f"{text[:40]!r} is too much; {MAX_BYTES} bytes are the most")
+    return int(nbytes)

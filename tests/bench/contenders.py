@@ -116,6 +116,12 @@ def _start_udsproxy_forward(layout: Layout, name: str) -> None:
         _spawn_udsproxy(layout, name, service, "--log", "none", "--decode", "none")
 
 
+def _start_udsproxy_fixed(layout: Layout, name: str) -> None:
+    """Forwards with a queue of its own: what it saves is the cost of mirroring the server's."""
+    for service in layout.services:
+        _spawn_udsproxy(layout, name, service, "--log", "none", "--decode", "none", "--backlog", "4096")
+
+
 def _start_udsproxy_json(layout: Layout, name: str) -> None:
     """Records every FastCGI request; of what it does not recognise (redis, bulk) only openings and closings."""
     for service in layout.services:
@@ -137,6 +143,7 @@ def udsproxy_dropped(path: str) -> int:
 SOCAT_V = "socat-v"
 HAPROXY = "haproxy"
 UDSPROXY_FORWARD = "udsproxy-forward"
+UDSPROXY_FIXED = "udsproxy-fixed"
 UDSPROXY_JSON = "udsproxy-json"
 
 CONTENDERS = (
@@ -146,5 +153,6 @@ CONTENDERS = (
     Contender("nginx", ("nginx", "nginx stream"), _start_nginx),
     Contender(HAPROXY, ("haproxy",), _start_haproxy),
     Contender(UDSPROXY_FORWARD, ("udsproxy",), _start_udsproxy_forward),
+    Contender(UDSPROXY_FIXED, ("udsproxy",), _start_udsproxy_fixed),
     Contender(UDSPROXY_JSON, ("udsproxy",), _start_udsproxy_json, records=True, unrecorded=udsproxy_dropped),
 )

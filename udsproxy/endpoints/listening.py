@@ -45,6 +45,9 @@ class Listener:
         """The file's, as ``owner:group``."""
         self._like = like
         self._plug: socket.socket | None = None
+        self.plugged = False
+        self._pinned: int | None = None
+        """Keeps the file's inode, and so its number, while no socket does."""
         self._file: tuple[int, int] | None = None
         self.withdrawn = False
         """There is no socket now."""
@@ -67,7 +70,8 @@ class Listener:
         backlog = min(backlog, self.most)
         if backlog != self.backlog:
             self.backlog = backlog
-            self.sock.listen(backlog)
+            if not self.plugged:
+                self.sock.listen(backlog)
 
     def plug(self) -> None:
         """Fill the queue with a connection of our own: every client gets EAGAIN. To be called with the queue empty;
@@ -76,19 +80,23 @@ class Listener:
         Only for Unix sockets. Raises OSError.
         """
         assert isinstance(self.endpoint, UnixPath | UnixAbstract)
-        self.limit(0)
-        self._plug = unix_socket()
-        if connect(self._plug, self.endpoint):
-            self._plug.close()
-            self._plug = None
+        plug = unix_socket()
+        self.sock.listen(0)
+        self.plugged = True
+        if connect(plug, self.endpoint):
+            plug.close()
+        else:
+            self._plug = plug
 
     def unplug(self) -> None:
-        """Take the plug out, which is the first in the queue. The limit stays."""
+        """Take the plug out, which is the first in the queue; the limit is what it was, or was set to since."""
+        self.plugged = False
         if self._plug is not None:
             with contextlib.suppress(OSError):
                 self.sock.accept()[0].close()
             self._plug.close()
             self._plug = None
+        self.sock.listen(self.backlog)
 
     def withdraw(self, number: int) -> None:
         """From now on connect() fails with this errno: ENOENT and EACCES where the endpoint is a path, else
@@ -97,21 +105,26 @@ class Listener:
         Raises `ListenError`, where it had no file and cannot have one.
         """
         self.withdrawn = True
-        self.sock.close()
         if not isinstance(self.endpoint, UnixPath):
+            self.sock.close()
             return
         if number == errno.ENOENT:
             self.remove_file()
+            self.sock.close()
             return
         if not self._is_ours():
-            self._open(listening=False).close()
-        if number == errno.EACCES:
-            os.chmod(self.endpoint.path, 0)
+            self.sock.close()
+            self.sock = self._open(listening=False)
+        self._pin(self.endpoint.path)
+        self.sock.close()
+        mode = 0 if number == errno.EACCES or self.mode is None else int(self.mode, 8)
+        os.chmod(self.endpoint.path, mode)
 
     def restore(self) -> None:
         """Listen again. Raises `ListenError`: something else is there now, or it cannot be made again."""
         self.sock = self._open()
         self.withdrawn = False
+        self._pin(None)
 
     def remove_file(self) -> None:
         """Remove the socket's file if it is still ours: nobody new can connect, who is in the queue stays."""
@@ -124,8 +137,15 @@ class Listener:
         """Remove the file and close the socket. Who is still in the queue gets ECONNRESET."""
         self.remove_file()
         self.sock.close()
+        self._pin(None)
         if self._plug is not None:
             self._plug.close()
+            self._plug = None
+
+    def _pin(self, path: str | None) -> None:
+        if self._pinned is not None:
+            os.close(self._pinned)
+        self._pinned = None if path is None else os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def _is_ours(self) -> bool:
         if self._file is None or not isinstance(self.endpoint, UnixPath):

@@ -11,7 +11,7 @@ import random
 
 import msgspec
 
-from udsproxy.events import Client
+from udsproxy.events import Client, printable
 from udsproxy.faults.kinds import AcceptDelay, AnyKind, Backlog, Eagain, Gate, Hold, Shut, Workers
 from udsproxy.units import ConfigError
 
@@ -72,6 +72,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:
             raise ConfigError(f"p={self.probability:g}: more than 0, and at most 1 is needed")
+        if printable(self.name) != self.name or not self.name:
+            raise ConfigError(f"name={printable(self.name)}: only what can be printed can be a name")
         if self.for_s is not None and self.for_s <= 0:
             raise ConfigError(f"for={self.for_s:g}s: more than 0 is needed")
         if not isinstance(self.fault, Gate | AcceptDelay):

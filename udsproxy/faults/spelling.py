@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from decimal import Decimal
 from difflib import get_close_matches
 
 import msgspec
@@ -25,7 +26,7 @@ from udsproxy.units import ConfigError, parse_duration
 
 _CONDITIONS = ("proxy", *CLIENT_KEYS)
 _KEYS = ("p", "on", "for", "name", *_CONDITIONS)
-_WHICH = re.compile(r"(\d+)(?:\.\.(\d+))?(\+(\d+)?)?")
+_WHICH = re.compile(r"(\d{1,18})(?:\.\.(\d{1,18}))?(\+(\d{1,18})?)?", re.ASCII)
 
 
 def parse_rules(text: str) -> list[Rule]:
@@ -60,11 +61,11 @@ def format_rule(rule: Rule) -> str:
     if rule.when:
         words += ["if", *(f"{key}={shlex.quote(value)}" for key, value in rule.when.items())]
     if rule.probability < 1:
-        words.append(f"p={rule.probability:g}")
+        words.append(f"p={_decimal(rule.probability)}")
     if rule.which is not None:
         words.append(f"on={rule.which}")
     if rule.for_s is not None:
-        words.append(f"for={rule.for_s:g}s")
+        words.append(f"for={_decimal(rule.for_s)}s")
     if rule.name != kind:
         words.append(f"name={shlex.quote(rule.name)}")
     return " ".join(words)
@@ -141,8 +142,14 @@ def _parse_value(kind: str, field: str, wanted: object, text: str) -> object:
 
 def _format_value(field: str, value: int | float) -> str:  # noqa: PYI041 - integers are written whole
     if field.endswith("_s"):
-        return f"{value:g}s"
-    return str(value) if isinstance(value, int) else f"{value:g}"
+        return f"{_decimal(value)}s"
+    return str(value) if isinstance(value, int) else _decimal(value)
+
+
+def _decimal(value: float) -> str:
+    """As it is, without an exponent."""
+    text = f"{Decimal(repr(float(value))):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 # --- the keys ---
@@ -185,6 +192,8 @@ def _parse_which(text: str) -> Which:
     first, last, plus, step = match.groups()
     if last is None and not plus:
         last = first
+    if last is not None and int(last) == int(first):
+        step = None
     return Which(int(first), None if last is None else int(last), int(step or 1))
 
 

@@ -181,7 +181,8 @@ class SockDiag:
         kernel shows us. Raises `DiagError`."""
         found = None
         file = os.stat(address) if isinstance(address, str) else None
-        for each in self._dump(1 << _LISTEN, 1 << _NAME | 1 << _VFS | 1 << _RQLEN):
+        # To its end: the kernel answers no other question before (EBUSY).
+        for each in list(self._dump(1 << _LISTEN, 1 << _NAME | 1 << _VFS | 1 << _RQLEN)):
             if file is None:
                 if each.name == b"\0" + address:  # type: ignore[operator]
                     return each

@@ -54,11 +54,8 @@ class AcceptLoop:
         self._gate = GateState()
         """What of it is in force."""
         self._plugging: trio.CancelScope | None = None
-        self._plugged = False
-        self._limit = 0
-        """That of our queue, while it is plugged."""
         self.connections = Connections(config.name, relay, tap, book, unix_clients=listener.is_unix)
-        self.connections.rest = self._rest
+        self.connections.rest = self._park
         self.listener = listener
         self._config = config
         self._relay = relay
@@ -73,38 +70,37 @@ class AcceptLoop:
         self._upstream_full = False
         self._starved = False
         self._parked = trio.Event()
-        self._park_s = 0.0
+        """Set while nobody is to be accepted: until a time, or until the upstream is back."""
+        self._parked_until = 0.0
         self._gone: Gone | None = None
         self._draining = False
         """Nobody new is to come."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
-        self._door = self._make_door()
-        self._tell_listening()
+        self._gate = self.book.gate()
         try:
             async with trio.open_nursery() as self._nursery:
-                self._watch()
-                self._nursery.start_soon(self._count_servers)
-                self.apply_faults()
+                self._reopen()
+                self._tell_listening()
                 while True:
                     await self._parked.wait()
+                    while self._gone is not None or trio.current_time() < self._parked_until:
+                        if self._gone is not None:
+                            await self._until_restored()
+                        else:
+                            await trio.sleep_until(self._parked_until)
                     self._parked = trio.Event()
-                    if self._gone is not None:
-                        await self._until_restored(self._gone.number)
-                    else:
-                        await trio.sleep(self._park_s)
-                        self._resume()
+                    self._resume()
         finally:
-            if not self.listener.withdrawn:
-                self._relay.unwatch(self.listener.sock)
-            self._door.close()
-            self.connections.abandon()
+            self._nursery = None
+            self._close_door()
 
     async def drain(self) -> None:
         """Take what is still in our queue. Ends when it is empty; where there is no file to remove first, so that
         nobody new can come, that may never be."""
         self._draining = True
+        self._stop_plugging()
         while self._connecting or (not self.listener.withdrawn and self._somebody_waits()):
             await trio.sleep(RETRY_FULL_S)
 
@@ -113,7 +109,8 @@ class AcceptLoop:
     def _ready(self) -> None:
         """Somebody waits in our queue."""
         door = self._door
-        assert door is not None
+        if door is None:
+            return
         try:
             door.admit()
             self._upstream_full = self._starved = False
@@ -133,68 +130,86 @@ class AcceptLoop:
                 return
         if door.edge != self._edge:
             self._edge = door.edge
-            self._relay.resume(self.listener.sock, edge=door.edge)
+            self._resume()
 
     def _look(self) -> None:
         """A door wants to be called, though nobody came."""
-        if self._gone is None and not self._parked.is_set() and not self._holding:
+        if self._may_accept:
             self._ready()
-
-    def _rest(self, seconds: float) -> None:
-        if not self.listener.withdrawn:
-            self._park(seconds)
 
     def _heed(self, wanted: bool) -> None:
         """A door wants to be called when somebody waits, or not."""
         if wanted:
-            if not self._parked.is_set():
-                self._resume()
-        elif not self.listener.withdrawn:
+            self._resume()
+        elif self._door is not None:
             self._relay.pause(self.listener.sock)
 
     def _resume(self) -> None:
-        if not (self.listener.withdrawn or self._holding):
+        if self._may_accept:
             self._relay.resume(self.listener.sock, edge=self._edge)
 
     @property
-    def _holding(self) -> bool:
-        """Nobody is to be accepted: a fault."""
-        return self._gate.hold or self._gate.shut is not None or self._plugged
+    def _may_accept(self) -> bool:
+        return not (self._door is None or self._parked.is_set() or self._gate.hold or self.listener.plugged)
+
+    def _is_resting(self) -> bool:
+        return self._parked.is_set()
+
+    # --- opening and closing ---
+
+    def _open_door(self) -> None:
+        """Begin to accept, as the faults in force have it. Raises `Gone`, OSError."""
+        assert self._nursery is not None
+        self._door = door = self._make_door()
+        self._edge = door.edge
+        self._relay.watch(self.listener.sock, self._ready)
+        if isinstance(door, Mirrored):
+            self._nursery.start_soon(self._count_servers, door)
+        if self._gate.eagain is not None and not self._draining:
+            self._plugging = trio.CancelScope()
+            self._nursery.start_soon(self._plug_for, self._gate.eagain, self._plugging)
+        if not self._may_accept:
+            self._relay.pause(self.listener.sock)
+        elif door.edge:
+            self._resume()
+
+    def _close_door(self) -> None:
+        """Accept no more; what was made for clients who are not accepted yet is closed."""
+        self._stop_plugging()
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+            self._relay.unwatch(self.listener.sock)
+
+    def _reopen(self) -> None:
+        """Begin to accept, or begin not to be there: as the faults in force have it. What fails is tried again."""
+        try:
+            if self._gate.shut is not None:
+                self.listener.withdraw(self._gate.shut)
+                return
+            if self.listener.withdrawn:
+                self.listener.restore()
+            self._open_door()
+        except Gone as gone:
+            self._withdraw(gone)
+        except (ListenError, OSError) as error:
+            self._close_door()
+            self._tell_error("listen", errno.EADDRINUSE, str(error))
+            self._gone = Gone(errno.ECONNREFUSED)
+            self._parked.set()
 
     # --- gate faults ---
 
     def apply_faults(self) -> None:
         """Put the gate faults that are in the book now in force, and take away those that no longer are."""
-        gate, before = self.book.gate(), self._gate
-        if gate == before or self._nursery is None:
+        gate = self.book.gate()
+        if gate == self._gate or self._nursery is None:
             return
-        if self._plugging is not None:
-            self._plugging.cancel()
-            self._plugging = None
-            self._unplug()
+        self._close_door()
         self._gate = gate
-        try:
-            if before.shut is not None and self._gone is None:
-                self.listener.restore()
-            elif self._gone is None:
-                self._relay.unwatch(self.listener.sock)
-            assert self._door is not None
-            self._door.close()
-            if self._gone is not None:
-                return
-            if gate.shut is not None:
-                self.listener.withdraw(gate.shut)
-                return
-            self._door = self._make_door()
-            self._watch()
-        except (ListenError, OSError) as error:
-            self._tell_error("listen", getattr(error, "errno", 0) or errno.EADDRINUSE, str(error))
-            return
-        if gate.hold:
-            self._relay.pause(self.listener.sock)
-        elif gate.eagain is not None and self.listener.is_unix:
-            self._plugging = trio.CancelScope()
-            self._nursery.start_soon(self._plug_for, gate.eagain, self._plugging)
+        # What is gone is restored with the faults of then; what ends is not made anew.
+        if self._gone is None and not (self._draining and self.listener.withdrawn):
+            self._reopen()
 
     async def _plug_for(self, share: float, scope: trio.CancelScope) -> None:
         """Plug our queue for this share of the time, in turns of random lengths."""
@@ -204,20 +219,23 @@ class AcceptLoop:
                 turn_s = EAGAIN_TURN_S * turns.uniform(0.5, 1.5)
                 await trio.sleep(turn_s * (1 - share))
                 self._plug()
-                await trio.sleep(turn_s * share if share < 1 else math.inf)
+                # Where that failed, a plug for ever is tried again too.
+                await trio.sleep(turn_s * share if share < 1 or not self.listener.plugged else math.inf)
                 self._unplug()
 
     def _plug(self) -> None:
         """Take who waits, and then let nobody in."""
         for _ in range(_MOST_WAITING):
-            if self.listener.withdrawn or self._parked.is_set() or not self._somebody_waits():
+            if not self._may_accept or not self._somebody_waits():
                 break
             self._ready()
-        if not self.listener.withdrawn:
-            self._limit = self.listener.backlog
+        if self._door is not None:
+            try:
+                self.listener.plug()
+            except OSError as error:
+                self._tell_starved(error, "socket")
+                return
             self._relay.pause(self.listener.sock)
-            self.listener.plug()
-            self._plugged = True
 
     def _somebody_waits(self) -> bool:
         poll = select.poll()
@@ -225,11 +243,15 @@ class AcceptLoop:
         return bool(poll.poll(0))
 
     def _unplug(self) -> None:
-        if self._plugged:
-            self._plugged = False
+        if self.listener.plugged:
             self.listener.unplug()
-            self.listener.limit(self._limit)
             self._resume()
+
+    def _stop_plugging(self) -> None:
+        if self._plugging is not None:
+            self._plugging.cancel()
+            self._plugging = None
+            self._unplug()
 
     # --- doors ---
 
@@ -243,7 +265,10 @@ class AcceptLoop:
             backlog = gate.backlog
             if backlog is None:
                 backlog = config.backlog if config.backlog is not None else backlog_of(config.upstream)
-            backlog = listener.most if backlog is None else backlog
+            if backlog is None:
+                if (failed := upstream.probe()) not in (0, errno.EAGAIN):
+                    raise Gone(failed)
+                backlog = listener.most
             return Pool(listener, upstream, self.connections, backlog, gate.workers, self._heed)
         fixed = gate.backlog if gate.backlog is not None else config.backlog
         if fixed is None and gate.eagain is not None:
@@ -253,7 +278,14 @@ class AcceptLoop:
         elif listener.is_unix:
             try:
                 return Mirrored(
-                    listener, upstream, config.upstream, self.connections, self._relay, self._look, self._tell_queue
+                    listener,
+                    upstream,
+                    config.upstream,
+                    self.connections,
+                    self._relay,
+                    self._look,
+                    self._is_resting,
+                    self._tell_queue,
                 )
             except Unseen as unseen:
                 self._tell_unseen(unseen)
@@ -262,10 +294,10 @@ class AcceptLoop:
             listener.limit(listener.most)
         return ConnectFirst(listener, upstream, self.connections)
 
-    async def _count_servers(self) -> None:
-        door = self._door
-        if isinstance(door, Mirrored) and door.there:
-            door.expect(await trio.to_thread.run_sync(servers_of, door.there, abandon_on_cancel=True))
+    async def _count_servers(self, door: Mirrored) -> None:
+        servers = await trio.to_thread.run_sync(servers_of, door.there, abandon_on_cancel=True)
+        if door is self._door:
+            door.expect(servers)
 
     def _unmirror(self, unseen: Unseen) -> None:
         """The upstream's queue cannot be seen (any more): our own has a limit of its own from here on."""
@@ -276,7 +308,7 @@ class AcceptLoop:
         self.listener.limit(self.listener.most)
         self._door = ConnectFirst(self.listener, self._upstream, self.connections)
         self._edge = False
-        self._relay.resume(self.listener.sock)
+        self._resume()
 
     def start_connecting(self, client: Socket) -> None:
         """Connect by TCP for a client that was accepted."""
@@ -311,17 +343,12 @@ class AcceptLoop:
 
     # --- parking ---
 
-    def _watch(self) -> None:
-        assert self._door is not None
-        self._edge = self._door.edge
-        self._relay.watch(self.listener.sock, self._ready)
-        if self._edge:
-            self._relay.resume(self.listener.sock, edge=True)
-
     def _park(self, seconds: float) -> None:
-        self._relay.pause(self.listener.sock)
-        self._park_s = seconds
+        """Accept nobody for so long."""
+        self._parked_until = max(self._parked_until, trio.current_time() + seconds)
         self._parked.set()
+        if self._door is not None:
+            self._relay.pause(self.listener.sock)
 
     def _wait_for_room(self) -> None:
         if not self._upstream_full:
@@ -337,50 +364,46 @@ class AcceptLoop:
 
     def _withdraw(self, gone: Gone) -> None:
         """Who waits in our queue gets what the kernel gives to those in a queue whose server ends: ECONNRESET."""
-        assert self._door is not None
+        self._close_door()
         self._tell_upstream_error("connect", gone.number, None)
-        self._door.close()
-        self._relay.unwatch(self.listener.sock)
         self._gone = gone
+        self._parked.set()
         try:
             self.listener.withdraw(gone.number)
         except (ListenError, OSError) as error:
             self._tell_error("listen", gone.number, str(error))
-        self._parked.set()
 
-    async def _until_restored(self, number: int) -> None:
-        assert self._upstream is not None
+    async def _until_restored(self) -> None:
+        """Until the upstream is back and we accept again; what fails in that is told once, and tried again."""
         failure = None
         while self._gone is not None:
             await trio.sleep(RETRY_GONE_S)
             if self._draining:
-                return
+                continue
+            gone = self._gone
             try:
-                failed = self._upstream.probe()
+                failed = self._upstream.probe() if self._upstream is not None else 0
                 if failed in (0, errno.EAGAIN):
-                    self._gone = None
                     if self._gate.shut is not None:
                         self.listener.withdraw(self._gate.shut)
-                        return
-                    self.listener.restore()
-                    self._door = self._make_door()
-                    self._watch()
-                    if self._holding:
-                        self._relay.pause(self.listener.sock)
-                    assert self._nursery is not None
-                    self._nursery.start_soon(self._count_servers)
-                elif failed != number and failed not in STARVED:
-                    self.listener.withdraw(failed)
-                    number = failed
+                    else:
+                        if self.listener.withdrawn:
+                            self.listener.restore()
+                        self._open_door()
+                    self._gone = None
+                    self._tell_listening()
+                elif failed != gone.number and failed not in STARVED:
+                    self._gone = Gone(failed)
                     self._tell_upstream_error("connect", failed, None)
-            except ListenError as error:
-                # Somebody else has taken the path, say. Told once for each reason.
+                    self.listener.withdraw(failed)
+            except Gone:
+                self._close_door()
+            except (ListenError, OSError) as error:
+                # Somebody else has taken the path, say.
+                self._close_door()
                 if str(error) != failure:
                     failure = str(error)
-                    self._tell_error("listen", errno.EADDRINUSE, failure)
-            except OSError as error:
-                self._tell_starved(error, "connect")
-        self._tell_listening()
+                    self._tell_error("listen", getattr(error, "errno", None) or errno.EADDRINUSE, failure)
 
     # --- telling ---
 

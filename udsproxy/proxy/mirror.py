@@ -82,9 +82,11 @@ class Mirrored:
         connections: Connections,
         relay: Relay,
         ready: Callable[[], None],
+        is_resting: Callable[[], bool],
         tell_queue: Callable[[int, int], None],
     ) -> None:
-        """``ready``: makes the accept loop call `admit`. ``tell_queue``: is given queue and backlog when the queue
+        """``ready``: makes the accept loop call `admit`. ``is_resting``: nobody is to be accepted now (a fault that
+        a connection has met may have said so). ``tell_queue``: is given queue and backlog when the queue
         has become full, and when it no longer is.
 
         Raises `Unseen`; OSError (a descriptor is needed).
@@ -95,6 +97,7 @@ class Mirrored:
         self._connections = connections
         self._relay = relay
         self._ready = ready
+        self._is_resting = is_resting
         self._tell_queue = tell_queue
         self.edge = False
         """We are near the limit."""
@@ -263,6 +266,8 @@ class Mirrored:
         # would have been refused.
         self._set_limit(taken)
         for _ in range(taken):
+            if self._is_resting():
+                break
             client = self._listener.accept()
             first = ahead.popleft()
             waited_s = (now - first.connected_at) / 1e9
@@ -283,10 +288,10 @@ class Mirrored:
         self._tell(max(0, waiting + self._others - self._resting()))
         if came or taken:
             self._pause = _FIRST_LOOK_NS
-        if waiting:
-            self._later(now)
-        elif self._few and self._others < self._few:
+        if not waiting and self._others < self._few:
             self._go_far()
+        elif waiting or self._others:
+            self._later(now)
 
     def _count_servers(self, now: int, taken: int, left: int) -> None:
         at_work = self._at_work(taken)

@@ -115,7 +115,11 @@ class Mishap:
     def _reset(self) -> None:
         """close() with unread data is a reset; so the client must have said something."""
         self._upstream.close()
-        self._relay.watch(self._client, self._reset_now)
+        try:
+            self._relay.watch(self._client, self._reset_now)
+        except OSError:
+            self._end(None)
+            return
         self._relay.call_at(self._came_at + _SPEECHLESS_NS, self._reset_now)
 
     def _reset_now(self) -> None:

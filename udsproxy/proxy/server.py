@@ -144,28 +144,36 @@ class Server:
     async def _serve(self, tap: Tap, relay: Relay) -> None:
         pairs = zip(self._proxies, self._listeners, strict=True)
         loops = [AcceptLoop(proxy, listener, relay, tap, Book(proxy.name, self._seed)) for proxy, listener in pairs]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(relay.run)
-            self._nursery, self._loops = nursery, loops
-            for proxy, loop in zip(self._proxies, loops, strict=True):
-                self._change_faults(loop, proxy.faults)
-            async with trio.open_nursery() as accepting:
-                for loop in loops:
-                    accepting.start_soon(loop.run)
-                await self._stopping.wait()
-                for listener in self._listeners:
-                    listener.remove_file()
-                with trio.move_on_after(self._grace_s) as grace:
-                    async with trio.open_nursery() as draining:
-                        for loop in loops:
-                            draining.start_soon(loop.drain)
-                accepting.cancel_scope.cancel()
+        self._loops = loops
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(relay.run)
+                await self._accept_until_stopped(loops)
+                self._nursery.cancel_scope.cancel()
+        finally:
+            for loop in loops:
+                loop.connections.abandon()
+
+    async def _accept_until_stopped(self, loops: list[AcceptLoop]) -> None:
+        """Returns when nobody is connected any more, or the grace time is over."""
+        for proxy, loop in zip(self._proxies, loops, strict=True):
+            self._change_faults(loop, proxy.faults)
+        async with trio.open_nursery() as accepting:
+            for loop in loops:
+                accepting.start_soon(loop.run)
+            await self._stopping.wait()
             for listener in self._listeners:
-                listener.close()
-            with trio.CancelScope(deadline=grace.deadline):
-                for loop in loops:
-                    await loop.connections.drained()
-            nursery.cancel_scope.cancel()
+                listener.remove_file()
+            with trio.move_on_after(self._grace_s) as grace:
+                async with trio.open_nursery() as draining:
+                    for loop in loops:
+                        draining.start_soon(loop.drain)
+            accepting.cancel_scope.cancel()
+        for listener in self._listeners:
+            listener.close()
+        with trio.CancelScope(deadline=grace.deadline):
+            for loop in loops:
+                await loop.connections.drained()
 
     def _close(self) -> None:
         for listener in self._listeners:
