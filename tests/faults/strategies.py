@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from udsproxy.faults import kinds
 from udsproxy.faults.rules import CLIENT_KEYS, Rule, Which
 
-_durations = st.integers(0, 10_000).map(lambda ms: ms / 1000)
+_durations = st.integers(0, 10_000_000).map(lambda us: us / 1_000_000)
 _names = st.text("abcxyz-0123 '\"", min_size=1, max_size=8).filter(str.strip)
 
 gate_kinds = st.one_of(
@@ -27,7 +27,7 @@ whiches = st.builds(
     st.integers(1, 10),
 ).map(lambda which: Which(which.first, which.last, 1) if which.first == which.last else which)
 
-_for = st.none() | st.integers(1, 10_000).map(lambda ms: ms / 1000)
+_for = st.none() | st.integers(1, 10**13).map(lambda us: us / 1_000_000)
 
 gate_rules = st.builds(
     Rule,
@@ -41,7 +41,7 @@ connection_rules = st.builds(
     fault=connection_kinds,
     when=st.dictionaries(st.sampled_from(["proxy", *CLIENT_KEYS]), _names),
     which=st.none() | whiches,
-    probability=st.integers(1, 100).map(lambda percent: percent / 100),
+    probability=st.integers(1, 10**7).map(lambda share: share / 10**7),
     for_s=_for,
     name=_names,
 )

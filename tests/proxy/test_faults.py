@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 
 import pytest
@@ -42,6 +43,13 @@ def accept_all(listener: socket.socket, stack: contextlib.ExitStack) -> list[soc
     return found
 
 
+def ready(sock: socket.socket) -> bool:
+    """There is something to read."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 SHUT = pytest.mark.parametrize(
     ("fault", "number"),
     [
@@ -58,7 +66,7 @@ async def test_what_connect_says(
     site: Site, fault: str, number: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     """While the fault is in force every connect() fails with its errno; after it, clients are served."""
-    with site.serve() as listener:
+    with site.serve(backlog=2) as listener:
         async with running(faulty(site, f"{fault} for=10s")):
             await trio.sleep(1)
             assert [site.try_to_connect() for _ in range(5)] == [number] * 5
@@ -66,6 +74,82 @@ async def test_what_connect_says(
             await works(site, listener)
     assert [event["detail"] for event in site.events("fault")] == [f"in force: {fault} for=10s", "taken away"]
     assert not os.path.lexists(site.listen.path)  # noqa: ASYNC240 - nothing runs any more
+
+
+async def test_stopping_while_the_queue_is_plugged(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """Our own plug is nobody to wait for."""
+    with site.serve():
+        server = site.server(faults=tuple(parse_rules("eagain")), grace_s=100)
+        async with running(server):
+            await trio.sleep(1)
+            assert site.try_to_connect() == errno.EAGAIN
+            stopped_at = trio.current_time()
+        assert trio.current_time() - stopped_at < 1
+
+
+@pytest.mark.parametrize("fault", ["eagain=0.9", "refuse", "hold", "backlog=5"])
+async def test_a_fault_that_ends_while_the_proxy_stops(
+    site: Site, fault: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Who is connected keeps the grace time, and nothing is made anew."""
+    with site.serve() as listener:
+        faults = tuple(parse_rules(f"{fault} for=30s if proxy=p"))
+        server = site.server(faults=faults, grace_s=100)
+        server.open()
+        client = site.connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.run)
+            if fault in ("refuse", "hold"):
+                await trio.sleep(1)
+            else:
+                upstream = await accepted(listener)
+            server.stop()
+            await trio.sleep(60)
+            assert not os.path.lexists(site.listen.path)  # noqa: ASYNC240 - a look that does not wait
+            if fault == "hold":
+                upstream = await accepted(listener)
+            if fault != "refuse":
+                await client.send(b"x")
+                assert await upstream.recv(1) == b"x"
+                upstream.close()
+            client.close()
+    assert site.events("proxy_error") == []
+
+
+async def test_a_path_that_somebody_else_took(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """While the fault has our file away somebody binds the path: that is told once and left alone; when it is free,
+    we are back."""
+    with site.serve() as listener:
+        async with running(faulty(site, "missing for=10s")):
+            await trio.sleep(5)
+            with socket.socket(socket.AF_UNIX) as other:
+                other.bind(site.listen.path)
+                other.listen(100)
+                await trio.sleep(30)
+                assert site.try_to_connect() == 0
+                other.accept()[0].close()
+            os.unlink(site.listen.path)
+            await trio.sleep(2)
+            with contextlib.ExitStack() as stack:
+                accept_all(listener, stack)  # by which the upstream was found to be there
+            await works(site, listener)
+    [error] = site.events("proxy_error")
+    assert "somebody already listens there" in error["message"]
+
+
+async def test_a_file_of_somebody_else_is_not_taken_for_ours(
+    site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Also where it has the inode's number that ours had before it was removed."""
+    with site.serve():
+        async with running(faulty(site, "refuse")):
+            await trio.sleep(1)
+            os.unlink(site.listen.path)
+            other = socket.socket(socket.AF_UNIX)
+            other.bind(site.listen.path)
+            other.listen()
+        assert site.try_to_connect() == 0
+        other.close()
 
 
 async def test_a_share_of_the_time(site: Site, autojump_clock: trio.testing.MockClock) -> None:
@@ -158,6 +242,36 @@ async def test_delays(site: Site, autojump_clock: trio.testing.MockClock) -> Non
                     await server.recv(10)
                 assert scope.cancelled_caught
                 assert await server.recv(10) == b"hello"
+
+
+async def test_a_delay_goes_on_in_the_grace_time(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """A connection that a fault delays when the proxy is stopped begins all the same, if the grace time lasts."""
+    with site.serve() as listener:
+        server = site.server(faults=tuple(parse_rules("connect-delay=10s")), grace_s=100)
+        async with running(server):
+            client, upstream = site.connect(), await accepted(listener)
+            await client.send(b"hello")
+            await trio.sleep(1)
+            server.stop()
+            assert await upstream.recv(10) == b"hello"
+            client.close()
+            upstream.close()
+
+
+async def test_a_slow_accept_loop_near_the_limit(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """accept-delay holds also where several were accepted by the upstream at once."""
+    with site.serve(backlog=5) as listener, contextlib.ExitStack() as stack:
+        async with running(faulty(site, "accept-delay=30s")):
+            clients = [stack.enter_context(site.connect()) for _ in range(3)]
+            for client in clients:
+                await client.send(b"x")
+            await trio.sleep(1)
+            servers = accept_all(listener, stack)
+            served = []
+            for _ in range(3):
+                await trio.sleep(29)
+                served.append(sum(server.recv(1, socket.MSG_PEEK) == b"x" for server in servers if ready(server)))
+            assert served[0] < 3
 
 
 async def test_a_slow_accept_loop(site: Site, autojump_clock: trio.testing.MockClock) -> None:

@@ -95,6 +95,24 @@ async def test_clients_of_the_upstream_itself(
             assert await at.come_until_full() == backlog - backlog // 2
 
 
+async def test_others_who_have_left_the_queue(
+    site: Site, crowd: Callable[[int], Crowd], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Once the upstream has accepted those who came to it directly, their places are ours again."""
+    at = crowd(5)
+    async with running(site.server(grace_s=0.05)):
+        assert at.come() == 0
+        await trio.sleep(0.02)
+        with contextlib.ExitStack() as others:
+            for _ in range(5):
+                assert endpoints.connect(others.enter_context(endpoints.unix_socket()), site.upstream) == 0
+            await trio.sleep(0.02)
+            for _ in range(6):
+                at.accept()
+            await trio.sleep(0.1)
+            assert [at.come() for _ in range(6)] == [0] * 6
+
+
 async def test_clients_that_wait_in_connect(
     site: Site, crowd: Callable[[int], Crowd], autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -39,6 +39,8 @@ RETRY_STARVED_S = 0.1
 """How long accepting rests where we ran out of something. accept() at the limit leaves the listener readable."""
 RETRY_GONE_S = 0.05
 """How soon it is tried whether the upstream is back."""
+RETRY_TAKEN_S = 1.0
+"""How soon it is tried whether we can listen again."""
 _MOST_WAITING = 1000
 """So many of who waits are taken before the queue is plugged, at most."""
 EAGAIN_TURN_S = 0.1
@@ -73,6 +75,8 @@ class AcceptLoop:
         """Set while nobody is to be accepted: until a time, or until the upstream is back."""
         self._parked_until = 0.0
         self._gone: Gone | None = None
+        self._not_listening: str | None = None
+        """Why not, as it was told."""
         self._draining = False
         """Nobody new is to come."""
         self._nursery: trio.Nursery | None = None
@@ -194,7 +198,7 @@ class AcceptLoop:
             self._withdraw(gone)
         except (ListenError, OSError) as error:
             self._close_door()
-            self._tell_error("listen", errno.EADDRINUSE, str(error))
+            self._tell_not_listening(error)
             self._gone = Gone(errno.ECONNREFUSED)
             self._parked.set()
 
@@ -375,9 +379,10 @@ class AcceptLoop:
 
     async def _until_restored(self) -> None:
         """Until the upstream is back and we accept again; what fails in that is told once, and tried again."""
-        failure = None
+        pause_s = RETRY_GONE_S
         while self._gone is not None:
-            await trio.sleep(RETRY_GONE_S)
+            await trio.sleep(pause_s)
+            pause_s = RETRY_GONE_S
             if self._draining:
                 continue
             gone = self._gone
@@ -390,7 +395,7 @@ class AcceptLoop:
                         if self.listener.withdrawn:
                             self.listener.restore()
                         self._open_door()
-                    self._gone = None
+                    self._gone = self._not_listening = None
                     self._tell_listening()
                 elif failed != gone.number and failed not in STARVED:
                     self._gone = Gone(failed)
@@ -399,11 +404,10 @@ class AcceptLoop:
             except Gone:
                 self._close_door()
             except (ListenError, OSError) as error:
-                # Somebody else has taken the path, say.
+                # Somebody else has taken the path, say; and to try is to connect to them.
                 self._close_door()
-                if str(error) != failure:
-                    failure = str(error)
-                    self._tell_error("listen", getattr(error, "errno", None) or errno.EADDRINUSE, failure)
+                pause_s = RETRY_TAKEN_S
+                self._tell_not_listening(error)
 
     # --- telling ---
 
@@ -445,6 +449,12 @@ class AcceptLoop:
     def _tell_unseen(self, unseen: Unseen) -> None:
         hint = "clients will wait where the upstream would refuse them; --backlog N sets a limit"
         self._tell_error("sock_diag", errno.EOPNOTSUPP, f"the upstream's queue is not mirrored: {unseen}", hint)
+
+    def _tell_not_listening(self, error: ListenError | OSError) -> None:
+        """Once for each reason, until we listen again."""
+        if str(error) != self._not_listening:
+            self._not_listening = str(error)
+            self._tell_error("listen", getattr(error, "errno", None) or errno.EADDRINUSE, str(error))
 
     def _tell_starved(self, error: OSError, op: str) -> None:
         """Once, until something has worked again."""
