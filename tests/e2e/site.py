@@ -46,7 +46,7 @@ SCRIPTS = {
         while (!file_exists($_GET["gate"])) { clearstatcache(); usleep(5000); }
         echo "through\\n";
     """,
-    "slow": 'usleep(100000); echo "slow\\n";',
+    "slow": 'usleep(200000); echo "slow\\n";',
     "endless": 'while (true) { echo str_repeat("endless ", 8192); flush(); usleep(1000); }',
 }
 DOWNLOAD_BYTES = 50 * 1024 * 1024

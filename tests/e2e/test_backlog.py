@@ -24,7 +24,7 @@ REFUSED = "failed (11: Resource temporarily unavailable)"
 
 
 def burst(front: Front, count: int) -> Counter[int]:
-    """So many requests for a page that takes 100 ms. Returns how many got which status."""
+    """So many requests for a page that takes 200 ms. Returns how many got which status."""
     socks = []
     for _ in range(count):
         socks.append(front.begin("/slow.php", close=True))
