@@ -154,10 +154,13 @@ class Mirrored:
             self._set_limit()
 
     def admit(self) -> None:
-        now = monotonic_ns()
+        now, early = monotonic_ns(), self._early
+        # At once, not when there are many: what is kept alive here is memory that others cannot use again.
+        while early and (early[0].ended or early[0].s2c.nbytes):
+            early.popleft()
         if not self.edge and now - self._looked_at > _STALE_NS:
             self._look()
-        if not self.edge and (len(self._early) < self._few or not self._crowded()):
+        if not self.edge and (len(early) < self._few or not self._crowded()):
             self._let_in()
         else:
             self._come_near()
