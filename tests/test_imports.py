@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel": {"events", "kernel"},
     "sinks": {"config", "events", "sinks"},
     "config": {"endpoints", "events", "faults", "units"},
-    "endpoints": {"endpoints", "events"},
+    "endpoints": {"endpoints", "events", "units"},
     "units": set(),
     "events": set(),
 }

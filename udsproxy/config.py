@@ -8,7 +8,6 @@ unknown key is a mistake.
 from __future__ import annotations
 
 import tomllib
-from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -18,8 +17,8 @@ from udsproxy.endpoints import Endpoint, EndpointError, Tcp, UnixPath, same_plac
 from udsproxy.events import printable
 from udsproxy.faults.kinds import Backlog, Eagain, Workers
 from udsproxy.faults.rules import Rule
-from udsproxy.faults.spelling import named_apart, parse_rules
-from udsproxy.units import MAX_BACKLOG, ConfigError, parse_duration, parse_size
+from udsproxy.faults.spelling import parse_all
+from udsproxy.units import MAX_BACKLOG, ConfigError, hint, parse_duration, parse_size
 
 Decode = Literal["auto", "fastcgi", "raw", "none"]
 LogFormat = Literal["console", "json", "socat", "none"]
@@ -54,8 +53,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.listen, Tcp) or isinstance(self.upstream, Tcp):
             for rule in self.faults:
                 if isinstance(rule.fault, Backlog | Workers | Eagain):
-                    kind = str(rule.fault.__struct_config__.tag)
-                    raise ConfigError(f"fault {kind}: it is for Unix sockets, on both sides")
+                    raise ConfigError(f"fault {rule.fault.kind}: it is for Unix sockets, on both sides")
         if self.connect_timeout_s <= 0:
             raise ConfigError(f"connect timeout {self.connect_timeout_s:g}: more than 0 is needed")
 
@@ -147,20 +145,21 @@ def _proxy_of(table: _Table, everywhere: list[str]) -> ProxyConfig:
     listen, upstream = table.endpoint("listen"), table.endpoint("upstream")
     backlog = table.take("backlog", (str, int), "mirror")
     name = table.take("name", str, None)
+    decode = table.choice("decode", Decode, "auto")
+    connect_timeout_s = table.duration("connect_timeout", 5.0)
     faults = [*everywhere, *table.texts("faults")]
-    with_path = table.path
     try:
         config = ProxyConfig(
             listen=listen,
             upstream=upstream,
             name=printable(name) if name else default_name(listen),
-            decode=table.choice("decode", Decode, "auto"),
+            decode=decode,
             backlog=parse_backlog(backlog),
-            connect_timeout_s=table.duration("connect_timeout", 5.0),
-            faults=tuple(named_apart([rule for text in faults for rule in parse_rules(text)])),
+            connect_timeout_s=connect_timeout_s,
+            faults=parse_all(faults),
         )
     except ConfigError as error:
-        raise ConfigError(str(error) if str(error).startswith(with_path) else f"{with_path}: {error}") from None
+        raise ConfigError(f"{table.path}: {error}") from None
     table.done()
     return config
 
@@ -238,9 +237,7 @@ class _Table:
     def done(self) -> None:
         """Raises `ConfigError`: something is left that nobody asked for."""
         for key in self._data:
-            close = get_close_matches(key, self._known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it is one of {', '.join(self._known)}"
-            raise ConfigError(f"unknown key {self.at(key)}; {hint}")
+            raise ConfigError(f"unknown key {self.at(key)}{hint(key, self._known)}")
 
 
 _NAMES = {

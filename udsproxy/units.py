@@ -1,8 +1,10 @@
-"""How people write durations and sizes, and what a setting that cannot be meant comes to."""
+"""How people write durations and sizes, and what they are told of a setting that cannot be meant."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 MAX_BACKLOG = 2**31 - 1
 """listen(2) takes an int; the kernel cuts it to net.core.somaxconn."""
@@ -24,6 +26,14 @@ _SIZE_UNITS = {
     "g": 1000**3, "gb": 1000**3, "gib": 1024**3,
 }  # fmt: skip
 _NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Zµ]*)")
+
+
+def hint(word: str, known: Iterable[str], otherwise: str = "it is one of") -> str:
+    """The end of a line that says that ``word`` is not known: what was meant, or all that would do."""
+    names = list(known)
+    if close := get_close_matches(word, names, n=1):
+        return f"; did you mean {close[0]!r}?"
+    return f"; {otherwise} {', '.join(names) or 'none'}"
 
 
 def parse_duration(text: str) -> float:

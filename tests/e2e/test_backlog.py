@@ -28,7 +28,7 @@ def burst(front: Front, count: int) -> Counter[int]:
     socks = []
     for _ in range(count):
         socks.append(front.begin("/slow.php", close=True))
-        time.sleep(APART_S)
+        time.sleep(APART_S)  # the arrivals are the experiment: nothing is waited for
     statuses = Counter(int(receive_all(sock).split(b" ", 2)[1]) for sock in socks)
     for sock in socks:
         sock.close()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from tests.proxy.site import Site
 from udsproxy.events import Direction
 from udsproxy.proxy.relay import Pair, Relay
 
@@ -134,3 +137,9 @@ async def ends(relay: Relay) -> AsyncIterator[Ends]:
     made = Ends(relay)
     yield made
     made.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with tempfile.TemporaryDirectory(prefix="udst-", dir="/tmp") as directory:
+        yield Site(Path(directory))

@@ -13,17 +13,14 @@ import trio
 import trio.testing
 
 from tests.proxy.conftest import read_all
-from tests.proxy.test_server import Site, accepted, running, site
+from tests.proxy.site import Site, accepted, running
 from udsproxy.endpoints import unix_socket
-from udsproxy.faults.spelling import named_apart, parse_rules
+from udsproxy.faults.spelling import parse_all, parse_rules
 from udsproxy.proxy.server import Server
-
-__all__ = ["site"]
 
 
 def faulty(site: Site, *faults: str, seed: int = 1) -> Server:
-    rules = named_apart([rule for text in faults for rule in parse_rules(text)])
-    return site.server(faults=tuple(rules), seed=seed, grace_s=0.05)
+    return site.server(faults=parse_all(faults), seed=seed, grace_s=0.05)
 
 
 async def works(site: Site, listener: socket.socket) -> None:

@@ -11,11 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.proxy.test_server import Site, running, site
+from tests.proxy.site import Site, running
 from udsproxy import endpoints
 from udsproxy.kernel.sock_diag import SockDiag
-
-__all__ = ["site"]
 
 
 class Crowd:

@@ -26,7 +26,7 @@ from udsproxy.cli.common import (
 )
 from udsproxy.config import Color, Config, Decode, LogConfig, LogFormat, ProxyConfig
 from udsproxy.events import Summary, printable
-from udsproxy.faults.spelling import format_rule, named_apart, parse_rules
+from udsproxy.faults.spelling import format_rule, parse_all
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.console import summary_text
 from udsproxy.units import ConfigError
@@ -125,7 +125,7 @@ def run(
                 decode=decode,
                 backlog=config.parse_backlog(backlog),
                 connect_timeout_s=duration_option("--connect-timeout", connect_timeout),
-                faults=tuple(named_apart([rule for text in fault for rule in parse_rules(text)])),
+                faults=parse_all(fault),
             )
         except ConfigError as error:
             raise Failure(USAGE, str(error)) from None

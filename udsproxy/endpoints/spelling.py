@@ -7,9 +7,10 @@ An endpoint is a path, ``unix:PATH``, ``unix:@NAME`` (abstract) or ``tcp:HOST:PO
 from __future__ import annotations
 
 import os
-from difflib import get_close_matches
 
 import msgspec
+
+from udsproxy.units import hint
 
 MAX_PATH = 107
 """sockaddr_un.sun_path is 108 bytes with its final NUL (unix(7)). Longer paths go by way of /proc/self/fd."""
@@ -107,9 +108,7 @@ def _options(text: str, options: list[str], known: tuple[str, ...]) -> dict[str,
     for option in options:
         key, equals, value = option.partition("=")
         if key not in known:
-            close = get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; it takes {', '.join(known) or 'none'}"
-            raise EndpointError(f"endpoint {text!r}: unknown option {key!r}{hint}")
+            raise EndpointError(f"endpoint {text!r}: unknown option {key!r}{hint(key, known, 'it takes')}")
         if not equals or not value:
             raise EndpointError(f"endpoint {text!r}: option {key!r} needs a value, {key}=...")
         found[key] = value

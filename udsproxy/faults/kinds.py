@@ -21,8 +21,10 @@ from udsproxy.units import MAX_BACKLOG, ConfigError
 class Kind(msgspec.Struct, frozen=True, tag=True):
     """What all faults have."""
 
-    about: ClassVar[str]
-    """What it does, in a line, for people."""
+    @property
+    def kind(self) -> str:
+        """Its name."""
+        return str(self.__struct_config__.tag)
 
 
 class Gate(Kind, frozen=True, tag=True):
@@ -31,8 +33,6 @@ class Gate(Kind, frozen=True, tag=True):
 
 class Backlog(Gate, frozen=True, tag="backlog"):
     """Our accept queue has this limit: ``length`` + 1 clients wait, the next gets EAGAIN."""
-
-    about: ClassVar[str] = "the accept queue takes N + 1 clients, the next gets EAGAIN"
 
     length: int
 
@@ -44,8 +44,6 @@ class Backlog(Gate, frozen=True, tag="backlog"):
 class Workers(Gate, frozen=True, tag="workers"):
     """At most ``count`` connections are accepted at the same time: a pool of another size."""
 
-    about: ClassVar[str] = "at most N connections are accepted at a time: another pool size"
-
     count: int
 
     def __post_init__(self) -> None:
@@ -55,8 +53,6 @@ class Workers(Gate, frozen=True, tag="workers"):
 
 class Eagain(Gate, frozen=True, tag="eagain"):
     """connect() fails with EAGAIN: always, or ``share`` of the time."""
-
-    about: ClassVar[str] = "connect() fails with EAGAIN, always or a share of the time (0.3)"
 
     share: float = 1.0
 
@@ -74,28 +70,23 @@ class Shut(Gate, frozen=True, tag=True):
 class Refuse(Shut, frozen=True, tag="refuse"):
     """The socket's file is there, and nobody listens."""
 
-    about: ClassVar[str] = "connect() fails with ECONNREFUSED"
     number: ClassVar[int] = errno.ECONNREFUSED
 
 
 class Missing(Shut, frozen=True, tag="missing"):
     """There is no file."""
 
-    about: ClassVar[str] = "connect() fails with ENOENT"
     number: ClassVar[int] = errno.ENOENT
 
 
 class Deny(Shut, frozen=True, tag="deny"):
     """Nobody may use the socket's file (but root: for root nobody listens)."""
 
-    about: ClassVar[str] = "connect() fails with EACCES (root gets ECONNREFUSED)"
     number: ClassVar[int] = errno.EACCES
 
 
 class Hold(Gate, frozen=True, tag="hold"):
     """Nobody is accepted: who comes waits in the queue, until that is full."""
-
-    about: ClassVar[str] = "nobody is accepted: clients wait until they give up, or the queue is full"
 
 
 class Connection(Kind, frozen=True, tag=True):
@@ -115,26 +106,18 @@ class Delay(Connection, frozen=True, tag=True):
 class AcceptDelay(Delay, frozen=True, tag="accept-delay"):
     """The accept loop rests before it goes on: who comes next waits in the queue."""
 
-    about: ClassVar[str] = "the accept loop rests so long after it has accepted: who comes next waits in the queue"
-
 
 class ConnectDelay(Delay, frozen=True, tag="connect-delay"):
     """Accepted, but nothing passes for so long."""
-
-    about: ClassVar[str] = "accepted, but nothing passes for so long"
 
 
 class Close(Connection, frozen=True, tag="close"):
     """Accepted, and closed in order."""
 
-    about: ClassVar[str] = "accepted, then closed in an orderly way"
-
 
 class Reset(Connection, frozen=True, tag="reset"):
     """Accepted, and reset as soon as the client has sent something: close() with unread data makes the kernel
     report ECONNRESET (net/unix/af_unix.c, unix_release_sock)."""
-
-    about: ClassVar[str] = "accepted, then reset (ECONNRESET)"
 
 
 AnyKind = Backlog | Workers | Eagain | Refuse | Missing | Deny | Hold | AcceptDelay | ConnectDelay | Close | Reset

@@ -11,7 +11,7 @@ import random
 
 import msgspec
 
-from udsproxy.events import Client, printable
+from udsproxy.events import Client, Fault, printable
 from udsproxy.faults.kinds import AcceptDelay, AnyKind, Backlog, Eagain, Gate, Hold, Shut, Workers
 from udsproxy.units import ConfigError
 
@@ -78,7 +78,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"for={self.for_s:g}s: more than 0 is needed")
         if not isinstance(self.fault, Gate | AcceptDelay):
             return
-        kind = self.fault.__struct_config__.tag
+        kind = self.fault.kind
         if asked := [key for key in self.when if key != "proxy"]:
             raise ConfigError(f"{kind} acts before a client is accepted: it cannot depend on {asked[0]}")
         if isinstance(self.fault, Gate) and (self.which is not None or self.probability < 1):
@@ -89,6 +89,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     def has_chance(self) -> bool:
         """Does the seed matter to it?"""
         return self.probability < 1 or (isinstance(self.fault, Eagain) and self.fault.share < 1)
+
+    def event(self, at: int, proxy: str, detail: str, conn: int | None = None) -> Fault:
+        """What it did."""
+        return Fault(at=at, proxy=proxy, conn=conn, rule=self.name, kind=self.fault.kind, detail=detail)
 
     def is_for(self, proxy: str) -> bool:
         """Is the proxy meant?"""

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from difflib import get_close_matches
 
 import msgspec
 
 from udsproxy.faults.kinds import ALIASES, KINDS, Kind
 from udsproxy.faults.rules import CLIENT_KEYS, Rule, Which
-from udsproxy.units import ConfigError, parse_duration
+from udsproxy.units import ConfigError, hint, parse_duration
 
 _CONDITIONS = ("proxy", *CLIENT_KEYS)
 _KEYS = ("p", "on", "for", "name", *_CONDITIONS)
@@ -48,7 +47,7 @@ def parse_rules(text: str) -> list[Rule]:
 def format_rule(rule: Rule) -> str:
     """A rule, normalised."""
     fault = rule.fault
-    kind, fields = str(fault.__struct_config__.tag), msgspec.structs.fields(fault)
+    kind, fields = fault.kind, msgspec.structs.fields(fault)
     given = [
         (field.name, _format_value(field.name, getattr(fault, field.name)))
         for field in fields
@@ -69,6 +68,11 @@ def format_rule(rule: Rule) -> str:
     if rule.name != kind:
         words.append(f"name={shlex.quote(rule.name)}")
     return " ".join(words)
+
+
+def parse_all(texts: Iterable[str]) -> tuple[Rule, ...]:
+    """The rules of all these, each with a name of its own. Raises `ConfigError`."""
+    return tuple(named_apart([rule for text in texts for rule in parse_rules(text)]))
 
 
 def named_apart(rules: list[Rule]) -> list[Rule]:
@@ -103,7 +107,7 @@ def _parse_faults(word: str) -> Iterator[Kind]:
         elif kind:
             given[name] = value
         else:
-            raise ConfigError(f"unknown fault {name!r}{_hint(name, (*KINDS, *ALIASES))}")
+            raise ConfigError(f"unknown fault {name!r}{hint(name, (*KINDS, *ALIASES))}")
     yield _make(kind, given)
 
 
@@ -117,8 +121,8 @@ def _make(kind: str, given: dict[str, str]) -> Kind:
     values: dict[str, object] = {}
     for name, text in given.items():
         if name not in fields:
-            hint = _hint(name, tuple(fields)) if fields else ", nor any other attribute"
-            raise ConfigError(f"{kind} has no {name!r}{hint}")
+            known = hint(name, fields) if fields else ", nor any other attribute"
+            raise ConfigError(f"{kind} has no {name!r}{known}")
         values[fields[name].name] = _parse_value(kind, fields[name].name, fields[name].type, text)
     for name, field in fields.items():
         if field.name not in values and field.required:
@@ -160,7 +164,7 @@ def _parse_keys(words: Iterator[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if key not in _KEYS:
-            raise ConfigError(f"unknown key {key!r}{_hint(key, _KEYS)}")
+            raise ConfigError(f"unknown key {key!r}{hint(key, _KEYS)}")
         if not equals or not value:
             raise ConfigError(f"{key} needs a value, {key}=...")
         if key in keys:
@@ -170,7 +174,6 @@ def _parse_keys(words: Iterator[str]) -> dict[str, str]:
 
 
 def _rule(fault: Kind, keys: dict[str, str]) -> Rule:
-    kind = str(fault.__struct_config__.tag)
     try:
         probability = float(keys.get("p", "1"))
     except ValueError:
@@ -181,7 +184,7 @@ def _rule(fault: Kind, keys: dict[str, str]) -> Rule:
         which=_parse_which(keys["on"]) if "on" in keys else None,
         probability=probability,
         for_s=parse_duration(keys["for"]) if "for" in keys else None,
-        name=keys.get("name", kind),
+        name=keys.get("name", fault.kind),
     )
 
 
@@ -195,10 +198,3 @@ def _parse_which(text: str) -> Which:
     if last is not None and int(last) == int(first):
         step = None
     return Which(int(first), None if last is None else int(last), int(step or 1))
-
-
-def _hint(word: str, known: tuple[str, ...]) -> str:
-    close = get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; it is one of {', '.join(known)}"

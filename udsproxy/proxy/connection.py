@@ -38,6 +38,11 @@ class Connection(Pair):
         self._observation = observation
         self.opened_at = 0 if observation is None else monotonic_ns()
 
+    @property
+    def left_queue(self) -> bool:
+        """It was answered, or has ended: it does not wait in the upstream's accept queue."""
+        return self.ended or self.s2c.nbytes > 0
+
     def closed(self) -> None:
         self._of.forget()
         observation = self._observation

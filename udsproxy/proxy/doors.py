@@ -182,3 +182,20 @@ class ConnectFirst:
             self._connected[0].close()
             self._connected = None
         self._upstream.close()
+
+
+class AcceptFirst:
+    """A TCP upstream: the client is accepted, and a task connects."""
+
+    edge = False
+
+    def __init__(self, listener: Listener, start_connecting: Callable[[Socket], None]) -> None:
+        self.backlog = listener.backlog
+        self._accept = listener.accept
+        self._start_connecting = start_connecting
+
+    def admit(self) -> None:
+        self._start_connecting(self._accept())
+
+    def close(self) -> None:
+        """It holds nothing."""

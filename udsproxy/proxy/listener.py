@@ -24,12 +24,12 @@ import trio
 from udsproxy import endpoints
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, Socket, Tcp
-from udsproxy.events import Fault, Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
+from udsproxy.events import Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
 from udsproxy.faults.rules import Book, GateState, Rule
 from udsproxy.kernel.procfs import servers_of
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
-from udsproxy.proxy.doors import STARVED, ConnectFirst, Door, Full, Gone, Pool, Unseen, Upstream
+from udsproxy.proxy.doors import STARVED, AcceptFirst, ConnectFirst, Door, Full, Gone, Pool, Unseen, Upstream
 from udsproxy.proxy.mirror import Mirrored, backlog_of
 from udsproxy.proxy.relay import Relay
 
@@ -262,7 +262,7 @@ class AcceptLoop:
     def _make_door(self) -> Door:
         config, listener, upstream = self._config, self.listener, self._upstream
         if upstream is None:
-            return _AcceptFirst(self)
+            return AcceptFirst(listener, self._start_connecting)
         assert not isinstance(config.upstream, Tcp)
         gate = self._gate
         if gate.workers is not None:
@@ -295,8 +295,13 @@ class AcceptLoop:
                 self._tell_unseen(unseen)
             except OSError as error:
                 self._tell_starved(error, "sock_diag")
-            listener.limit(listener.most)
+            return self._plain_door(upstream)
         return ConnectFirst(listener, upstream, self.connections)
+
+    def _plain_door(self, upstream: Upstream) -> Door:
+        """Our own queue is as long as the system allows."""
+        self.listener.limit(self.listener.most)
+        return ConnectFirst(self.listener, upstream, self.connections)
 
     async def _count_servers(self, door: Mirrored) -> None:
         servers = await trio.to_thread.run_sync(servers_of, door.there, abandon_on_cancel=True)
@@ -309,12 +314,11 @@ class AcceptLoop:
         assert self._door is not None
         assert self._upstream is not None
         self._door.close()
-        self.listener.limit(self.listener.most)
-        self._door = ConnectFirst(self.listener, self._upstream, self.connections)
+        self._door = self._plain_door(self._upstream)
         self._edge = False
         self._resume()
 
-    def start_connecting(self, client: Socket) -> None:
+    def _start_connecting(self, client: Socket) -> None:
         """Connect by TCP for a client that was accepted."""
         assert self._nursery is not None
         self._nursery.start_soon(self._connect_tcp, client, self.connections.number())
@@ -437,8 +441,7 @@ class AcceptLoop:
         )
 
     def tell_fault(self, rule: Rule, detail: str) -> None:
-        kind = str(rule.fault.__struct_config__.tag)
-        self._tap.put(Fault(at=monotonic_ns(), proxy=self._config.name, rule=rule.name, kind=kind, detail=detail))
+        self._tap.put(rule.event(monotonic_ns(), self._config.name, detail))
 
     def _tell_queue(self, queue: int, backlog: int) -> None:
         active = self.connections.active
@@ -474,19 +477,3 @@ class AcceptLoop:
                 hint=hint,
             )
         )
-
-
-class _AcceptFirst:
-    """A TCP upstream: the client is accepted, and a task connects."""
-
-    edge = False
-
-    def __init__(self, loop: AcceptLoop) -> None:
-        self._loop = loop
-        self.backlog = loop.listener.backlog
-
-    def admit(self) -> None:
-        self._loop.start_connecting(self._loop.listener.accept())
-
-    def close(self) -> None:
-        """It holds nothing."""

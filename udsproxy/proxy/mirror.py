@@ -53,10 +53,15 @@ def backlog_of(address: UnixPath | UnixAbstract) -> int | None:
     """The backlog of who listens there; None where the kernel does not show it."""
     try:
         with SockDiag() as diag:
-            found = diag.listener(address.path if isinstance(address, UnixPath) else os.fsencode(address.name))
+            found = diag.listener(_as_asked(address))
             return None if found is None else found.backlog
     except OSError:
         return None
+
+
+def _as_asked(address: UnixPath | UnixAbstract) -> str | bytes:
+    """An address as `SockDiag.listener` takes it."""
+    return address.path if isinstance(address, UnixPath) else os.fsencode(address.name)
 
 
 class _Ahead:
@@ -93,7 +98,7 @@ class Mirrored:
         """
         self._listener = listener
         self._upstream = upstream
-        self._address = address.path if isinstance(address, UnixPath) else os.fsencode(address.name)
+        self._address = _as_asked(address)
         self._connections = connections
         self._relay = relay
         self._ready = ready
@@ -156,7 +161,7 @@ class Mirrored:
     def admit(self) -> None:
         now, early = monotonic_ns(), self._early
         # At once, not when there are many: what is kept alive here is memory that others cannot use again.
-        while early and (early[0].ended or early[0].s2c.nbytes):
+        while early and early[0].left_queue:
             early.popleft()
         if not self.edge and now - self._looked_at > _STALE_NS:
             self._look()
@@ -186,7 +191,7 @@ class Mirrored:
 
     def _crowded(self) -> bool:
         """May as many as `few` still wait in the upstream's queue?"""
-        self._early = deque(each for each in self._early if not (each.ended or each.s2c.nbytes))
+        self._early = deque(each for each in self._early if not each.left_queue)
         if len(self._early) < self._few:
             return False
         queue = self._look()
@@ -207,7 +212,7 @@ class Mirrored:
         if found is None:
             raise Unseen("the kernel shows no such listener here: is it in another network namespace?")
         self.there = found.inode
-        self._know(found.queue, found.backlog)
+        self._know(found.backlog)
 
     def _listener_there(self) -> UnixSocket | None:
         try:
@@ -227,10 +232,11 @@ class Mirrored:
             found = self._diag.queue_of(self.there)
             if found is None:
                 raise Gone(errno.ECONNREFUSED)
-        self._know(*found)
-        return found[0]
+        queue, backlog = found
+        self._know(backlog)
+        return queue
 
-    def _know(self, queue: int, backlog: int) -> None:
+    def _know(self, backlog: int) -> None:
         self._looked_at = monotonic_ns()
         if backlog != self.backlog:
             self.backlog = backlog

@@ -7,13 +7,14 @@ Rules: what is done is told (`Fault`), with the connection's number; a socket th
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import assert_never
 
 from udsproxy.endpoints import Socket
-from udsproxy.events import Close, Fault
+from udsproxy.events import Close
 from udsproxy.faults import kinds
 from udsproxy.faults.rules import Rule
 from udsproxy.protocols.tap import Tap
@@ -83,8 +84,7 @@ class Mishap:
 
     def abandon(self) -> None:
         """End it now."""
-        if not self._done:
-            self._end(None)
+        self._end(None)
 
     def _go_on(self) -> None:
         if not self._done:
@@ -93,14 +93,9 @@ class Mishap:
 
     def _close(self) -> None:
         """An end, and what the client still sends is read: unread, close() would make a reset of it."""
-        self._upstream.close()
-        try:
+        with contextlib.suppress(OSError):  # ENOTCONN: it has left
             self._client.shutdown(socket.SHUT_WR)
-            self._relay.watch(self._client, self._read_on)
-        except OSError:
-            self._end(None)
-            return
-        self._relay.call_at(self._came_at + _SPEECHLESS_NS, self.abandon)
+        self._await_client(self._read_on, self.abandon)
 
     def _read_on(self) -> None:
         try:
@@ -114,23 +109,26 @@ class Mishap:
 
     def _reset(self) -> None:
         """close() with unread data is a reset; so the client must have said something."""
-        self._upstream.close()
-        try:
-            self._relay.watch(self._client, self._reset_now)
-        except OSError:
-            self._end(None)
-            return
-        self._relay.call_at(self._came_at + _SPEECHLESS_NS, self._reset_now)
+        self._await_client(self._reset_now, self._reset_now)
 
     def _reset_now(self) -> None:
-        if not self._done:
-            self._relay.unwatch(self._client)
-            self._end("ECONNRESET")
+        self._end("ECONNRESET")
+
+    def _await_client(self, spoken: Callable[[], None], speechless: Callable[[], None]) -> None:
+        """There will be no upstream: call one when the client has said something, the other when it has not."""
+        self._upstream.close()
+        try:
+            self._relay.watch(self._client, spoken)
+        except OSError:  # ENOMEM, ENOSPC: the kernel has no room to watch it
+            self._end(None)
+        else:
+            self._relay.call_at(self._came_at + _SPEECHLESS_NS, speechless)
 
     def _end(self, errno: str | None) -> None:
+        if self._done:
+            return
         self._done = True
-        if self._client.fileno() >= 0:
-            self._relay.unwatch(self._client)
+        self._relay.unwatch(self._client)
         self._client.close()
         self._upstream.close()
         at = monotonic_ns()
@@ -151,7 +149,4 @@ class Mishap:
         self._over()
 
     def _tell(self, rule: Rule, detail: str) -> None:
-        kind = str(rule.fault.__struct_config__.tag)
-        self._tap.put(
-            Fault(at=monotonic_ns(), proxy=self._proxy, conn=self._number, rule=rule.name, kind=kind, detail=detail)
-        )
+        self._tap.put(rule.event(monotonic_ns(), self._proxy, detail, self._number))
