@@ -1,4 +1,4 @@
-"""Imports point one way: cli → lab → proxy → {faults, protocols, kernel, sinks} → events. The core does no I/O."""
+"""Imports point one way: cli → lab → proxy → {faults, kernel, sinks} → protocols → events. The core does no I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"units", "cli", "config", "endpoints", "events", "faults", "lab", "protocols", "proxy", "sinks"},
     "lab": {"config", "endpoints", "events", "lab", "protocols", "proxy", "sinks"},
     "proxy": {"config", "endpoints", "events", "faults", "kernel", "protocols", "proxy", "sinks"},
-    "faults": {"events", "faults", "units"},
+    "faults": {"events", "faults", "protocols", "units"},
     "protocols": {"events", "protocols"},
     "kernel": {"events", "kernel"},
     "sinks": {"config", "events", "sinks"},

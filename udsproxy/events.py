@@ -127,6 +127,8 @@ class Request(Event, frozen=True, kw_only=True):
     """How long its connection was in the upstream's accept queue before it began; of the connection's first."""
     ttfb_s: float | None = None
     total_s: float
+    faults: tuple[str, ...] | None = None
+    """The rules that applied to it, or to all of its connection."""
     incomplete: str | None = None
 
 
@@ -162,6 +164,8 @@ class Close(Event, frozen=True, kw_only=True):
     c2s_bytes: int
     s2c_bytes: int
     total_s: float
+    faults: tuple[str, ...] | None = None
+    """The rules that applied to it, or to requests on it."""
     protocol: str | None = None
     requests: int
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from udsproxy.faults import kinds
-from udsproxy.faults.rules import CLIENT_KEYS, Rule, Which
+from udsproxy.faults.rules import CLIENT_KEYS, REQUEST_KEYS, Rule, Which
 
 _durations = st.integers(0, 10_000_000).map(lambda us: us / 1_000_000)
 _names = st.text("abcxyz-0123 '\"", min_size=1, max_size=8).filter(str.strip)
@@ -16,9 +16,53 @@ gate_kinds = st.one_of(
     st.builds(kinds.Eagain, st.integers(1, 100).map(lambda percent: percent / 100)),
     st.sampled_from([kinds.Refuse(), kinds.Missing(), kinds.Deny(), kinds.Hold()]),
 )
-connection_kinds = st.one_of(
-    st.builds(kinds.ConnectDelay, _durations), st.sampled_from([kinds.Close(), kinds.Reset()])
+_ways = st.sampled_from(["c2s", "s2c", "both"])
+_sizes = st.integers(1, 100_000)
+stream_kinds = st.one_of(
+    st.builds(kinds.ConnectDelay, _durations),
+    st.builds(kinds.Close, _durations),
+    st.builds(kinds.Reset, _durations),
+    st.builds(
+        kinds.Latency,
+        _durations,
+        _durations,
+        st.sampled_from(["uniform", "normal", "pareto"]),
+        direction=_ways,
+    ),
+    st.builds(kinds.Bandwidth, _sizes, direction=_ways),
+    st.builds(
+        lambda size, share, delay_s, direction: kinds.Slicer(size, int(size * share), delay_s, direction=direction),
+        _sizes,
+        st.floats(0, 0.99),
+        _durations,
+        _ways,
+    ),
+    st.builds(
+        kinds.Limit,
+        st.integers(0, 100_000),
+        st.sampled_from(["close", "reset", "half-close", "stall"]),
+        direction=_ways,
+    ),
+    st.builds(
+        kinds.Stall,
+        _durations.filter(bool),
+        st.sampled_from(["pass", "close", "reset"]),
+        direction=_ways,
+    )
+    | st.builds(kinds.Stall, direction=_ways),
+    st.builds(kinds.Corrupt, st.integers(1, 10**7).map(lambda share: share / 10**7), direction=_ways),
+    st.builds(kinds.SlowClose, _durations, direction=_ways),
+    st.builds(kinds.HalfClose, _durations, direction=_ways),
 )
+fastcgi_kinds = st.one_of(
+    st.sampled_from([kinds.Overloaded(), kinds.Truncate()]),
+    st.builds(kinds.Status, st.sampled_from([200, 404, 503])),
+    st.builds(kinds.Stderr, st.text(min_size=1, max_size=20)),
+    st.builds(kinds.Version, st.integers(2, 255)),
+    st.builds(kinds.Type, st.integers(0, 255)),
+    st.builds(kinds.HeaderTooBig, st.integers(16, 100_000)),
+)
+connection_kinds = st.builds(kinds.AcceptDelay, _durations)
 
 whiches = st.builds(
     lambda first, length, step: Which(first, None if length is None else first + length, step),
@@ -36,13 +80,23 @@ gate_rules = st.builds(
     for_s=_for,
     name=_names,
 )
-connection_rules = st.builds(
+_of_connections = st.sampled_from(["proxy", "conn", *CLIENT_KEYS])
+_of_requests = st.sampled_from([*REQUEST_KEYS, "QUERY_STRING", "HTTP_X_2"])
+delay_rules = st.builds(
     Rule,
     fault=connection_kinds,
-    when=st.dictionaries(st.sampled_from(["proxy", *CLIENT_KEYS]), _names),
+    when=st.dictionaries(st.just("proxy"), _names),
+    which=st.none() | whiches,
+    probability=st.integers(1, 10**7).map(lambda share: share / 10**7),
+    name=_names,
+)
+connection_rules = st.builds(
+    Rule,
+    fault=stream_kinds | fastcgi_kinds,
+    when=st.dictionaries(_of_connections | _of_requests, _names),
     which=st.none() | whiches,
     probability=st.integers(1, 10**7).map(lambda share: share / 10**7),
     for_s=_for,
     name=_names,
 )
-rules = gate_rules | connection_rules
+rules = gate_rules | connection_rules | delay_rules

@@ -29,17 +29,17 @@ def test_the_same_seed_gives_the_same_faults(rules: list[Rule], seed: int, order
     """Chance depends on the seed and the connection's number alone, not on the order in which they come."""
     free = tuple(rule for rule in rules if rule.which is None)
     one, other = Book("p", seed, free), Book("p", seed, free)
-    in_order = {number: one.apply(number, NGINX) for number in sorted(order)}
-    assert {number: other.apply(number, NGINX) for number in order} == in_order
+    in_order = {number: one.for_connection(number, NGINX) for number in sorted(order)}
+    assert {number: other.for_connection(number, NGINX) for number in order} == in_order
 
 
 def test_chance_is_as_likely_as_it_says() -> None:
     """Of 4,000 connections a tenth, about; with another seed, others."""
     (rule,) = parse_rules("close p=0.1")
     book, other = Book("p", 1, (rule,)), Book("p", 2, (rule,))
-    chosen = {number for number in range(4000) if book.apply(number, None)}
+    chosen = {number for number in range(4000) if book.for_connection(number, None)[0]}
     assert 300 < len(chosen) < 500
-    assert chosen != {number for number in range(4000) if other.apply(number, None)}
+    assert chosen != {number for number in range(4000) if other.for_connection(number, None)[0]}
 
 
 def test_conditions() -> None:
@@ -51,8 +51,8 @@ def test_conditions() -> None:
         *parse_rules("close name=d"),
     )
     book = Book("mine", 1, rules)
-    assert [rule.name for rule in book.apply(1, NGINX)] == ["a", "d"]
-    assert [rule.name for rule in book.apply(2, None)] == ["d"]
+    assert [rule.name for rule in book.for_connection(1, NGINX)[0]] == ["a", "d"]
+    assert [rule.name for rule in book.for_connection(2, None)[0]] == ["d"]
 
 
 def test_the_selector_counts_those_that_match() -> None:
@@ -60,11 +60,14 @@ def test_the_selector_counts_those_that_match() -> None:
     rules = tuple(parse_rules("close if comm=nginx on=2"))
     book, other = Book("p", 1, rules), Client(1, 1, 1, "curl")
     comers = [other, NGINX, other, NGINX, NGINX]
-    assert [bool(book.apply(number, who)) for number, who in enumerate(comers)] == [False] * 3 + [True, False]
+    assert [bool(book.for_connection(number, who)[0]) for number, who in enumerate(comers)] == [False] * 3 + [
+        True,
+        False,
+    ]
     book = Book("p", 1, rules)
-    book.apply(1, NGINX)
+    book.for_connection(1, NGINX)[0]
     book.set(rules + tuple(parse_rules("hold")))
-    assert [rule.name for rule in book.apply(2, NGINX)] == ["close"]
+    assert [rule.name for rule in book.for_connection(2, NGINX)[0]] == ["close"]
 
 
 def test_what_gate_faults_come_to() -> None:

@@ -32,6 +32,30 @@ def test_any_text_is_rules_or_a_mistake(text: str) -> None:
     assert "\n" not in said
 
 
+def test_toxiproxys_names() -> None:
+    """Its toxics and their attributes, where they mean the same."""
+    for theirs, ours in (
+        ("latency,latency=1s,jitter=100ms", kinds.Latency(1.0, 0.1)),
+        ("latency@upstream,latency=1s", kinds.Latency(1.0, direction="c2s")),
+        ("bandwidth,rate=100KB/s@downstream", kinds.Bandwidth(100_000)),
+        ("slow_close,delay=1s", kinds.SlowClose(1.0)),
+        ("timeout,timeout=5s", kinds.Stall(5.0, "close")),
+        ("reset_peer,timeout=2s", kinds.Reset(2.0)),
+        ("slicer,average_size=64B,size_variation=32B,delay=10ms", kinds.Slicer(64, 32, 0.01)),
+        ("limit_data,bytes=1KiB", kinds.Limit(1024)),
+        ("down", kinds.Refuse()),
+    ):
+        assert [rule.fault for rule in parse_rules(theirs)] == [ours]
+    assert parse_rules("latency=1s toxicity=0.5")[0].probability == 0.5
+
+
+def test_texts() -> None:
+    """A text may have commas; what follows one is another fault only where it is one's name."""
+    assert parse_rules('fcgi-stderr="PHP Warning: a, b@s2c"')[0].fault == kinds.Stderr("PHP Warning: a, b@s2c")
+    assert [rule.fault for rule in parse_rules("fcgi-stderr=a,close")] == [kinds.Stderr("a"), kinds.Close()]
+    assert parse_rules("'fcgi-stderr=a\\,close'")[0].fault == kinds.Stderr("a,close")
+
+
 def test_one_word_can_be_several_faults() -> None:
     """Faults that share their conditions, attributes that belong to the fault before them, toxiproxy's names."""
     assert parse_rules("backlog=2,workers=3 for=1m") == [
@@ -57,7 +81,27 @@ def test_one_word_can_be_several_faults() -> None:
         ("backlog=-1", "a number from 0 to"),
         ("workers=0", "1 or more are needed; hold is for none"),
         ("eagain=2", "a share of the time is needed"),
-        ("close=3", "close takes no value"),
+        ("hold=3", "hold takes no value"),
+        ("close=3", "3: of what? write 3ms or 3s"),
+        ("latency=1000", "1000: of what? write 1000ms or 1000s"),
+        ("bandwidth=100", "100: of what? write 100B or 100KB"),
+        ("bandwidth=0", "at least 1B is needed; stall is for nothing at all"),
+        ("bandwidth", "bandwidth needs a value, bandwidth=64KiB/s"),
+        ("latency=1s,distribution=norml", "did you mean 'normal'?"),
+        ("latency=1s±fast", "'fast' is no duration"),
+        ("refuse@s2c", "refuse has no direction: @s2c cannot apply"),
+        ("reset@c2s", "reset has no direction"),
+        ("slicer=10B,variation=10B", "size must be more than variation"),
+        ("stall,then=close", "write stall=5s,then=close"),
+        ("timeout=0", "without a time it is for good"),
+        ("corrupt=2", "a share of the bytes is needed"),
+        ("fcgi-status=99", "it is no status of HTTP"),
+        ("fcgi-version=1", "1 is the right one"),
+        ("fcgi-type=256", "0 to 255 are needed"),
+        ("fcgi-stderr=", "a text is needed"),
+        ("fcgi-header-too-big=1GiB", "bytes are needed"),
+        ("refuse if script=/a.php", "it cannot depend on script"),
+        ("accept-delay=1s if HTTP_HOST=x", "it cannot depend on HTTP_HOST"),
         ("connect-delay=1s,jiter=3", "connect-delay has no 'jiter'; it is one of delay"),
         ("connect-delay=fast", "'fast' is no duration"),
         ("close wen=3", "unknown key 'wen'; it is one of p, on, "),

@@ -212,7 +212,7 @@ async def test_an_orderly_close(site: Site, autojump_clock: trio.testing.MockClo
                 assert await read_all(server) == b""
             await works(site, listener)
     [fault] = [event for event in site.events("fault") if "conn" in event]
-    assert (fault["conn"], fault["rule"], fault["kind"], fault["detail"]) == (1, "close", "close", "closed")
+    assert (fault["conn"], fault["rule"], fault["kind"], fault["detail"]) == (1, "close", "close", "close")
     first = site.events("close")[0]
     assert (first["conn"], first["by"]) == (1, "fault")
 
@@ -292,4 +292,4 @@ async def test_what_a_fault_holds_is_closed_at_the_end(site: Site, autojump_cloc
         assert await server.recv(10) == b""
         client.close()
         server.close()
-    assert [event["by"] for event in site.events("close")] == ["fault"]
+    assert [event["by"] for event in site.events("close")] == ["proxy"]

@@ -1,25 +1,37 @@
 """Every fault, its attributes, and where it acts.
 
-A *gate* fault acts on our listening socket, before anybody is accepted, by the kernel's own mechanism: so connect()
-gives the client the kernel's own errno. As there is no client yet, it cannot depend on one. A *connection* fault
-acts on one connection, once it was accepted.
+A *gate* fault acts on our listening socket, before anybody is accepted, by the kernel's own mechanism: so
+connect() gives the client the kernel's own errno. As there is no client yet, it cannot depend on one. A *stream*
+fault acts on the bytes of a connection, or of a request on it. A *FastCGI* fault acts on a request.
 
 Rules: a kind is a frozen struct; its tag is its name; its first field is what stands after ``=`` in ``kind=value``.
-Durations are seconds.
+Durations are seconds, sizes bytes.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import ClassVar, get_args
+from http import HTTPStatus
+from typing import Annotated, ClassVar, Literal, get_args
 
 import msgspec
 
-from udsproxy.units import MAX_BACKLOG, ConfigError
+from udsproxy.units import MAX_BACKLOG, MAX_BYTES, MAX_SECONDS, ConfigError
+
+Size = Annotated[int, "bytes"]
+Way = Literal["c2s", "s2c", "both"]
 
 
-class Kind(msgspec.Struct, frozen=True, tag=True):
+class Kind(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
     """What all faults have."""
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError`."""
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            most = MAX_SECONDS if field.name.endswith("_s") else MAX_BYTES
+            if isinstance(value, int | float) and not 0 <= value <= most:  # (NaN is not, either)
+                raise ConfigError(f"{self.kind}: {value} cannot be meant; 0 to {most:g} can")
 
     @property
     def kind(self) -> str:
@@ -89,41 +101,216 @@ class Hold(Gate, frozen=True, tag="hold"):
     """Nobody is accepted: who comes waits in the queue, until that is full."""
 
 
-class Connection(Kind, frozen=True, tag=True):
-    """Acts on one connection."""
-
-
-class Delay(Connection, frozen=True, tag=True):
-    """A connection begins later."""
+class AcceptDelay(Kind, frozen=True, tag="accept-delay"):
+    """The accept loop rests before it goes on: who comes next waits in the queue."""
 
     delay_s: float
 
-    def __post_init__(self) -> None:
-        if self.delay_s < 0:
-            raise ConfigError("a delay cannot be negative")
+
+# --- what acts on bytes ---
 
 
-class AcceptDelay(Delay, frozen=True, tag="accept-delay"):
-    """The accept loop rests before it goes on: who comes next waits in the queue."""
+class Stream(Kind, frozen=True, tag=True):
+    """Acts on bytes, or on the connection while they pass."""
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The directions that it acts on."""
+        return ("c2s", "s2c")
 
 
-class ConnectDelay(Delay, frozen=True, tag="connect-delay"):
+class ConnectDelay(Stream, frozen=True, tag="connect-delay"):
     """Accepted, but nothing passes for so long."""
 
-
-class Close(Connection, frozen=True, tag="close"):
-    """Accepted, and closed in order."""
+    delay_s: float
 
 
-class Reset(Connection, frozen=True, tag="reset"):
-    """Accepted, and reset as soon as the client has sent something: close() with unread data makes the kernel
-    report ECONNRESET (net/unix/af_unix.c, unix_release_sock)."""
+class Close(Stream, frozen=True, tag="close"):
+    """Closed in order, ``after_s`` after it began."""
+
+    after_s: float = 0.0
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        return ("s2c",)
 
 
-AnyKind = Backlog | Workers | Eagain | Refuse | Missing | Deny | Hold | AcceptDelay | ConnectDelay | Close | Reset
+class Reset(Stream, frozen=True, tag="reset"):
+    """Reset, ``after_s`` after the client has sent its first bytes: close() with unread data makes the kernel
+    report ECONNRESET (net/unix/af_unix.c, unix_release_sock), and only the client can put that there."""
+
+    after_s: float = 0.0
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        return ("c2s",)
+
+
+class Directed(Stream, frozen=True, tag=True, kw_only=True):
+    """Acts on what one side sends, or both do."""
+
+    direction: Way = "s2c"
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        return ("c2s", "s2c") if self.direction == "both" else (self.direction,)
+
+
+Distribution = Literal["uniform", "normal", "pareto"]
+
+
+class Latency(Directed, frozen=True, tag="latency"):
+    """Everything comes ``delay_s`` later; by what is drawn from ``distribution``: ``uniform`` is up to ``jitter_s``
+    more or less, of the others ``delay_s`` is the mean and ``jitter_s`` the standard deviation (as tc-netem(8) has
+    it). What was sent first still comes first."""
+
+    delay_s: float
+    jitter_s: float = 0.0
+    distribution: Distribution = "uniform"
+
+
+class Bandwidth(Directed, frozen=True, tag="bandwidth"):
+    """So many bytes pass in a second."""
+
+    rate: Size
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rate < 1:
+            raise ConfigError("bandwidth 0: at least 1B is needed; stall is for nothing at all")
+
+
+class Slicer(Directed, frozen=True, tag="slicer"):
+    """Comes in pieces of ``size`` bytes, ``variation`` more or less, ``delay_s`` apart."""
+
+    size: Size
+    variation: Size = 0
+    delay_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.size - self.variation < 1:
+            raise ConfigError("slicer: a piece has at least one byte; size must be more than variation")
+
+
+class Limit(Directed, frozen=True, tag="limit"):
+    """``nbytes`` pass; then ``then``."""
+
+    nbytes: Size
+    then: Literal["close", "reset", "half-close", "stall"] = "close"
+
+
+class Stall(Directed, frozen=True, tag="stall"):
+    """Nothing passes for ``delay_s`` from the first bytes on; then ``then``. Without ``delay_s``: for good."""
+
+    delay_s: float | None = None
+    then: Literal["pass", "close", "reset"] = "pass"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delay_s == 0:
+            raise ConfigError("stall: more than 0s is needed; without a time it is for good")
+        if self.delay_s is None and self.then != "pass":
+            raise ConfigError(f"stall: when is it to {self.then}? write stall=5s,then={self.then}")
+
+
+class Corrupt(Directed, frozen=True, tag="corrupt"):
+    """Of all bytes this share is changed."""
+
+    share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 1e-12 <= self.share <= 1:
+            raise ConfigError(f"corrupt {self.share:g}: a share of the bytes is needed, more than 0 and at most 1")
+
+
+class SlowClose(Directed, frozen=True, tag="slow-close"):
+    """An end comes ``delay_s`` later."""
+
+    delay_s: float
+
+
+class HalfClose(Directed, frozen=True, tag="half-close"):
+    """An end, ``after_s`` after the first bytes and behind them, though their sender has not ended; what it sends
+    then is lost, and the other direction goes on."""
+
+    after_s: float = 0.0
+
+
+# --- what acts on FastCGI ---
+
+
+class FastCGI(Kind, frozen=True, tag=True):
+    """Acts on a request, where the bytes are FastCGI."""
+
+
+class Overloaded(FastCGI, frozen=True, tag="fcgi-overloaded"):
+    """Answered with END_REQUEST, FCGI_OVERLOADED (spec 5.5); the upstream does not see it."""
+
+
+class Status(FastCGI, frozen=True, tag="fcgi-status"):
+    """Answered with this status; the upstream does not see it."""
+
+    status: int
+
+    def __post_init__(self) -> None:
+        if self.status not in {each.value for each in HTTPStatus if each >= 200}:
+            raise ConfigError(f"fcgi-status {self.status}: it is no status of HTTP; 503 is one")
+
+
+class Stderr(FastCGI, frozen=True, tag="fcgi-stderr"):
+    """The answer begins with this text in STDERR records (spec 5.3)."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text or len(self.text) > MAX_TEXT:
+            raise ConfigError(f"fcgi-stderr: a text is needed, of at most {MAX_TEXT} characters")
+
+
+class Truncate(FastCGI, frozen=True, tag="fcgi-truncate"):
+    """The answer's END_REQUEST (spec 5.5) does not come: the connection is closed where it would."""
+
+
+class Version(FastCGI, frozen=True, tag="fcgi-version"):
+    """The answer's first record claims this version (spec 3.3)."""
+
+    version: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.version <= 255 or self.version == 1:
+            raise ConfigError(f"fcgi-version {self.version}: 0 to 255 are needed, and 1 is the right one")
+
+
+class Type(FastCGI, frozen=True, tag="fcgi-type"):
+    """The answer's first record is of this type (spec 8)."""
+
+    type: int = 11
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.type <= 255:
+            raise ConfigError(f"fcgi-type {self.type}: 0 to 255 are needed")
+
+
+class HeaderTooBig(FastCGI, frozen=True, tag="fcgi-header-too-big"):
+    """The answer begins with a CGI header of this length."""
+
+    size: Size = 65536
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= MAX_TEXT:
+            raise ConfigError(f"fcgi-header-too-big {self.size}: 16 to {MAX_TEXT} bytes are needed")
+
+
+MAX_TEXT = 1024 * 1024
+"""What we put into an answer at most."""
+
+AnyGate = Backlog | Workers | Eagain | Refuse | Missing | Deny | Hold
+AnyStream = (
+    ConnectDelay | Close | Reset | Latency | Bandwidth | Slicer | Limit | Stall | Corrupt | SlowClose | HalfClose
+)
+AnyFastCGI = Overloaded | Status | Stderr | Truncate | Version | Type | HeaderTooBig
+AnyKind = AnyGate | AcceptDelay | AnyStream | AnyFastCGI
 
 KINDS: dict[str, type[Kind]] = {str(kind.__struct_config__.tag): kind for kind in get_args(AnyKind)}
 """By name."""
-
-ALIASES = {"down": "refuse", "reset_peer": "reset"}
-"""Names of toxiproxy's that mean the same."""

@@ -1,22 +1,49 @@
 """A rule: a fault with when, how likely, and how often.
 
-Rules: chance is a function of (seed, rule, number of the connection); the selector counts the connections that
-match.
+A rule that asks something of a request, and every FastCGI fault, is decided for each request; any other for each
+connection.
+
+Rules: chance is a function of (seed, rule, number of the connection, number of the request on it); the selector
+counts the connections, or requests, that match.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import random
+import re
+from collections.abc import Mapping
 
 import msgspec
 
 from udsproxy.events import Client, Fault, printable
-from udsproxy.faults.kinds import AcceptDelay, AnyKind, Backlog, Eagain, Gate, Hold, Shut, Workers
+from udsproxy.faults.kinds import (
+    AcceptDelay,
+    AnyKind,
+    Backlog,
+    Corrupt,
+    Eagain,
+    FastCGI,
+    Gate,
+    Hold,
+    Latency,
+    Shut,
+    Slicer,
+    Workers,
+)
 from udsproxy.units import ConfigError
 
 CLIENT_KEYS = ("uid", "gid", "pid", "comm")
 """What a condition may ask of the process that connected (SO_PEERCRED)."""
+REQUEST_KEYS = ("method", "uri", "script")
+"""What it may ask of a request, besides any parameter by its name, which is in upper case."""
+
+_PARAMETER = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
+
+
+def is_of_request(key: str) -> bool:
+    """Does a condition with this key ask something of a request?"""
+    return key in REQUEST_KEYS or _PARAMETER.fullmatch(key) is not None
 
 
 class Which(msgspec.Struct, frozen=True):
@@ -62,7 +89,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     fault: AnyKind
     when: dict[str, str] = {}
-    """Conditions, all of which must hold: ``proxy``, and `CLIENT_KEYS`. Text is compared as a glob."""
+    """Conditions, all of which must hold: ``proxy``, ``conn`` (the connection's number), `CLIENT_KEYS`, and those
+    of a request (`is_of_request`). Values are globs."""
     which: Which | None = None
     probability: float = 1.0
     for_s: float | None = None
@@ -76,6 +104,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"name={printable(self.name)}: only what can be printed can be a name")
         if self.for_s is not None and self.for_s <= 0:
             raise ConfigError(f"for={self.for_s:g}s: more than 0 is needed")
+        for key in self.when:
+            if key not in ("proxy", "conn", *CLIENT_KEYS) and not is_of_request(key):
+                raise ConfigError(f"unknown condition {printable(key)!r}")
         if not isinstance(self.fault, Gate | AcceptDelay):
             return
         kind = self.fault.kind
@@ -88,7 +119,19 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_chance(self) -> bool:
         """Does the seed matter to it?"""
-        return self.probability < 1 or (isinstance(self.fault, Eagain) and self.fault.share < 1)
+        fault = self.fault
+        return (
+            self.probability < 1
+            or (isinstance(fault, Eagain) and fault.share < 1)
+            or (isinstance(fault, Latency) and fault.jitter_s > 0)
+            or (isinstance(fault, Slicer) and fault.variation > 0)
+            or isinstance(fault, Corrupt)
+        )
+
+    @property
+    def is_for_requests(self) -> bool:
+        """Is it decided for each request, and not for each connection?"""
+        return isinstance(self.fault, FastCGI) or any(is_of_request(key) for key in self.when)
 
     def event(self, at: int, proxy: str, detail: str, conn: int | None = None) -> Fault:
         """What it did."""
@@ -98,13 +141,48 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         """Is the proxy meant?"""
         return fnmatch.fnmatchcase(proxy, self.when.get("proxy", "*"))
 
-    def matches(self, client: Client | None) -> bool:
-        """Is a connection of this client meant? (None: it is not known, and no condition on it holds.)"""
+    def matches(self, number: int, client: Client | None) -> bool:
+        """Is connection ``number`` of this client meant, as far as is known without its requests? (None: it is not
+        known, and no condition on it holds.)"""
+        asked = {key: wanted for key, wanted in self.when.items() if key == "conn" or key in CLIENT_KEYS}
+        if client is None and asked.keys() - {"conn"}:
+            return False
         return all(
-            client is not None and fnmatch.fnmatchcase(str(getattr(client, key)), wanted)
-            for key, wanted in self.when.items()
-            if key != "proxy"
+            fnmatch.fnmatchcase(str(number if key == "conn" else getattr(client, key)), wanted)
+            for key, wanted in asked.items()
         )
+
+    def matches_request(self, params: Mapping[str, str]) -> bool:
+        """Is a request with these parameters meant?"""
+        return all(
+            any(fnmatch.fnmatchcase(found, wanted) for found in _found(key, params))
+            for key, wanted in self.when.items()
+            if is_of_request(key)
+        )
+
+
+def parameters_of(rules: tuple[Rule, ...]) -> frozenset[str]:
+    """The names of the parameters that it takes to decide these for a request, and to name it."""
+    keys = {key for rule in rules for key in rule.when if key not in REQUEST_KEYS and is_of_request(key)}
+    return frozenset(
+        {"REQUEST_METHOD", "REQUEST_URI", "SCRIPT_NAME", "SCRIPT_FILENAME", "QUERY_STRING", *keys},
+    )
+
+
+def _found(key: str, params: Mapping[str, str]) -> list[str]:
+    """What a request says to a condition."""
+    if key == "method":
+        names = ["REQUEST_METHOD"]
+    elif key == "uri":
+        names = ["REQUEST_URI"]
+        if "REQUEST_URI" not in params and "SCRIPT_NAME" in params:
+            query = params.get("QUERY_STRING")
+            return [params["SCRIPT_NAME"] + (f"?{query}" if query else "")]
+    elif key == "script":
+        names = ["SCRIPT_NAME", "SCRIPT_FILENAME"]
+    else:
+        names = [key]
+    return [params[name] for name in names if name in params]
 
 
 class Book:
@@ -117,23 +195,30 @@ class Book:
         self.proxy = proxy
         self.seed = seed
         self.rules: tuple[Rule, ...] = ()
+        """All that there are for this proxy."""
+        self.off: frozenset[str] = frozenset()
+        """The names of those that are there, but not in force."""
+        self.in_force: tuple[Rule, ...] = ()
         self.for_connections: tuple[Rule, ...] = ()
         """Those to be asked of each connection: mostly none."""
         self._counts: dict[str, int] = {}
         self.set(rules)
 
-    def set(self, rules: tuple[Rule, ...]) -> None:
-        """From now on, these. Counts go on for those that were there before."""
+    def set(self, rules: tuple[Rule, ...], off: frozenset[str] = frozenset()) -> None:
+        """From now on, these, but not those whose names are in ``off``. Counts go on for those that were there
+        before."""
         self.rules = tuple(rule for rule in rules if rule.is_for(self.proxy))
-        self.for_connections = tuple(rule for rule in self.rules if not isinstance(rule.fault, Gate))
         names = {rule.name for rule in self.rules}
+        self.off = off & names
+        self.in_force = tuple(rule for rule in self.rules if rule.name not in off)
+        self.for_connections = tuple(rule for rule in self.in_force if not isinstance(rule.fault, Gate))
         self._counts = {name: count for name, count in self._counts.items() if name in names}
 
     def gate(self) -> GateState:
         """What the gate faults in force come to."""
         shut = eagain = backlog = workers = None
         hold = False
-        for rule in self.rules:
+        for rule in self.in_force:
             fault = rule.fault
             if isinstance(fault, Shut):
                 shut = fault.number
@@ -147,17 +232,29 @@ class Book:
                 workers = fault.count
         return GateState(shut, eagain, hold, backlog, workers)
 
-    def apply(self, number: int, client: Client | None) -> list[Rule]:
-        """The rules that apply to connection ``number``. To be asked once for each."""
-        return [rule for rule in self.for_connections if rule.matches(client) and self._chosen(rule, number)]
+    def for_connection(self, number: int, client: Client | None) -> tuple[list[Rule], tuple[Rule, ...]]:
+        """The rules that apply to connection ``number``, and those to be asked of each of its requests. To be asked
+        once for each connection."""
+        matching = [rule for rule in self.for_connections if rule.matches(number, client)]
+        return (
+            [rule for rule in matching if not rule.is_for_requests and self.chooses(rule, number)],
+            tuple(rule for rule in matching if rule.is_for_requests),
+        )
 
-    def chance(self, rule: Rule, number: int) -> random.Random:
-        """The random numbers of a rule for a connection: the same, whatever else happens."""
+    def applies_to_open(self, rule: Rule, number: int, client: Client | None) -> bool:
+        """Does a rule that is new apply to this connection, which is open? To be asked once for each."""
+        return not rule.is_for_requests and rule.matches(number, client) and self.chooses(rule, number)
+
+    def chance(self, rule: Rule, *what: object) -> random.Random:
+        """The random numbers of a rule for a connection, or whatever else ``what`` numbers: the same, whatever else
+        happens."""
+        number = "/".join(map(str, what))
         return random.Random(f"{self.seed}/{rule.name}/{number}")  # noqa: S311 - reproducible is what it must be
 
-    def _chosen(self, rule: Rule, number: int) -> bool:
+    def chooses(self, rule: Rule, *what: object) -> bool:
+        """Does the rule apply to this, which matches? To be asked once for each: it is counted."""
         if rule.which is not None:
             count = self._counts[rule.name] = self._counts.get(rule.name, 0) + 1
             if count not in rule.which:
                 return False
-        return rule.probability >= 1 or self.chance(rule, number).random() < rule.probability
+        return rule.probability >= 1 or self.chance(rule, *what).random() < rule.probability

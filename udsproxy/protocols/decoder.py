@@ -65,6 +65,10 @@ class Decoder(Protocol):
         """The observer lost bytes here: stop guessing about this direction."""
         ...
 
+    def mark(self, request: int | None, rule: str) -> None:
+        """A fault applies from here on: to the open exchange of this number; None: to the connection."""
+        ...
+
     def close(self, at: int, why: str) -> Sequence[Event]:
         """The connection ended; report what has not."""
         ...
@@ -93,6 +97,9 @@ class RawDecoder:
     def lost(self, direction: Direction, at: int) -> Sequence[Event]:
         return ()
 
+    def mark(self, request: int | None, rule: str) -> None:
+        """There are no exchanges that could tell of it."""
+
     def close(self, at: int, why: str) -> Sequence[Event]:
         return ()
 
@@ -117,6 +124,7 @@ class AutoDecoder:
         self._scope = scope
         self._candidates = candidates
         self._first: list[tuple[int, bytes]] = []
+        self._marks: list[tuple[int | None, str]] = []
         self._decoder: Decoder | None = None
 
     @property
@@ -143,6 +151,8 @@ class AutoDecoder:
             verdict = candidate.recognise(start)
             if verdict:
                 decoder = self._decoder = candidate.decoder(self._scope)
+                for mark in self._marks:
+                    decoder.mark(*mark)
                 if not self._first:
                     return decoder.feed(direction, at, data)
                 self._first.append((at, data))
@@ -161,6 +171,12 @@ class AutoDecoder:
         if self._decoder is None:
             self._decoder = RawDecoder(hide=bool(self._scope.secrets))
         return self._decoder.lost(direction, at)
+
+    def mark(self, request: int | None, rule: str) -> None:
+        if self._decoder is None:
+            self._marks.append((request, rule))
+        else:
+            self._decoder.mark(request, rule)
 
     def close(self, at: int, why: str) -> Sequence[Event]:
         return self._decoder.close(at, why) if self._decoder else ()

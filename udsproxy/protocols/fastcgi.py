@@ -53,10 +53,11 @@ KEEP_CONN = 1
 """The flag of BEGIN_REQUEST: the server leaves the connection open after the response (spec 5.1)."""
 
 REQUEST_COMPLETE = 0
+OVERLOADED = 2
 PROTOCOL_STATUS_NAMES = {
     REQUEST_COMPLETE: "REQUEST_COMPLETE",
     1: "CANT_MPX_CONN",
-    2: "OVERLOADED",
+    OVERLOADED: "OVERLOADED",
     3: "UNKNOWN_ROLE",
 }
 

@@ -94,8 +94,8 @@ class _Exchange:
     """What is known of one request and its response so far."""
 
     __slots__ = (
-        "aborted", "began_at", "c2s_bytes", "content_type", "first_reply_at", "found", "head", "params_bytes",
-        "reader", "request_id", "s2c_bytes", "shown", "shown_bytes", "status", "stderr",
+        "aborted", "began_at", "c2s_bytes", "content_type", "faults", "first_reply_at", "found", "head",
+        "params_bytes", "reader", "request_id", "s2c_bytes", "shown", "shown_bytes", "status", "stderr",
     )  # fmt: skip
 
     def __init__(self, request_id: int, began_at: int) -> None:
@@ -115,6 +115,7 @@ class _Exchange:
         self.status: int | None = None
         self.content_type: str | None = None
         self.stderr = b""
+        self.faults: tuple[str, ...] = ()
 
 
 class _Stream:
@@ -163,6 +164,8 @@ class FastCGIDecoder:
         self._client = _Stream("c2s", _FROM_CLIENT, _PLAIN_FROM_CLIENT, _FIXED_FROM_CLIENT)
         self._server = _Stream("s2c", _FROM_SERVER, _PLAIN_FROM_SERVER, _FIXED_FROM_SERVER)
         self._open: dict[int, _Exchange] = {}
+        self._faults: tuple[str, ...] = ()
+        """The rules that apply to all of the connection."""
         self._events: list[Event] = []
 
     # --- what the tap calls ---
@@ -194,6 +197,12 @@ class FastCGIDecoder:
             reason = "bytes were not observed here (the observer could not keep up)"
             self._turn_raw(stream, at, 0, reason)
         return self._events
+
+    def mark(self, request: int | None, rule: str) -> None:
+        if request is None:
+            self._faults += (rule,)
+        elif (exchange := self._open.get(request)) is not None:
+            exchange.faults += (rule,)
 
     def close(self, at: int, why: str) -> Sequence[Event]:
         self._events = []
@@ -511,6 +520,7 @@ class FastCGIDecoder:
                 accept_wait_s=None if self.exchanges > 1 else self._scope.accept_wait_s,
                 ttfb_s=None if first is None else (first - exchange.began_at) / 1e9,
                 total_s=(at - exchange.began_at) / 1e9,
+                faults=(*self._faults, *exchange.faults) or None,
                 incomplete=incomplete,
             )
         )

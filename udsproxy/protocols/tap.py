@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
 from msgspec.structs import replace
 
 from udsproxy.events import (
@@ -70,6 +71,13 @@ class Sink(Protocol):
         ...
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """A fault that applies: the number of the request, or None for the connection, and the rule's name."""
+
+    request: int | None
+    rule: str
+
+
 class Observation:
     """One connection, as the tap sees it. Made by `Tap.observe`."""
 
@@ -105,6 +113,10 @@ class Observation:
         if direction not in self._blind:
             self._blind |= {direction}
             self._tap.append((self, direction, at, None))
+
+    def mark(self, at: int, mark: Mark) -> None:
+        """A fault applies from here on."""
+        self._tap.append((self, "c2s", at, mark))
 
     def close(self, event: Close, why: str) -> None:
         """The connection ended; ``why`` is what an exchange that has not ended is told to have ended by."""
@@ -161,6 +173,11 @@ class Observation:
         except Exception as error:
             return (self.give_up(at, error),)
 
+    def decode_mark(self, mark: Mark) -> Sequence[Event]:
+        if self._decoder is not None:
+            self._decoder.mark(mark.request, mark.rule)
+        return ()
+
     def decode_close(self, event: Close, why: str) -> Sequence[Event]:
         decoder = self._decoder
         if decoder is None:
@@ -178,8 +195,8 @@ class Observation:
         return ProxyError(at=at, proxy=self.proxy, conn=self.conn, op="decode", errno="BUG", message=message)
 
 
-_What = bytes | tuple[Close, str] | Event | None
-"""Bytes that were forwarded; a connection's end; an event; None: bytes were lost here."""
+_What = bytes | tuple[Close, str] | Event | Mark | None
+"""Bytes that were forwarded; a connection's end; an event; a fault; None: bytes were lost here."""
 _Item = tuple[Observation | None, Direction, int, _What]
 
 
@@ -267,7 +284,6 @@ class Tap:
         """Queue an item that carries no bytes."""
         if not self._sinks:
             event = item[3][0] if isinstance(item[3], tuple) else item[3]
-            assert isinstance(event, Event)
             if event.__class__ in self._tallies:
                 self._tallies[event.__class__](event)
         elif len(self.queue) >= QUEUE_ITEMS:
@@ -326,6 +342,8 @@ class Tap:
                 parts = ((item,),)
             elif isinstance(item, tuple):
                 parts = (watched.decode_close(*item),)
+            elif isinstance(item, Mark):
+                parts = (watched.decode_mark(item),)
             else:
                 parts = (watched.decode_gap(direction, at),)
             for events in parts:

@@ -5,7 +5,6 @@ Rules: opening one is a plain call. A connection is here from `Connections.open`
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from time import monotonic_ns
@@ -13,11 +12,14 @@ from time import monotonic_ns
 import trio
 
 from udsproxy.endpoints import Socket
-from udsproxy.events import Accepted, Close, Direction, Open, ProxyError
+from udsproxy.events import Accepted, Close, Open, ProxyError
+from udsproxy.faults.kinds import AcceptDelay, Stream
+from udsproxy.faults.path import Path
 from udsproxy.faults.rules import Book, Rule
+from udsproxy.faults.spelling import format_fault
 from udsproxy.kernel.credentials import Peers
-from udsproxy.protocols.tap import Observation, Tap
-from udsproxy.proxy.mishaps import Mishap
+from udsproxy.protocols.tap import Mark, Observation, Tap
+from udsproxy.proxy.detour import Detour
 from udsproxy.proxy.relay import Pair, Relay
 
 _WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped", "fault": "fault"}
@@ -26,7 +28,7 @@ _WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy 
 class Connection(Pair):
     """One connection: a pair of the relay, with what it is called here."""
 
-    __slots__ = ("_number", "_observation", "_of", "opened_at")
+    __slots__ = ("_observation", "_of", "faults", "number", "opened_at", "path", "tell")
 
     def __init__(
         self, of: Connections, number: int, client: Socket, upstream: Socket, observation: Observation | None
@@ -34,14 +36,47 @@ class Connection(Pair):
         """``observation`` None: nobody looks."""
         super().__init__(client, upstream)
         self._of = of
-        self._number = number
+        self.number = number
         self._observation = observation
         self.opened_at = 0 if observation is None else monotonic_ns()
+        self.path: Path | None = None
+        """Of its bytes through faults."""
+        self.faults: tuple[str, ...] = ()
+        """The names of the rules that have applied to it."""
+        self.tell: Callable[[Callable[[], None]], object] = _now
+        """Has something told in its turn."""
 
     @property
     def left_queue(self) -> bool:
         """It was answered, or has ended: it does not wait in the upstream's accept queue."""
         return self.ended or self.s2c.nbytes > 0
+
+    def belongs_to(self, connections: Connections) -> bool:
+        """Is it one of these?"""
+        return self._of is connections
+
+    def divert(self, relay: Relay, path: Path) -> None:
+        """From now on its bytes go through faults."""
+        if path is not self.path:
+            self.path = path
+            for flow in (self.c2s, self.s2c):
+                flow.detour = Detour(relay, flow, path)
+
+    def release(self, now: int) -> None:
+        """Faults have changed: send what is due."""
+        for flow in (self.c2s, self.s2c):
+            if flow.detour is not None and not flow.done:
+                flow.detour.release(now)
+
+    def met(self, rule: Rule, request: int | None) -> None:
+        """A rule applies, to a request or to all of it."""
+        at = monotonic_ns()
+        if rule.name not in self.faults:
+            self.faults += (rule.name,)
+        detail = format_fault(rule.fault) + ("" if request is None else f", request {request}")
+        self.tell(partial(self._of.tap.put, rule.event(at, self._of.proxy, detail, self.number)))
+        if self._observation is not None:
+            self.tell(partial(self._observation.mark, at, Mark(request, rule.name)))
 
     def closed(self) -> None:
         self._of.forget()
@@ -53,12 +88,13 @@ class Connection(Pair):
         event = Close(
             at=at,
             proxy=self._of.proxy,
-            conn=self._number,
+            conn=self.number,
             by=self.by,
             errno=self.errno,
             c2s_bytes=self.c2s.nbytes,
             s2c_bytes=self.s2c.nbytes,
             total_s=(at - self.opened_at) / 1e9,
+            faults=self.faults or None,
             requests=0,
         )
         # If neither left before the other had said its last, an answer that is not whole was the upstream's doing.
@@ -70,12 +106,16 @@ class Connection(Pair):
             ProxyError(
                 at=monotonic_ns(),
                 proxy=self._of.proxy,
-                conn=self._number,
+                conn=self.number,
                 op="sendmsg",
                 errno="EOPNOTSUPP",
                 message=f"file descriptors were not passed on: {why}",
             )
         )
+
+
+def _now(call: Callable[[], None]) -> None:
+    call()
 
 
 class Connections:
@@ -86,8 +126,6 @@ class Connections:
         self.book = book
         self.rest: Callable[[float], None] = lambda _: None
         """Accept nobody for so long (s)."""
-        self._mishaps: dict[int, Mishap] = {}
-        """By the connection's number."""
         self.proxy = proxy
         self._unix_clients = unix_clients
         self.tap = tap
@@ -113,71 +151,80 @@ class Connections:
         number: int,
         connect_s: float,
         accept_wait_s: float | None = None,
-    ) -> Connection | None:
+    ) -> Connection:
         """Relay these two; they belong to the relay from now on. ``accept_wait_s``: how long the second was in the
-        upstream's accept queue, where it is known to have left that. None: a fault has other plans with them.
+        upstream's accept queue, where it is known to have left that.
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
         """
-        if self.book.for_connections:
-            who = self._peers.of(client, monotonic_ns()) if self._unix_clients else None
-            rules = self.book.apply(number, who)
-            if rules:
-                begin = partial(self._begin, client, upstream, number, connect_s, accept_wait_s)
-                self._have_mishap(rules, client, upstream, number, begin)
-                return None
-        return self._begin(client, upstream, number, connect_s, accept_wait_s)
-
-    def _have_mishap(
-        self, rules: list[Rule], client: Socket, upstream: Socket, number: int, begin: Callable[[], object]
-    ) -> None:
-        def leave() -> None:
-            del self._mishaps[number]
-            self.forget()
-
-        def go_on() -> None:
-            leave()
-            with contextlib.suppress(OSError):  # ENOMEM, ENOSPC: the relay has ended it, and that is told
-                begin()
-
-        self.active += 1
-        mishap = self._mishaps[number] = Mishap(
-            self.proxy, number, client, upstream, self._relay, self.tap, go_on, leave, self.rest
-        )
-        mishap.apply(rules)
-
-    def abandon(self) -> None:
-        """What faults still hold is closed."""
-        for mishap in list(self._mishaps.values()):
-            mishap.abandon()
-
-    def _begin(
-        self, client: Socket, upstream: Socket, number: int, connect_s: float, accept_wait_s: float | None
-    ) -> Connection:
         tap, relay = self.tap, self._relay
         observation = None if tap.quiet else tap.observe(self.proxy, number, accept_wait_s)
         connection = Connection(self, number, client, upstream, observation)
         self.active += 1
-        if observation is None:
+        # What comes first is forwarded before there is time to tell of the connection, and told of after it.
+        early: list[Callable[[], None]] = []
+        if observation is not None and observation.wants_data:
+            connection.watch = lambda *chunk: early.append(partial(observation.data, *chunk))
+        if self.book.for_connections:
+            connection.tell = early.append
+            self._apply_faults(connection, client)
+        if observation is None and not early:
             relay.add(connection)
             return connection
-        # What comes first is forwarded before there is time to tell of the connection, and kept until then.
-        early: list[tuple[Direction, int, bytes]] = []
-        if observation.wants_data:
-            connection.watch = lambda *chunk: early.append(chunk)
         try:
             relay.add(connection)
         finally:
-            at = connection.opened_at
-            who = self._peers.of(client, at) if self._unix_clients else None
-            tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
-            if accept_wait_s is not None:
-                tap.put(Accepted(at=at, proxy=self.proxy, conn=number, accept_wait_s=accept_wait_s))
-            if observation.wants_data:
-                for chunk in early:
-                    observation.data(*chunk)
-                connection.watch = observation.data
+            if observation is not None:
+                at = connection.opened_at
+                who = self._peers.of(client, at) if self._unix_clients else None
+                tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+                if accept_wait_s is not None:
+                    tap.put(Accepted(at=at, proxy=self.proxy, conn=number, accept_wait_s=accept_wait_s))
+                if observation.wants_data:
+                    connection.watch = observation.data
+            for told in early:
+                told()
+            connection.tell = _now
         return connection
+
+    # --- faults ---
+
+    def _apply_faults(self, connection: Connection, client: Socket) -> None:
+        """The rules that apply to a connection that begins."""
+        now, number = monotonic_ns(), connection.number
+        who = self._peers.of(client, now) if self._unix_clients else None
+        rules, for_requests = self.book.for_connection(number, who)
+        streams = []
+        for rule in rules:
+            if isinstance(rule.fault, AcceptDelay):
+                connection.met(rule, None)
+                self.rest(rule.fault.delay_s)
+            else:
+                streams.append(rule)
+        if streams or for_requests:
+            connection.divert(self._relay, Path(self.book, number, now, streams, for_requests, connection.met))
+
+    def change_faults(self, before: tuple[Rule, ...]) -> None:
+        """The rules in the book are others now than these: those that are gone let go of what they hold, and those
+        that are new apply to connections that are open too (but not to requests on these: where one begins in what
+        passes there is not known)."""
+        now = monotonic_ns()
+        in_force = self.book.for_connections
+        names = frozenset(rule.name for rule in before if rule not in in_force)
+        new = [rule for rule in in_force if rule not in before and isinstance(rule.fault, Stream)]
+        if not (names or new):
+            return
+        for pair in self._relay.pairs():
+            if isinstance(pair, Connection) and pair.belongs_to(self):
+                if pair.path is not None:
+                    pair.path.remove(now, names)
+                who = self._peers.of(pair.c2s.src, now) if new and self._unix_clients else None
+                for rule in new:
+                    if self.book.applies_to_open(rule, pair.number, who):
+                        path = pair.path or Path(self.book, pair.number, now, [], (), pair.met)
+                        path.add(now, rule)
+                        pair.divert(self._relay, path)
+                pair.release(now)
 
     def forget(self) -> None:
         """The relay has closed one."""

@@ -185,9 +185,7 @@ class Mirrored:
             self._come_near()
             self._ahead.append(_Ahead(sock, connect_s))
             raise
-        opened = self._connections.open(client, sock, self._connections.number(), connect_s)
-        if opened is not None:
-            self._early.append(opened)
+        self._early.append(self._connections.open(client, sock, self._connections.number(), connect_s))
 
     def _crowded(self) -> bool:
         """May as many as `few` still wait in the upstream's queue?"""

@@ -13,6 +13,7 @@ Rules:
   blocked (then the flush reads on), or has had its share (then it stands in ``_again``).
 * Descriptors travel with the bytes of the read that they came with. What the kernel joins in one read (bytes
   sent before them among it) goes on as one message; urgent bytes (MSG_OOB) are not passed on.
+* A flow that faults apply to goes by a detour (`udsproxy.proxy.detour`); of the others none pays for that.
 * Sockets are closed after the batch of events in which they ended, so that a descriptor's number cannot be
   taken again while an event of its former owner is still to come.
 """
@@ -30,12 +31,15 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from udsproxy.endpoints import Socket
 from udsproxy.events import Direction, Side, errno_name
+
+if TYPE_CHECKING:
+    from udsproxy.proxy.detour import Detour
 
 BUFFER = 256 * 1024
 """Bytes read at once, and so held at most per direction. AF_UNIX's send buffer is 208 KiB by default."""
@@ -98,7 +102,8 @@ class Flow:
     """One direction of one connection: from ``src`` to ``dst``."""
 
     __slots__ = (
-        "armed", "direction", "done", "dst", "gone", "nbytes", "outbox", "pair", "receive", "send", "src", "twin",
+        "armed", "detour", "direction", "done", "dst", "gone", "nbytes", "outbox", "pair", "receive", "send", "src",
+        "twin",
     )  # fmt: skip
 
     twin: Flow
@@ -110,6 +115,8 @@ class Flow:
         self.dst = dst
         self.receive = src.recvmsg_into
         self.send = dst.send
+        self.detour: Detour | None = None
+        """Its bytes go through faults."""
         self.outbox = _NOTHING
         """What ``dst`` did not take yet, and the descriptors that go with it."""
         self.nbytes = 0
@@ -182,6 +189,10 @@ class Relay:
         self._calls[self._wake_fd] = self._woken
 
     # --- what others ask of it; all plain calls ---
+
+    def pairs(self) -> set[Pair]:
+        """All that are relayed."""
+        return {flow.pair for flow in self._flows.values()}
 
     def add(self, pair: Pair) -> None:
         """Relay this pair from now on. The relay owns its sockets; where it raises OSError (ENOMEM, ENOSPC: the
@@ -266,7 +277,7 @@ class Relay:
 
     def close(self) -> None:
         """End every connection that is left. Nothing can be asked of the relay after that."""
-        for pair in {flow.pair for flow in self._flows.values()}:
+        for pair in self.pairs():
             self.end(pair)
         self._close_ended()
         self._epoll.close()
@@ -360,7 +371,7 @@ class Relay:
             flow.gone = True
             if not twin.done:
                 pair.left = pair.left or flow.side
-                self._abandon(twin)
+                self.abandon(twin)
             if flow.done:
                 self._end(pair)
                 return
@@ -368,12 +379,17 @@ class Relay:
             self._flush(twin)
         if mask & ~_OUT and not (flow.done or flow.outbox):
             self._pump(flow, mask)
-        if flow.gone and not pair.ended:
+        if flow.gone and not flow.done:
             # It is gone, but the other side has yet to take its last bytes; what that one sends has no reader.
             _shutdown(flow.dst, _SHUT_RD)
+            if flow.detour is not None and flow.detour.stuck:
+                self._end(pair)
 
     def _pump(self, flow: Flow, mask: int) -> None:
         """Read and forward. ``mask`` is what epoll said of the source, before anything was read."""
+        if flow.detour is not None:
+            flow.detour.pump()
+            return
         watch = flow.pair.watch
         for _ in _READS:
             try:
@@ -381,10 +397,10 @@ class Relay:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._failed(flow, error)
+                self.failed(flow, error)
                 return
             if not nbytes:
-                self._ended(flow)
+                self.ended(flow)
                 return
             flow.nbytes += nbytes
             descriptors = _NONE
@@ -412,7 +428,7 @@ class Relay:
             if nbytes < BUFFER and not mask & _READ_ON and not descriptors:
                 # The source is drained, and where its end had come before we read, this was all.
                 if mask & _RDHUP:
-                    self._ended(flow)
+                    self.ended(flow)
                 return
         self._again[flow] = None
 
@@ -466,9 +482,39 @@ class Relay:
             if fd in self._flows:
                 self._epoll.modify(fd, _WATCH | _OUT)
 
+    # --- for detours ---
+
+    def read_on(self, flow: Flow) -> None:
+        """There may be more to read, or to send, that no event will tell of."""
+        self._again[flow] = None
+        self.wake()
+
+    def receive(self, flow: Flow, size: int = BUFFER) -> tuple[bytes, list[int]]:
+        """What came, and its descriptors; nothing at the end. Raises BlockingIOError, OSError."""
+        nbytes, ancillary, flags, _ = flow.receive([self._view[:size]], _ANCILLARY, _RECEIVE)
+        descriptors = _NONE
+        if ancillary or flags & _CTRUNC:
+            descriptors = self._take_descriptors(flow, ancillary, flags)
+        return bytes(self._view[:nbytes]), descriptors
+
+    def forward(self, flow: Flow, data: bytes, descriptors: list[int]) -> None:
+        """Send; what is not taken waits in the outbox, which is empty now."""
+        view = memoryview(data)
+        try:
+            sent = self._send(flow, view, descriptors) if descriptors else flow.send(view, _SEND)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            _close_all(descriptors)
+            self._refused(flow, error)
+            return
+        if sent < len(data):
+            flow.outbox = deque([(view[sent:], [] if sent else descriptors)])
+            self._arm(flow)
+
     # --- endings ---
 
-    def _ended(self, flow: Flow) -> None:
+    def ended(self, flow: Flow) -> None:
         """``src`` has no more to say, and all that it said was delivered: pass the end on."""
         pair = flow.pair
         if pair.first_eof is None:
@@ -479,26 +525,28 @@ class Relay:
         else:
             _shutdown(flow.dst, _SHUT_WR)
 
-    def _failed(self, flow: Flow, error: OSError) -> None:
+    def failed(self, flow: Flow, error: OSError) -> None:
         """``src`` cannot be read: a reset. Its peer neither sends nor reads any more."""
         flow.pair.left = flow.pair.left or flow.side
         flow.pair.errno = flow.pair.errno or errno_name(error.errno or errno.EIO)
         flow.gone = flow.done = True
-        self._abandon(flow.twin)
+        self.abandon(flow.twin)
         self._end(flow.pair)
 
     def _refused(self, flow: Flow, error: OSError) -> None:
         """``dst`` takes nothing more (EPIPE, ECONNRESET): the sender shall meet the same."""
         if error.errno != errno.EPIPE:
             flow.pair.errno = flow.pair.errno or errno_name(error.errno or errno.EIO)
-        self._abandon(flow)
+        self.abandon(flow)
         _shutdown(flow.src, _SHUT_RD)
         if flow.twin.done:
             self._end(flow.pair)
 
-    def _abandon(self, flow: Flow) -> None:
+    def abandon(self, flow: Flow) -> None:
         """Nothing more can pass here; what is held has no reader."""
         flow.done = True
+        if flow.detour is not None:
+            flow.detour.clear()
         while flow.outbox:
             _close_all(flow.outbox.popleft()[1])
 
@@ -508,8 +556,8 @@ class Relay:
         pair.ended = True
         for flow in (pair.c2s, pair.s2c):
             flow.done = True
-            if flow.outbox:
-                self._abandon(flow)
+            if flow.outbox or flow.detour is not None:
+                self.abandon(flow)
             self._flows.pop(flow.src.fileno(), None)
         self._over.append(pair)
 
@@ -522,6 +570,7 @@ class Relay:
             pair.closed()
             # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
             c2s.pair = s2c.pair = c2s.twin = s2c.twin = None  # type: ignore[assignment]
+            c2s.detour = s2c.detour = None
 
 
 def _shutdown(sock: Socket, how: int) -> None:

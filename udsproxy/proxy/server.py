@@ -103,6 +103,7 @@ class Server:
         before = loop.book.rules
         loop.book.set(rules)
         loop.apply_faults()
+        loop.connections.change_faults(before)
         for rule in before:
             if rule not in loop.book.rules:
                 loop.tell_fault(rule, "taken away")
@@ -151,8 +152,7 @@ class Server:
                 await self._accept_until_stopped(loops)
                 self._nursery.cancel_scope.cancel()
         finally:
-            for loop in loops:
-                loop.connections.abandon()
+            self._nursery = None
 
     async def _accept_until_stopped(self, loops: list[AcceptLoop]) -> None:
         """Returns when nobody is connected any more, or the grace time is over."""

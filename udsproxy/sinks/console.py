@@ -77,6 +77,8 @@ class ConsoleRenderer:
         if isinstance(event, Queue):
             return self._queue(event)
         if isinstance(event, Fault):
+            if event.conn is not None and not self._verbosity:
+                return None  # the exchange, or the connection's end, tells of it
             name = event.kind if event.rule == event.kind else f"{event.rule} ({event.kind})"
             return f"{self._start(event)} {self._paint(f'fault {name}', _YELLOW)}: {event.detail}"
         if isinstance(event, DecodeError):
@@ -115,6 +117,8 @@ class ConsoleRenderer:
             line += "  " + self._paint(f"incomplete: {event.incomplete}", _RED)
         elif event.protocol_status not in (None, "REQUEST_COMPLETE"):
             line += "  " + self._paint(f"{event.protocol_status}", _RED)
+        if event.faults:
+            line += "  " + self._paint(f"fault: {', '.join(event.faults)}", _YELLOW)
         if event.app_status:
             line += f"  app status {event.app_status}"
         if event.accept_wait_s is not None and event.accept_wait_s >= _WAIT_SHOWN_S:
@@ -135,6 +139,8 @@ class ConsoleRenderer:
         if event.requests and not self._verbosity:
             return None
         errno = f", {event.errno}" if event.errno else ""
+        if event.faults:
+            errno += f"; fault: {', '.join(event.faults)}"
         if self._verbosity:
             through = f"{size(event.c2s_bytes)} sent, {size(event.s2c_bytes)} received, {duration(event.total_s)}"
             return f"{self._start(event)} closed by {event.by}{errno}; {through}"
