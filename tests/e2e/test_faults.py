@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
+from contextlib import closing
 
 import pytest
 
 from tests.e2e.proxy import StartProxy
-from tests.e2e.site import Front, run_nginx, start_nginx, start_php_fpm
+from tests.e2e.site import Front, run_nginx, start_nginx, start_php_fpm, write_scripts
 from tests.e2e.test_backlog import REFUSED, burst, causes
-from tests.e2e.tools import free_port, read, udsproxy
+from tests.e2e.tools import free_port, read, udsproxy, until
 from tests.stage import Stage
+
+
+def messages(front: Front) -> Counter[str]:
+    """What the lines of an error log say: no time, no request, no path."""
+    lines = read(front.error_log).splitlines()
+    return Counter(re.sub(r"^.*?\*\d+ | while .*| to unix:\S+", "", line) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +31,18 @@ from tests.stage import Stage
         ("close", 502, "upstream prematurely closed connection"),
         ("reset", 502, "recv() failed (104: Connection reset by peer)"),
         ("hold", 504, "upstream timed out (110: Connection timed out)"),
+        ("stall", 504, "upstream timed out (110: Connection timed out)"),
+        ("latency=5s", 504, "upstream timed out (110: Connection timed out)"),
+        ("limit=10B", 502, "upstream prematurely closed connection"),
+        ("limit=10B,then=reset", 502, "recv() failed (104: Connection reset by peer)"),
+        ("reset if script=/hello.php", 502, "recv() failed (104: Connection reset by peer)"),
+        ("fcgi-overloaded", 502, "upstream sent unexpected FastCGI record: 3"),
+        ("fcgi-truncate=0B", 502, "upstream prematurely closed FastCGI stdout"),
+        ("fcgi-version", 502, "upstream sent unsupported FastCGI protocol version: 2"),
+        ("fcgi-type", 502, "upstream sent unexpected FastCGI record: 3"),
+        ("fcgi-type=11", 502, "upstream sent invalid FastCGI record type: 11"),
+        ("fcgi-header-too-big", 502, "upstream sent too big header"),
+        ("fcgi-stderr='PHP message: as if'", 200, 'FastCGI sent in stderr: "PHP message: as if"'),
     ],
 )
 def test_what_nginx_logs(stage: Stage, start_proxy: StartProxy, fault: str, status: int, logged: str) -> None:
@@ -30,19 +50,47 @@ def test_what_nginx_logs(stage: Stage, start_proxy: StartProxy, fault: str, stat
     start_php_fpm(stage, stage.path("php.sock"))
     proxy = start_proxy(stage.path("p.sock"), stage.path("php.sock"), "--fault", fault)
     front = Front(free_port(), stage.path("nginx", "access"), stage.path("nginx", "error"))
+    root = write_scripts(stage)
     server = f"""
         server {{
             listen 127.0.0.1:{front.port};
             error_log {front.error_log} error;
             fastcgi_read_timeout 1s;
             fastcgi_param REQUEST_METHOD $request_method;
+            fastcgi_param SCRIPT_NAME $uri;
+            fastcgi_param SCRIPT_FILENAME {root}$uri;
             location / {{ fastcgi_pass unix:{proxy.socket}; }}
         }}
     """
     run_nginx(stage, server, [front.port])
     assert [front.fetch("/hello.php").status for _ in range(3)] == [status] * 3
-    lines = [re.sub(r"^.*?\*\d+ | while .*| to unix:\S+", "", line) for line in read(front.error_log).splitlines()]
-    assert Counter(lines) == {logged: 3}
+    assert messages(front) == {logged: 3}
+
+
+def test_an_answer_that_is_cut_short(stage: Stage, start_proxy: StartProxy) -> None:
+    """Where connections are kept, nginx counts on END_REQUEST: without it, it says that the answer is not whole."""
+    start_php_fpm(stage, stage.path("php.sock"))
+    proxy = start_proxy(stage.path("p.sock"), stage.path("php.sock"), "--fault", "fcgi-truncate")
+    front = start_nginx(stage, {"proxied": proxy.socket})["proxied"]
+    with closing(front.begin("/kept/hello.php", close=True)) as sock, contextlib.suppress(ConnectionResetError):
+        while sock.recv(4096):
+            pass
+    until(lambda: messages(front) == {"upstream prematurely closed connection": 1}, "nginx's word on it")
+
+
+def test_a_status_of_ours(stage: Stage, start_proxy: StartProxy) -> None:
+    """For the request that is meant, and no other; the log says that it was the fault."""
+    start_php_fpm(stage, stage.path("php.sock"))
+    rule = "fcgi-status=503 if script=/slow.php method=GET on=2"
+    proxy = start_proxy(stage.path("p.sock"), stage.path("php.sock"), "--fault", rule)
+    front = start_nginx(stage, {"proxied": proxy.socket})["proxied"]
+    pages = ["/slow.php", "/hello.php", "/slow.php", "/kept/hello.php", "/slow.php"]
+    assert [front.fetch(page).status for page in pages] == [200, 200, 503, 200, 200]
+    assert messages(front) == {}
+    events = proxy.events("request")
+    assert [(event["status"], event.get("faults")) for event in events if event["status"] != 200] == [
+        (503, ["fcgi-status"])
+    ]
 
 
 def test_the_first_experiment(stage: Stage, start_proxy: StartProxy) -> None:
@@ -72,10 +120,10 @@ def test_check_prints_what_was_understood(stage: Stage) -> None:
 
 def test_a_mistake_is_one_line(stage: Stage) -> None:
     """Exit code 2, the fault as it was written, and what would do."""
-    done = udsproxy("run", stage.path("l"), stage.path("u"), "--fault", "latency=3 if x")
+    done = udsproxy("run", stage.path("l"), stage.path("u"), "--fault", "latncy=3s if x")
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode().count("\n") == 1
-    assert "fault 'latency=3 if x': unknown fault 'latency'" in done.stderr.decode()
+    assert "fault 'latncy=3s if x': unknown fault 'latncy'; did you mean 'latency'?" in done.stderr.decode()
 
 
 def test_the_seed_is_told(stage: Stage) -> None:

@@ -55,7 +55,8 @@ stream_kinds = st.one_of(
     st.builds(kinds.HalfClose, _durations, direction=_ways),
 )
 fastcgi_kinds = st.one_of(
-    st.sampled_from([kinds.Overloaded(), kinds.Truncate()]),
+    st.just(kinds.Overloaded()),
+    st.builds(kinds.Truncate, st.none() | st.integers(0, 1000)),
     st.builds(kinds.Status, st.sampled_from([200, 404, 503])),
     st.builds(kinds.Stderr, st.text(min_size=1, max_size=20)),
     st.builds(kinds.Version, st.integers(2, 255)),

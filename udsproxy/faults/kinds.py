@@ -269,7 +269,10 @@ class Stderr(FastCGI, frozen=True, tag="fcgi-stderr"):
 
 
 class Truncate(FastCGI, frozen=True, tag="fcgi-truncate"):
-    """The answer's END_REQUEST (spec 5.5) does not come: the connection is closed where it would."""
+    """The answer's END_REQUEST (spec 5.5) does not come: the connection is closed where it would. With ``nbytes``
+    also STDOUT ends early (spec 3.3): before the record that would take it beyond so many."""
+
+    nbytes: Size | None = None
 
 
 class Version(FastCGI, frozen=True, tag="fcgi-version"):
@@ -283,9 +286,9 @@ class Version(FastCGI, frozen=True, tag="fcgi-version"):
 
 
 class Type(FastCGI, frozen=True, tag="fcgi-type"):
-    """The answer's first record is of this type (spec 8)."""
+    """The answer's first record is of this type (spec 8), by default END_REQUEST."""
 
-    type: int = 11
+    type: int = 3
 
     def __post_init__(self) -> None:
         if not 0 <= self.type <= 255:

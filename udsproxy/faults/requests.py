@@ -60,15 +60,15 @@ class Framer:
         pos = 0
         while not self.lost:
             if not (self._content_left or self._padding_left):
-                if len(self._header) + len(data) - pos < wire.HEADER.size:
-                    self._header += data[pos:]
-                    return pieces, b""
                 taken = wire.HEADER.size - len(self._header)
                 header = self._header + data[pos : pos + taken]
-                version, kind, request_id, size, padding = wire.HEADER.unpack(header)
-                if version != wire.VERSION:
+                if not _may_begin_header(header):
                     self.lost = True
                     break
+                if len(header) < wire.HEADER.size:
+                    self._header = header
+                    return pieces, b""
+                _, kind, request_id, size, padding = wire.HEADER.unpack(header)
                 pos += taken
                 self._header = b""
                 self._kind, self._request_id, self._size = kind, request_id, size
@@ -98,6 +98,11 @@ class Framer:
         """A header that will not come whole."""
         rest, self._header = self._header, b""
         return rest
+
+
+def _may_begin_header(start: bytes) -> bool:
+    """Is this the start of a header, as far as it goes? (What is none must not wait for the rest of one.)"""
+    return start[:1] in (b"", bytes((wire.VERSION,))) and (len(start) < 2 or start[1] in wire.TYPE_NAMES)
 
 
 class _Open:
@@ -321,11 +326,22 @@ class _Header(_Answer):
 
 
 class _Truncate(Stage):
+    def __init__(self, fault: kinds.Truncate) -> None:
+        self._left = fault.nbytes
+
     def feed(self, at: int, data: bytes, starts: bool) -> Iterator[tuple[int, Any]]:
-        if starts and data[1] == wire.END_REQUEST:
-            yield at, Ending.CLOSE
-        else:
-            yield at, data
+        if starts:
+            _, kind, request_id, size, _ = wire.HEADER.unpack_from(data)
+            if kind == wire.END_REQUEST:
+                yield at, Ending.CLOSE
+                return
+            if kind == wire.STDOUT and self._left is not None:
+                self._left -= size
+                if self._left < 0:
+                    yield at, wire.encode_record(wire.STDOUT, request_id)
+                    yield at, Ending.CLOSE
+                    return
+        yield at, data
 
 
 def make_answer_stage(fault: kinds.AnyFastCGI) -> Stage:
@@ -341,6 +357,6 @@ def make_answer_stage(fault: kinds.AnyFastCGI) -> Stage:
         case kinds.Type():
             return _Header(1, fault.type)
         case kinds.Truncate():
-            return _Truncate()
+            return _Truncate(fault)
         case kinds.Overloaded() | kinds.Status():
             return Stage()  # answered before anything is asked of the server

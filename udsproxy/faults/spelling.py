@@ -197,7 +197,7 @@ def _attribute(field: str) -> str:
 def _parse_value(kind: str, field: str, wanted: object, text: str) -> object:
     if field.endswith("_s"):
         return _with_unit(text, parse_duration, "ms", "s")
-    if wanted == Size:
+    if _is_size(wanted):
         return _with_unit(text.removesuffix("/s") if field == "rate" else text, parse_size, "B", "KB")
     if get_origin(wanted) is Literal:
         if text not in get_args(wanted):
@@ -209,6 +209,10 @@ def _parse_value(kind: str, field: str, wanted: object, text: str) -> object:
         return int(text) if wanted is int else float(text)
     except ValueError:
         raise ConfigError(f"{kind}={text}: {text!r} is no number") from None
+
+
+def _is_size(wanted: object) -> bool:
+    return wanted == Size or Size in get_args(wanted)
 
 
 def _with_unit(text: str, parse: Callable[[str], float], *units: str) -> float:
@@ -229,7 +233,7 @@ def _format_value(field: str, value: float | str) -> str:
     return _decimal(value)
 
 
-_SIZES = {field.name for kind in KINDS.values() for field in msgspec.structs.fields(kind) if field.type == Size}
+_SIZES = {field.name for kind in KINDS.values() for field in msgspec.structs.fields(kind) if _is_size(field.type)}
 
 
 def _decimal(value: float) -> str:
