@@ -1,4 +1,6 @@
-"""Imports point one way: cli → lab → proxy → {faults, kernel, sinks} → protocols → events. The core does no I/O."""
+"""Imports point one way: cli → {lab, control} → proxy → {faults, kernel, sinks} → protocols → events. The core does
+no I/O.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,22 @@ ROOT = Path(udsproxy.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"config", "endpoints", "proxy"},
     "__main__": {"cli"},
-    "cli": {"units", "cli", "config", "endpoints", "events", "faults", "lab", "protocols", "proxy", "sinks"},
+    "cli": {
+        "units",
+        "cli",
+        "config",
+        "control",
+        "endpoints",
+        "events",
+        "faults",
+        "lab",
+        "protocols",
+        "proxy",
+        "sinks",
+    },
+    "control": {"control", "endpoints", "events", "faults", "proxy", "units"},
     "lab": {"config", "endpoints", "events", "lab", "protocols", "proxy", "sinks"},
-    "proxy": {"config", "endpoints", "events", "faults", "kernel", "protocols", "proxy", "sinks"},
+    "proxy": {"config", "endpoints", "events", "faults", "kernel", "protocols", "proxy", "sinks", "units"},
     "faults": {"events", "faults", "protocols", "units"},
     "protocols": {"events", "protocols"},
     "kernel": {"events", "kernel"},

@@ -3,12 +3,16 @@
 The architecture in a page::
 
     client ──► listener ──► connection ──► relay ──────────────► upstream
-                                             │ bytes, both ways: one trio task, one epoll, all connections
+                  │          │               │ bytes, both ways: one trio task, one epoll, all connections
+                  gate       stream faults   │
+                  faults     (a detour)      │
                                              ▼
                                 tap (bounded; forwards first) ──► decoders ──► events ──► sinks
 
 * ``endpoints``  where sockets are; the only module that makes them
 * ``proxy``      the traffic's path: server, listener, connection, relay
+* ``faults``     what is done wrong on purpose: rules, kinds, and pure stages that bytes pass through
+* ``control``    HTTP over a Unix socket of its own, to look at a running process and change its faults
 * ``protocols``  what bytes mean: the tap, the decoders (FastCGI), their registry
 * ``kernel``     what the kernel and /proc tell of sockets and processes
 * ``sinks``      where events go: console, JSON lines, socat's format; each writes in a thread of its own
@@ -18,8 +22,8 @@ The architecture in a page::
 * ``cli``        the command line, a module a command
 
 What waits is a task; what need not wait is a call; bytes have one engine. Observers never touch the path: what
-they cannot keep up with they lose, and say how much. Imports point one way, ``cli → lab → proxy → {protocols,
-kernel, sinks} → events``; tests/test_imports.py holds that.
+they cannot keep up with they lose, and say how much. Imports point one way, ``cli → {lab, control} → proxy →
+{faults, kernel, sinks} → protocols → events``; tests/test_imports.py holds that.
 """
 
 from udsproxy.config import LogConfig, ProxyConfig

@@ -82,6 +82,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """How long open connections may go on once it is to stop."""
     seed: int | None = None
     """Of the faults' chance; None: any."""
+    control: str = "auto"
+    """The control socket: a path, ``auto`` or ``none``."""
 
 
 def secrets(redact: list[str] | tuple[str, ...], *, show: bool) -> frozenset[str]:
@@ -116,6 +118,7 @@ def parse_file(text: str) -> Config:
     file = _Table(data, "")
     grace_s = file.duration("grace", 5.0)
     seed = file.take("seed", int, None)
+    control = file.take("control", str, "auto")
     everywhere = file.texts("faults")
     log = _log_of(file.table("log"))
     proxies = tuple(_proxy_of(table, everywhere) for table in file.tables("proxy"))
@@ -125,7 +128,7 @@ def parse_file(text: str) -> Config:
     names = [proxy.name for proxy in proxies]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"two proxies are called {twice[0]!r}; give each a name of its own")
-    return Config(proxies=proxies, log=log, grace_s=grace_s, seed=seed)
+    return Config(proxies=proxies, log=log, grace_s=grace_s, seed=seed, control=control)
 
 
 def _log_of(table: _Table) -> LogConfig:

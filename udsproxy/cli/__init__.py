@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError
 
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
 from udsproxy.cli.demo import demo
+from udsproxy.cli.fault import fault
 from udsproxy.cli.request import request
 from udsproxy.cli.run import run
 from udsproxy.cli.serve import serve
@@ -29,6 +30,8 @@ app = App(
 _COMMANDS: tuple[Callable[..., int], ...] = (run, request, serve, demo)
 for _sort_key, _command in enumerate(_COMMANDS):
     app.command(_command, sort_key=_sort_key)
+fault.sort_key = 1
+app.command(fault)
 
 
 def main() -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated
 
 import trio
 from cyclopts import Parameter
+from msgspec.structs import replace
 
 from udsproxy import config, endpoints
 from udsproxy.cli.common import (
@@ -25,6 +27,8 @@ from udsproxy.cli.common import (
     size_option,
 )
 from udsproxy.config import Color, Config, Decode, LogConfig, LogFormat, ProxyConfig
+from udsproxy.control import place, serving
+from udsproxy.endpoints import Listener, UnixPath
 from udsproxy.events import Summary, printable
 from udsproxy.faults.spelling import format_rule, parse_all
 from udsproxy.proxy.server import Server
@@ -49,6 +53,7 @@ def run(
     fault: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     seed: int | None = None,
     check: Annotated[bool, Parameter(negative="")] = False,
+    control: str = "auto",
     grace: str = "5s",
     connect_timeout: str = "5s",
     name: str | None = None,
@@ -92,6 +97,9 @@ def run(
         Of the faults' chance: the same seed and the same traffic give the same faults.
     check
         Print what was understood, and do nothing.
+    control
+        The socket by which udsproxy fault changes faults while it runs: a PATH, auto ($XDG_RUNTIME_DIR/udsproxy or
+        /run/udsproxy), or none.
     grace
         How long open connections may go on after SIGTERM or Ctrl-C (250ms, 5s).
     connect_timeout
@@ -129,7 +137,13 @@ def run(
             )
         except ConfigError as error:
             raise Failure(USAGE, str(error)) from None
-        settings = Config(proxies=(proxy,), log=log_config, grace_s=duration_option("--grace", grace), seed=seed)
+        settings = Config(
+            proxies=(proxy,),
+            log=log_config,
+            grace_s=duration_option("--grace", grace),
+            seed=seed,
+            control=control,
+        )
     if check:
         _print_config(settings)
         return DONE
@@ -162,7 +176,7 @@ def _run(settings: Config, config_file: str | None) -> int:
             _say(f"--seed {seed} gives the same faults again")
     server = Server(settings.proxies, settings.log, grace_s=settings.grace_s, seed=seed)
     try:
-        summary = trio.run(_run_until_signals, server, config_file)
+        summary = trio.run(_run_until_signals, server, config_file, settings.control)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     except OSError as error:
@@ -179,17 +193,45 @@ def _say(line: str) -> None:
     print(f"udsproxy: {line}", file=sys.stderr)
 
 
-async def _run_until_signals(server: Server, config_file: str | None) -> Summary:
+async def _run_until_signals(server: Server, config_file: str | None, control: str) -> Summary:
     # Signals first: from the moment that there is a socket file, none may end us without removing it.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        controlled = _open_control(control)
+        if controlled is not None:
+            stack.callback(controlled.close)
         for listener in server.open():
             if listener.note:
                 _say(printable(listener.note))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_heed, signals, server, config_file)
+            if controlled is not None:
+                nursery.start_soon(_serve_control, server, controlled)
             summary = await server.run()
             nursery.cancel_scope.cancel()
     return summary
+
+
+def _open_control(control: str) -> Listener | None:
+    """Listen for who controls us. Raises `endpoints.ListenError`, `Failure`."""
+    if control == "none":
+        return None
+    if control == "auto":
+        try:
+            return Listener(place.default_endpoint())
+        except (endpoints.ListenError, OSError):
+            return None  # this user has no place for it: nobody asked for one by name
+    endpoint = endpoint_argument(control)
+    if not isinstance(endpoint, UnixPath):
+        raise Failure(USAGE, f"--control {control}: a path is needed")
+    return Listener(replace(endpoint, mode=endpoint.mode or 0o600))
+
+
+async def _serve_control(server: Server, listener: Listener) -> None:
+    try:
+        await serving.serve(server, listener)
+    except Exception as error:  # whatever it is, the traffic goes on
+        _say(f"control ended: {type(error).__name__}: {printable(str(error))}")
 
 
 async def _heed(signals: AsyncIterator[int], server: Server, config_file: str | None) -> None:

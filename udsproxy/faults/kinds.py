@@ -22,7 +22,7 @@ Size = Annotated[int, "bytes"]
 Way = Literal["c2s", "s2c", "both"]
 
 
-class Kind(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
+class Kind(msgspec.Struct, frozen=True, tag=True, tag_field="kind", forbid_unknown_fields=True):
     """What all faults have."""
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ def is_of_request(key: str) -> bool:
     return key in REQUEST_KEYS or _PARAMETER.fullmatch(key) is not None
 
 
-class Which(msgspec.Struct, frozen=True):
+class Which(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which of those that match, counted from 1; strace's selector ``first[..last][+[step]]``."""
 
     first: int
@@ -84,7 +84,7 @@ class GateState(msgspec.Struct, frozen=True):
     workers: int | None = None
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """See the module. Raises `ConfigError` where it could never apply."""
 
     fault: AnyKind

@@ -315,13 +315,17 @@ class Tap:
         self._steps = steps
         return True
 
+    def so_far(self, total_s: float, at: int) -> Summary:
+        """What was seen until now."""
+        dropped = self.total_dropped + sum(sink.total_dropped for sink in self._sinks)
+        return Summary(at=at, proxy=self._name, total_s=total_s, dropped=dropped, **self.summary)
+
     def finish(self, total_s: float, at: int) -> Summary:
         """Say what was seen in all. What still waits is dropped and counted."""
         self.total_dropped += len(self.queue)
         self.queue.clear()
         self._steps = None
-        dropped = self.total_dropped + sum(sink.total_dropped for sink in self._sinks)
-        summary = Summary(at=at, proxy=self._name, total_s=total_s, dropped=dropped, **self.summary)
+        summary = self.so_far(total_s, at)
         self.put(summary)
         while self.work(1000):
             pass

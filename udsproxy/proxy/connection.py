@@ -9,10 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic_ns
 
+import msgspec
 import trio
 
 from udsproxy.endpoints import Socket
-from udsproxy.events import Accepted, Close, Open, ProxyError
+from udsproxy.events import Accepted, Client, Close, Open, ProxyError
 from udsproxy.faults.kinds import AcceptDelay, Stream
 from udsproxy.faults.path import Path
 from udsproxy.faults.rules import Book, Rule
@@ -118,6 +119,18 @@ def _now(call: Callable[[], None]) -> None:
     call()
 
 
+class ConnectionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A connection that is open."""
+
+    proxy: str
+    conn: int
+    client: Client | None = None
+    open_s: float | None = None
+    c2s_bytes: int
+    s2c_bytes: int
+    faults: tuple[str, ...] | None = None
+
+
 class Connections:
     """What is open through one proxy."""
 
@@ -137,12 +150,13 @@ class Connections:
         """Somebody waits until none is open."""
         self.freed: Callable[[], None] | None = None
         """Is called when a connection has ended."""
-        self._count = 0
+        self.count = 0
+        """How many there have been."""
 
     def number(self) -> int:
         """The number of a new connection, also of one that will not come about."""
-        self._count += 1
-        return self._count
+        self.count += 1
+        return self.count
 
     def open(
         self,
@@ -204,8 +218,24 @@ class Connections:
         if streams or for_requests:
             connection.divert(self._relay, Path(self.book, number, now, streams, for_requests, connection.met))
 
+    def states(self, now: int) -> list[ConnectionState]:
+        """What is open."""
+        open_ones = [pair for pair in self._relay.pairs() if isinstance(pair, Connection) and pair.belongs_to(self)]
+        return [
+            ConnectionState(
+                proxy=self.proxy,
+                conn=connection.number,
+                client=self._peers.of(connection.c2s.src, now) if self._unix_clients else None,
+                open_s=(now - connection.opened_at) / 1e9 if connection.opened_at else None,
+                c2s_bytes=connection.c2s.nbytes,
+                s2c_bytes=connection.s2c.nbytes,
+                faults=connection.faults or None,
+            )
+            for connection in sorted(open_ones, key=lambda each: each.number)
+        ]
+
     def change_faults(self, before: tuple[Rule, ...]) -> None:
-        """The rules in the book are others now than these: those that are gone let go of what they hold, and those
+        """The rules in force are others now than these: those that are gone let go of what they hold, and those
         that are new apply to connections that are open too (but not to requests on these: where one begins in what
         passes there is not known)."""
         now = monotonic_ns()

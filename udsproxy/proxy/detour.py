@@ -4,7 +4,8 @@ Rules:
 
 * What is read is fed to the flow's `udsproxy.faults.line.Line`; what comes out of that is sent when it is due.
   While much waits there, nothing is read.
-* The observer sees what the client sees: what it sent when it was read, what it gets when it is sent.
+* The observer sees, and bytes are counted as, what the client sees: what it sent when that was read, what it gets
+  when that is sent.
 * A connection that a fault may reset keeps the client's last byte unread (it is forwarded all the same): close()
   with unread data is what makes the kernel report ECONNRESET.
 """
@@ -92,9 +93,10 @@ class Detour:
             if not data:
                 self._path.end(flow.direction, now)
                 break
-            flow.nbytes += len(data)
-            if flow.direction == "c2s" and flow.pair.watch is not None:
-                flow.pair.watch("c2s", now, data)
+            if flow.direction == "c2s":
+                flow.nbytes += len(data)
+                if flow.pair.watch is not None:
+                    flow.pair.watch("c2s", now, data)
             self._path.feed(flow.direction, now, data)
         else:
             self._relay.read_on(flow)
@@ -117,8 +119,10 @@ class Detour:
             if isinstance(item, bytes):
                 descriptors, self._with_next = self._with_next.descriptors, Descriptors([])
                 self._relay.forward(flow, item, descriptors)
-                if flow.direction == "s2c" and flow.pair.watch is not None:
-                    flow.pair.watch("s2c", now, item)
+                if flow.direction == "s2c":
+                    flow.nbytes += len(item)
+                    if flow.pair.watch is not None:
+                        flow.pair.watch("s2c", now, item)
             elif isinstance(item, Ending):
                 self._end(item)
                 return

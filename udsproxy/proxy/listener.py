@@ -100,6 +100,11 @@ class AcceptLoop:
             self._nursery = None
             self._close_door()
 
+    @property
+    def mirrors(self) -> bool:
+        """Our queue follows the upstream's."""
+        return isinstance(self._door, Mirrored)
+
     async def drain(self) -> None:
         """Take what is still in our queue. Ends when it is empty; where there is no file to remove first, so that
         nobody new can come, that may never be."""

@@ -14,18 +14,20 @@ import resource
 from collections.abc import Sequence
 from time import monotonic_ns
 
+import msgspec
 import trio
 from msgspec.structs import replace
 
 from udsproxy import endpoints
 from udsproxy.config import LogConfig, ProxyConfig
 from udsproxy.endpoints import Listener
-from udsproxy.events import Summary
-from udsproxy.faults.rules import Book, Rule
-from udsproxy.faults.spelling import format_rule
+from udsproxy.events import Summary, printable
+from udsproxy.faults.rules import Book
 from udsproxy.protocols.tap import Tap
+from udsproxy.proxy.connection import ConnectionState
 from udsproxy.proxy.listener import AcceptLoop
 from udsproxy.proxy.relay import Relay
+from udsproxy.proxy.running_faults import RunningFaults
 from udsproxy.sinks import make_sinks
 from udsproxy.sinks.sink import TextSink
 
@@ -34,6 +36,22 @@ _LAST_WORK_NS = 3_000_000_000
 _LAST_UNITS = 100
 _LAST_WRITES_S = 1.0
 """How long the end waits for output that is stalled."""
+
+
+class ProxyState(msgspec.Struct, frozen=True):
+    """A proxy, as it is now."""
+
+    name: str
+    listen: str
+    upstream: str
+    backlog: int
+    """Of our own queue."""
+    mirrors: bool
+    """That limit follows the upstream's queue."""
+    active: int
+    """Connections that are open."""
+    connections: int
+    """That there have been."""
 
 
 class Server:
@@ -56,8 +74,10 @@ class Server:
         self._sinks: list[TextSink] = []
         self._listeners: list[Listener] = []
         self._loops: list[AcceptLoop] = []
-        self._nursery: trio.Nursery | None = None
-        """Ends with the traffic."""
+        self._tap: Tap | None = None
+        self.started = trio.Event()
+        """It has begun to accept; `faults` is there."""
+        self.faults: RunningFaults
         self._stopping = trio.Event()
         self._ending = trio.CancelScope()
         self.failures: list[str] = []
@@ -90,32 +110,40 @@ class Server:
         each: that takes a restart."""
         wanted = {proxy.name: proxy for proxy in proxies}
         lines = [f"a new proxy takes a restart: {name}" for name in wanted.keys() - {p.name for p in self._proxies}]
-        for proxy, loop in zip(self._proxies, self._loops, strict=True):
+        for proxy in self._proxies:
             if (new := wanted.get(proxy.name)) is None:
                 lines.append(f"to end a proxy takes a restart: {proxy.name}")
                 continue
             if replace(new, faults=()) != replace(proxy, faults=()):
                 lines.append(f"other sockets or settings take a restart: {proxy.name}")
-            self._change_faults(loop, new.faults)
+            self.faults.set(proxy.name, new.faults)
         return sorted(lines)
 
-    def _change_faults(self, loop: AcceptLoop, rules: tuple[Rule, ...]) -> None:
-        before = loop.book.rules
-        loop.book.set(rules)
-        loop.apply_faults()
-        loop.connections.change_faults(before)
-        for rule in before:
-            if rule not in loop.book.rules:
-                loop.tell_fault(rule, "taken away")
-        for rule in loop.book.rules:
-            if rule not in before:
-                loop.tell_fault(rule, f"in force: {format_rule(rule)}")
-                if rule.for_s is not None and self._nursery is not None:
-                    self._nursery.start_soon(self._take_away_in, rule.for_s, rule, loop)
+    def states(self) -> list[ProxyState]:
+        """The proxies, as they are now."""
+        return [
+            ProxyState(
+                name=proxy.name,
+                listen=printable(str(proxy.listen)),
+                upstream=printable(str(proxy.upstream)),
+                backlog=loop.listener.backlog,
+                mirrors=loop.mirrors,
+                active=loop.connections.active,
+                connections=loop.connections.count,
+            )
+            for proxy, loop in zip(self._proxies, self._loops, strict=True)
+        ]
 
-    async def _take_away_in(self, seconds: float, rule: Rule, loop: AcceptLoop) -> None:
-        await trio.sleep(seconds)
-        self._change_faults(loop, tuple(each for each in loop.book.rules if each != rule))
+    def open_connections(self) -> list[ConnectionState]:
+        """The connections that are open now."""
+        now = monotonic_ns()
+        return [state for loop in self._loops for state in loop.connections.states(now)]
+
+    def counters(self) -> Summary:
+        """What has been seen so far."""
+        assert self._tap is not None
+        now = monotonic_ns()
+        return self._tap.so_far((now - self._began) / 1e9, now)
 
     async def run(self) -> Summary:
         """Serve until `stop`, then close everything."""
@@ -126,6 +154,7 @@ class Server:
             verbosity=2 if self._log.format == "socat" else self._log.verbosity,
             secrets=self._log.secrets,
         )
+        self._tap = tap
         relay = Relay(tap)
         tap.wake = relay.wake
         try:
@@ -146,21 +175,20 @@ class Server:
         pairs = zip(self._proxies, self._listeners, strict=True)
         loops = [AcceptLoop(proxy, listener, relay, tap, Book(proxy.name, self._seed)) for proxy, listener in pairs]
         self._loops = loops
-        try:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(relay.run)
-                await self._accept_until_stopped(loops)
-                self._nursery.cancel_scope.cancel()
-        finally:
-            self._nursery = None
+        async with trio.open_nursery() as nursery:
+            self.faults = RunningFaults(list(zip(self._proxies, loops, strict=True)), nursery)
+            nursery.start_soon(relay.run)
+            await self._accept_until_stopped(loops)
+            nursery.cancel_scope.cancel()
 
     async def _accept_until_stopped(self, loops: list[AcceptLoop]) -> None:
         """Returns when nobody is connected any more, or the grace time is over."""
-        for proxy, loop in zip(self._proxies, loops, strict=True):
-            self._change_faults(loop, proxy.faults)
+        for proxy in self._proxies:
+            self.faults.set(proxy.name, proxy.faults)
         async with trio.open_nursery() as accepting:
             for loop in loops:
                 accepting.start_soon(loop.run)
+            self.started.set()
             await self._stopping.wait()
             for listener in self._listeners:
                 listener.remove_file()

@@ -1,0 +1,148 @@
+"""``udsproxy fault``: the faults of a running proxy."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import App, Parameter
+
+from udsproxy.cli.common import DONE, FAILED, Failure
+from udsproxy.control.client import Client, ControlError
+from udsproxy.events import printable
+
+fault = App(
+    name="fault",
+    help="The faults of a running proxy. (It is found by itself; where several run, --control names its socket.)",
+    help_format="plaintext",
+)
+
+Control = Annotated[str | None, Parameter(name="--control")]
+Proxy = Annotated[str | None, Parameter(name="--proxy")]
+
+
+@fault.command(name="list")
+def list_faults(
+    *, control: Control = None, proxy: Proxy = None, json: Annotated[bool, Parameter(negative="")] = False
+) -> int:
+    """Show the faults.
+
+    Parameters
+    ----------
+    control
+        The control socket of the process.
+    proxy
+        Only this proxy's.
+    json
+        As JSON, for programs.
+    """
+    found = _ask(control, "GET", "faults", proxy=proxy)
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+    elif not found:
+        print("no faults")
+    else:
+        _print(found)
+    return DONE
+
+
+@fault.command
+def add(rule: str, /, *rules: str, control: Control = None, proxy: Proxy = None) -> int:
+    """Add faults, written as for run --fault: 'latency=250ms if script=/slow.php p=0.1'.
+
+    They act on open connections too; those for requests (fcgi-..., if script=...) on the connections that begin.
+
+    Parameters
+    ----------
+    rule
+        A fault.
+    control
+        The control socket of the process.
+    proxy
+        For this proxy; without it for all.
+    """
+    _print(_ask(control, "POST", "faults", body={"fault": [rule, *rules], "proxy": proxy}))
+    return DONE
+
+
+@fault.command
+def remove(name: str, /, *names: str, control: Control = None, proxy: Proxy = None) -> int:
+    """Take faults away, by the names that list shows. What they hold goes on, in order.
+
+    Parameters
+    ----------
+    name
+        A fault's name.
+    control
+        The control socket of the process.
+    proxy
+        Only this proxy's.
+    """
+    for each in (name, *names):
+        _ask(control, "DELETE", "faults", each, proxy=proxy)
+    return DONE
+
+
+@fault.command
+def clear(*, control: Control = None, proxy: Proxy = None) -> int:
+    """Take all faults away.
+
+    Parameters
+    ----------
+    control
+        The control socket of the process.
+    proxy
+        Only this proxy's.
+    """
+    _ask(control, "DELETE", "faults", proxy=proxy)
+    return DONE
+
+
+@fault.command
+def enable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> int:
+    """Put a fault in force again.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    control
+        The control socket of the process.
+    proxy
+        Only this proxy's.
+    """
+    _ask(control, "PATCH", "faults", name, body={"enabled": True}, proxy=proxy)
+    return DONE
+
+
+@fault.command
+def disable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> int:
+    """Keep a fault, but out of force.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    control
+        The control socket of the process.
+    proxy
+        Only this proxy's.
+    """
+    _ask(control, "PATCH", "faults", name, body={"enabled": False}, proxy=proxy)
+    return DONE
+
+
+def _ask(control: str | None, method: str, *path: str, body: object = None, proxy: str | None = None) -> Any:
+    try:
+        return Client(control).ask(method, *path, body=body, proxy=proxy)
+    except ControlError as error:
+        raise Failure(FAILED, str(error)) from None
+
+
+def _print(states: list[dict[str, Any]]) -> None:
+    """Aligned: name, proxy, rule."""
+    names, proxies = ([printable(state[key]) for state in states] for key in ("name", "proxy"))
+    for state, name, proxy in zip(states, names, proxies, strict=True):
+        off = "" if state["enabled"] else "  (off)"
+        print(f"{name:<{max(map(len, names))}}  {proxy:<{max(map(len, proxies))}}  {printable(state['text'])}{off}")

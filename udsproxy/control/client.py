@@ -1,0 +1,74 @@
+"""Asks a process that runs."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from udsproxy import endpoints
+from udsproxy.control import place
+from udsproxy.endpoints import UnixPath
+from udsproxy.events import printable
+
+TIMEOUT_S = 10.0
+_MOST_ANSWER = 64 * 1024 * 1024
+
+
+class ControlError(Exception):
+    """It was not done; one line says why."""
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: UnixPath) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = endpoints.unix_socket()
+        self.sock.settimeout(TIMEOUT_S)
+        if failed := endpoints.connect(self.sock, self._path):
+            raise OSError(failed, os.strerror(failed))
+
+
+class Client:
+    """Of the process that is controlled by this socket; without one, of the one that runs."""
+
+    def __init__(self, path: str | None = None) -> None:
+        """Raises `ControlError`: none runs, or several."""
+        if path is not None:
+            self._path = UnixPath(path)
+            return
+        found = place.running()
+        if not found:
+            raise ControlError(f"no udsproxy that runs was found in {place.looked_in()}; --control PATH names one")
+        if len(found) > 1:
+            raise ControlError(f"several run; choose one with --control: {', '.join(map(str, found))}")
+        self._path = found[0]
+
+    def ask(self, method: str, *path: str, body: object = None, proxy: str | None = None) -> Any:
+        """The answer, decoded. ``path``: its parts. Raises `ControlError`."""
+        target = "/" + "/".join(quote(part, safe="") for part in path)
+        if proxy is not None:
+            target += f"?proxy={quote(proxy, safe='')}"
+        connection = _Connection(self._path)
+        try:
+            sent = None if body is None else msgspec.json.encode(body)
+            connection.request(method, target, sent, {"Connection": "close"})
+            response = connection.getresponse()
+            answer = msgspec.json.decode(response.read(_MOST_ANSWER))
+        except OSError as error:
+            raise ControlError(f"{self._path}: {error.strerror or error}") from None
+        except (http.client.HTTPException, msgspec.DecodeError):
+            raise ControlError(f"{self._path}: what answers there is no udsproxy") from None
+        finally:
+            connection.close()
+        if response.status >= 400:
+            line = answer.get("error") if isinstance(answer, dict) else None
+            raise ControlError(printable(str(line or f"status {response.status}")))
+        return answer

@@ -1,0 +1,134 @@
+"""The faults of a running process: adding, removing, switching, and what there is.
+
+Rules: a change is a plain call, and whole: what cannot be meant changes nothing. What changes is told (`Fault`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import trio
+from msgspec.structs import replace
+
+from udsproxy.config import ProxyConfig
+from udsproxy.faults.rules import Book, Rule
+from udsproxy.faults.spelling import format_rule, named_apart
+from udsproxy.proxy.listener import AcceptLoop
+from udsproxy.units import ConfigError, hint
+
+
+class NoSuch(LookupError):
+    """There is no proxy, or no fault, of that name. One line."""
+
+
+class FaultState(msgspec.Struct, frozen=True):
+    """A rule of a proxy, as it is now."""
+
+    proxy: str
+    name: str
+    enabled: bool
+    text: str
+    """As people write it."""
+    rule: Rule
+
+
+class RunningFaults:
+    """See the module."""
+
+    def __init__(self, proxies: Sequence[tuple[ProxyConfig, AcceptLoop]], nursery: trio.Nursery) -> None:
+        """``nursery``: for rules that take themselves away."""
+        self._proxies = {config.name: (config, loop) for config, loop in proxies}
+        self._nursery = nursery
+
+    def states(self) -> list[FaultState]:
+        """All rules, proxy by proxy."""
+        return [
+            FaultState(name, rule.name, rule.name not in loop.book.off, format_rule(rule), rule)
+            for name, (_, loop) in self._proxies.items()
+            for rule in loop.book.rules
+        ]
+
+    def set(self, proxy: str, rules: tuple[Rule, ...], off: frozenset[str] = frozenset()) -> None:
+        """These rules, and no others; not in force are those whose names are in ``off``. Raises `ConfigError`."""
+        config, loop = self._proxies[proxy]
+        replace(config, faults=rules)  # may they be meant here?
+        book = loop.book
+        before, forced = book.rules, book.in_force
+        book.set(rules, off)
+        loop.apply_faults()
+        loop.connections.change_faults(forced)
+        for rule in forced:
+            if rule not in book.in_force:
+                loop.tell_fault(rule, "switched off" if rule in book.rules else "taken away")
+        for rule in book.in_force:
+            if rule not in forced:
+                seed = f"; seed {book.seed}" if rule.has_chance else ""
+                loop.tell_fault(rule, f"in force: {format_rule(rule)}{seed}")
+        for rule in book.rules:
+            if rule.for_s is not None and rule not in before:
+                self._nursery.start_soon(self._take_away_in, rule.for_s, rule, proxy)
+
+    def add(self, rules: list[Rule], proxy: str | None = None) -> list[FaultState]:
+        """These too, for the proxies that they are for. Returns what they are now, with names of their own. Raises
+        `ConfigError`, `NoSuch`."""
+        meant = self._meant(proxy)
+        if missed := [rule for rule in rules if not any(rule.is_for(name) for name in meant)]:
+            raise ConfigError(f"fault {format_rule(missed[0])!r}: no proxy of that name{hint('', meant)}")
+        wanted = {}
+        for name in meant:
+            book = self._proxies[name][1].book
+            new = [rule for rule in rules if rule.is_for(name)]
+            wanted[name] = (*book.rules, *named_apart([*book.rules, *new])[len(book.rules) :])
+            replace(self._proxies[name][0], faults=wanted[name])
+        before = {(state.proxy, state.name) for state in self.states()}
+        for name, all_rules in wanted.items():
+            self.set(name, all_rules, self._proxies[name][1].book.off)
+        return [state for state in self.states() if (state.proxy, state.name) not in before]
+
+    def remove(self, fault: str, proxy: str | None = None) -> int:
+        """Take the rules of that name away. Returns how many there were. Raises `NoSuch`."""
+        count = 0
+        for name, book in self._having(fault, proxy):
+            self.set(name, tuple(rule for rule in book.rules if rule.name != fault), book.off)
+            count += 1
+        return count
+
+    def clear(self, proxy: str | None = None) -> int:
+        """Take all away. Returns how many there were. Raises `NoSuch`."""
+        count = 0
+        for name in self._meant(proxy):
+            count += len(self._proxies[name][1].book.rules)
+            self.set(name, ())
+        return count
+
+    def enable(self, fault: str, proxy: str | None = None, *, on: bool) -> int:
+        """Put the rules of that name in force, or keep them but out of force. Returns how many there are. Raises
+        `NoSuch`."""
+        count = 0
+        for name, book in self._having(fault, proxy):
+            self.set(name, book.rules, book.off - {fault} if on else book.off | {fault})
+            count += 1
+        return count
+
+    def _meant(self, proxy: str | None) -> list[str]:
+        if proxy is None:
+            return list(self._proxies)
+        if proxy not in self._proxies:
+            raise NoSuch(f"no proxy is called {proxy!r}{hint(proxy, self._proxies)}")
+        return [proxy]
+
+    def _having(self, fault: str, proxy: str | None) -> list[tuple[str, Book]]:
+        books = [(name, self._proxies[name][1].book) for name in self._meant(proxy)]
+        having = [(name, book) for name, book in books if fault in {rule.name for rule in book.rules}]
+        if not having:
+            raise NoSuch(
+                f"no fault is called {fault!r}{hint(fault, sorted({state.name for state in self.states()}))}"
+            )
+        return having
+
+    async def _take_away_in(self, seconds: float, rule: Rule, proxy: str) -> None:
+        await trio.sleep(seconds)
+        book = self._proxies[proxy][1].book
+        if any(each is rule for each in book.rules):
+            self.set(proxy, tuple(each for each in book.rules if each is not rule), book.off)
