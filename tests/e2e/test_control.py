@@ -35,7 +35,7 @@ def fault(*words: str, code: int = 0) -> str:
 
 
 def control_socket(runtime: str, proxy: Proxy) -> str:
-    return os.path.join(runtime, "udsproxy", f"{proxy.pid}.sock")
+    return os.path.join(runtime, "udsproxy", f"{proxy.pid}.control")
 
 
 def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
@@ -97,7 +97,7 @@ def test_finding_it(stage: Stage, start_proxy: StartProxy, runtime: str) -> None
         assert fault("list") == "no faults\n"
         assert len(os.listdir(directory)) == 2
         fourth = start_proxy(stage.path("fourth"), stage.path("up"))
-        assert sorted(os.listdir(directory)) == sorted(f"{each.pid}.sock" for each in (one, fourth))
+        assert sorted(os.listdir(directory)) == sorted(f"{each.pid}.control" for each in (one, fourth))
         assert one.stop() == fourth.stop() == 0
         assert os.listdir(directory) == []
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+import pytest
+
 from udsproxy.events import Close, Data, DecodeError, Direction, Dropped, Event, Open, ProxyError, Request
 from udsproxy.protocols import fastcgi as wire
-from udsproxy.protocols.tap import QUEUE_ITEMS, Tap
+from udsproxy.protocols.tap import QUEUE_ITEMS, Mark, Tap
 
 QUESTION = wire.encode_request({b"REQUEST_METHOD": b"GET", b"SCRIPT_NAME": b"/a", b"HTTP_COOKIE": b"sesame"})
 REPLY = wire.encode_stream(wire.STDOUT, 1, b"Status: 200\r\n\r\nhi") + wire.encode_end(1)
@@ -209,6 +211,9 @@ class BrokenDecoder:
     def lost(self, direction: Direction, at: int) -> list[Event]:
         return []
 
+    def mark(self, request: int | None, rule: str) -> None:
+        raise ZeroDivisionError("oops")
+
     def close(self, at: int, why: str) -> list[Event]:
         return []
 
@@ -251,8 +256,29 @@ def test_a_decoders_bug_at_the_end_costs_no_more() -> None:
     seen._decoder = BrokenAtTheEnd()
     seen.close(closed(), "client left")
     run(tap)
+    seen._decoder = BrokenAtTheEnd()
+    seen.mark(9, Mark(None, "latency"))
+    run(tap)
     told = [event for event in sink.events if not isinstance(event, Dropped)]
-    assert [type(event) for event in told] == [ProxyError, ProxyError, Close]
+    assert [type(event) for event in told] == [ProxyError, ProxyError, Close, ProxyError]
+
+
+@pytest.mark.parametrize("decode", ["auto", "fastcgi"])
+def test_faults_are_named(decode: str) -> None:
+    """Those of the connection at each of its exchanges, those of a request at that one."""
+    sink = Kept()
+    tap = make(sink, decode=decode)
+    seen = tap.observe("p", 1)
+    seen.mark(1, Mark(None, "slow"))
+    for request in (1, 2):
+        seen.data("c2s", 1, wire.encode_request({b"SCRIPT_NAME": b"/a"}, request_id=request))
+        if request == 2:
+            seen.mark(2, Mark(2, "late"))
+            seen.mark(2, Mark(7, "of nothing that is open"))
+        seen.data("s2c", 3, wire.encode_end(request))
+    seen.close(closed(), "client left")
+    run(tap)
+    assert [event.faults for event in sink.events if isinstance(event, Request)] == [("slow",), ("slow", "late")]
 
 
 def test_waking() -> None:

@@ -46,7 +46,10 @@ class Client:
             return
         found = place.running()
         if not found:
-            raise ControlError(f"no udsproxy that runs was found in {place.looked_in()}; --control PATH names one")
+            where = place.looked_in()
+            raise ControlError(
+                f"no udsproxy that runs was found in {where}; --control PATH (of run, too) is another"
+            )
         if len(found) > 1:
             raise ControlError(f"several run; choose one with --control: {', '.join(map(str, found))}")
         self._path = found[0]

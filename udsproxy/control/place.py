@@ -1,4 +1,4 @@
-"""Where a process that runs can be controlled: ``$XDG_RUNTIME_DIR/udsproxy/PID.sock``, or in ``/run/udsproxy``."""
+"""Where a process that runs is controlled: PID.control in ``$XDG_RUNTIME_DIR/udsproxy`` or ``/run/udsproxy``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def default_endpoint() -> UnixPath:
     OSError where there is no such place for this user."""
     directory = _directories()[0]
     directory.mkdir(mode=0o700, exist_ok=True)
-    for path in directory.glob("*.sock"):
+    for path in directory.glob("*.control"):
         if _answer(path) == errno.ECONNREFUSED:
             with contextlib.suppress(OSError):
                 path.unlink()
-    return UnixPath(str(directory / f"{os.getpid()}.sock"), mode=0o600)
+    return UnixPath(str(directory / f"{os.getpid()}.control"), mode=0o600)
 
 
 def running() -> list[UnixPath]:
@@ -40,7 +40,7 @@ def running() -> list[UnixPath]:
     found = []
     for directory in _directories():
         with contextlib.suppress(OSError):
-            found += [UnixPath(str(path)) for path in sorted(directory.glob("*.sock")) if _answer(path) == 0]
+            found += [UnixPath(str(path)) for path in sorted(directory.glob("*.control")) if _answer(path) == 0]
     return found
 
 

@@ -173,9 +173,12 @@ class Observation:
         except Exception as error:
             return (self.give_up(at, error),)
 
-    def decode_mark(self, mark: Mark) -> Sequence[Event]:
-        if self._decoder is not None:
-            self._decoder.mark(mark.request, mark.rule)
+    def decode_mark(self, at: int, mark: Mark) -> Sequence[Event]:
+        try:
+            if self._decoder is not None:
+                self._decoder.mark(mark.request, mark.rule)
+        except Exception as error:
+            return (self.give_up(at, error),)
         return ()
 
     def decode_close(self, event: Close, why: str) -> Sequence[Event]:
@@ -347,7 +350,7 @@ class Tap:
             elif isinstance(item, tuple):
                 parts = (watched.decode_close(*item),)
             elif isinstance(item, Mark):
-                parts = (watched.decode_mark(item),)
+                parts = (watched.decode_mark(at, item),)
             else:
                 parts = (watched.decode_gap(direction, at),)
             for events in parts:

@@ -23,7 +23,7 @@ from udsproxy.protocols.tap import Mark, Observation, Tap
 from udsproxy.proxy.detour import Detour
 from udsproxy.proxy.relay import Pair, Relay
 
-_WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped", "fault": "fault"}
+_WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped", "fault": "ended by a fault"}
 
 
 class Connection(Pair):
@@ -99,7 +99,8 @@ class Connection(Pair):
             requests=0,
         )
         # If neither left before the other had said its last, an answer that is not whole was the upstream's doing.
-        why = f"reset by {self.by}" if self.errno == "ECONNRESET" else _WHY[self.left or "upstream"]
+        by = "a fault" if self.by == "fault" else self.by
+        why = f"reset by {by}" if self.errno == "ECONNRESET" else _WHY[self.left or "upstream"]
         observation.close(event, why)
 
     def descriptors_lost(self, why: str) -> None:
