@@ -23,7 +23,12 @@ from udsproxy.protocols.tap import Mark, Observation, Tap
 from udsproxy.proxy.detour import Detour
 from udsproxy.proxy.relay import Pair, Relay
 
-_WHY = {"client": "client left", "upstream": "upstream closed", "proxy": "proxy stopped", "fault": "ended by a fault"}
+_WHY = {
+    "client": "client left",
+    "upstream": "upstream closed",
+    "proxy": "proxy stopped",
+    "fault": "ended by a fault",
+}
 
 
 class Connection(Pair):

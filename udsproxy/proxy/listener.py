@@ -13,10 +13,9 @@ Rules:
 from __future__ import annotations
 
 import errno
-import math
 import random
-import select
 import socket
+from functools import partial
 from time import monotonic_ns
 
 import trio
@@ -31,6 +30,7 @@ from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
 from udsproxy.proxy.doors import STARVED, AcceptFirst, ConnectFirst, Door, Full, Gone, Pool, Unseen, Upstream
 from udsproxy.proxy.mirror import Mirrored, backlog_of
+from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
 
 RETRY_FULL_S = 0.002
@@ -41,10 +41,6 @@ RETRY_GONE_S = 0.05
 """How soon it is tried whether the upstream is back."""
 RETRY_TAKEN_S = 1.0
 """How soon it is tried whether we can listen again."""
-_MOST_WAITING = 1000
-"""So many of who waits are taken before the queue is plugged, at most."""
-EAGAIN_TURN_S = 0.1
-"""How long plugged and unplugged take together, about, where EAGAIN is for a share of the time."""
 
 
 class AcceptLoop:
@@ -55,7 +51,7 @@ class AcceptLoop:
         self.book = book
         self._gate = GateState()
         """What of it is in force."""
-        self._plugging: trio.CancelScope | None = None
+        self._plugging: Plugging | None = None
         self.connections = Connections(config.name, relay, tap, book, unix_clients=listener.is_unix)
         self.connections.rest = self._park
         self.listener = listener
@@ -110,7 +106,7 @@ class AcceptLoop:
         nobody new can come, that may never be."""
         self._draining = True
         self._stop_plugging()
-        while self._connecting or (not self.listener.withdrawn and self._somebody_waits()):
+        while self._connecting or (not self.listener.withdrawn and somebody_waits(self.listener)):
             await trio.sleep(RETRY_FULL_S)
 
     # --- calls from the relay ---
@@ -175,8 +171,10 @@ class AcceptLoop:
         if isinstance(door, Mirrored):
             self._nursery.start_soon(self._count_servers, door)
         if self._gate.eagain is not None and not self._draining:
-            self._plugging = trio.CancelScope()
-            self._nursery.start_soon(self._plug_for, self._gate.eagain, self._plugging)
+            starved = partial(self._tell_starved, op="socket")
+            self._plugging = Plugging(self.listener, self._take_waiting, self._heed_plug, starved)
+            chance = random.Random(f"{self.book.seed}/eagain")  # noqa: S311 - reproducible is what it must be
+            self._nursery.start_soon(self._plugging.run, self._gate.eagain, chance)
         if not self._may_accept:
             self._relay.pause(self.listener.sock)
         elif door.edge:
@@ -220,47 +218,24 @@ class AcceptLoop:
         if self._gone is None and not (self._draining and self.listener.withdrawn):
             self._reopen()
 
-    async def _plug_for(self, share: float, scope: trio.CancelScope) -> None:
-        """Plug our queue for this share of the time, in turns of random lengths."""
-        turns = random.Random(f"{self.book.seed}/eagain")  # noqa: S311 - reproducible is what it must be
-        with scope:
-            while True:
-                turn_s = EAGAIN_TURN_S * turns.uniform(0.5, 1.5)
-                await trio.sleep(turn_s * (1 - share))
-                self._plug()
-                # Where that failed, a plug for ever is tried again too.
-                await trio.sleep(turn_s * share if share < 1 or not self.listener.plugged else math.inf)
-                self._unplug()
+    def _take_waiting(self) -> bool:
+        """Let somebody in, if that may be."""
+        if not self._may_accept:
+            return False
+        self._ready()
+        return self._door is not None
 
-    def _plug(self) -> None:
-        """Take who waits, and then let nobody in."""
-        for _ in range(_MOST_WAITING):
-            if not self._may_accept or not self._somebody_waits():
-                break
-            self._ready()
-        if self._door is not None:
-            try:
-                self.listener.plug()
-            except OSError as error:
-                self._tell_starved(error, "socket")
-                return
-            self._relay.pause(self.listener.sock)
-
-    def _somebody_waits(self) -> bool:
-        poll = select.poll()
-        poll.register(self.listener.sock, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def _unplug(self) -> None:
-        if self.listener.plugged:
-            self.listener.unplug()
+    def _heed_plug(self) -> None:
+        """The plug is in, or out."""
+        if not self.listener.plugged:
             self._resume()
+        elif self._door is not None:
+            self._relay.pause(self.listener.sock)
 
     def _stop_plugging(self) -> None:
         if self._plugging is not None:
-            self._plugging.cancel()
-            self._plugging = None
-            self._unplug()
+            plugging, self._plugging = self._plugging, None
+            plugging.stop()
 
     # --- doors ---
 
