@@ -24,6 +24,9 @@ Decode = Literal["auto", "fastcgi", "raw", "none"]
 LogFormat = Literal["console", "json", "socat", "none"]
 Color = Literal["auto", "always", "never"]
 
+MAX_FAULTS = 200
+"""For one proxy."""
+
 DEFAULT_SECRETS = frozenset({"HTTP_COOKIE", "HTTP_AUTHORIZATION", "PHP_AUTH_PW"})
 """Parameters whose values are masked in every output."""
 
@@ -50,6 +53,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
         to = self.upstream
         if isinstance(to, UnixPath) and (to.mode, to.owner, to.group) != (None, None, None):
             raise ConfigError(f"upstream {to}: mode, owner and group are for LISTEN")
+        if len(self.faults) > MAX_FAULTS:
+            raise ConfigError(f"{len(self.faults)} faults: {MAX_FAULTS} for a proxy are the most")
         if isinstance(self.listen, Tcp) or isinstance(self.upstream, Tcp):
             for rule in self.faults:
                 if isinstance(rule.fault, Backlog | Workers | Eagain):

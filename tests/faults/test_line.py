@@ -61,19 +61,21 @@ def bytes_of(out: list[tuple[int, Item]]) -> bytes:
 @given(found=faults, fed=chunks)
 def test_order_and_no_loss(found: list[kinds.AnyStream], fed: list[tuple[int, bytes]]) -> None:
     """What comes out is what went in, in order, from its start on; all of it where no fault takes any. Times never
-    go back, nothing comes before it was fed, and an ending is the last."""
+    go back, nothing comes before it was fed, and no bytes come behind an ending."""
     sent = b"".join(data for _, data in fed)
     out = pass_through(path_of(rules_of(found)), fed, end_at=6 * S)
     got = bytes_of(out)
+    endings = [item for _, item in out if isinstance(item, Ending)]
     if any(isinstance(fault, kinds.Corrupt) for fault in found):
         assert len(got) <= len(sent)
     else:
         assert sent.startswith(got)
     if all(isinstance(fault, LOSSLESS) for fault in found):
-        assert (len(got), out[-1][1]) == (len(sent), Ending.EOF)
+        assert (len(got), endings) == (len(sent), [Ending.EOF])
     times = [at for at, _ in out]
     assert times == sorted(times)
-    assert all(not isinstance(item, Ending) for _, item in out[:-1])
+    assert endings == [item for _, item in out[len(out) - len(endings) :]]
+    assert len(endings) < 2 or endings[1:] in ([Ending.CLOSE], [Ending.RESET])
     fed_by = passed = 0
     for at, item in out:
         if isinstance(item, bytes):
@@ -101,6 +103,7 @@ def test_a_fault_that_is_taken_away(
     rules = rules_of(found)
     path = path_of(rules)
     line, out = path.lines["s2c"], bytearray()
+    assert not line.waits
     coins = data.draw(st.lists(st.booleans(), min_size=len(fed), max_size=len(fed)))
     names: list[str] = data.draw(st.permutations([rule.name for rule in rules]))
     now = 0
@@ -120,6 +123,7 @@ def test_a_fault_that_is_taken_away(
     assert items.pop() is Ending.EOF
     assert bytes(out) + b"".join(item for item in items if isinstance(item, bytes)) == b"".join(d for _, d in fed)
     assert line.held == 0
+    assert not line.waits
 
 
 def _cuts(fault: kinds.AnyStream) -> bool:
@@ -216,9 +220,13 @@ def test_ends() -> None:
 
 
 def test_a_chain_adds_up() -> None:
-    """Each acts on what the one before it lets out."""
+    """Each acts on what the one before it lets out; but what a fault ends, it ends at its time."""
     out = run("latency=1s,slicer=1B,delay=1s,limit=2B", [(0, b"abc")])
     assert out == [(1, b"a"), (2, b"b"), (2, Ending.CLOSE)]
+    for chain in ("close=2s,latency=9s", "latency=9s,close=2s", "close=2s,stall", "stall,close=2s"):
+        assert run(chain, [(0, b"abc")]) == [(2, Ending.CLOSE)]
+    assert run("half-close=2s,latency=9s", [(0, b"abc")]) == [(9, b"abc"), (9, Ending.HALF_CLOSE)]
+    assert run("close=2s,limit=1B", [(0, b"abc")]) == [(0, b"a"), (0, Ending.CLOSE)]
 
 
 def test_a_slow_link_holds_little() -> None:
@@ -226,6 +234,7 @@ def test_a_slow_link_holds_little() -> None:
     path = path_of(parse_all(["bandwidth=1B/s"]))
     path.feed("s2c", 0, bytes(250_000))
     line = path.lines["s2c"]
-    assert 249_000 < line.held <= 250_000
+    assert line.take(0) is None
     assert line.due() == S
+    assert 249_000 < line.held < 251_000
     assert line.held < line.most

@@ -249,3 +249,96 @@ def test_faults_of_both_kinds() -> None:
     _, items = through(path, request(), b"")
     assert items == []
     assert b"503" in joined(taken(path, "s2c", 1_000_000_000))
+
+
+def test_an_answer_of_ours_does_not_cut_the_servers() -> None:
+    """Where a record of the server's is passing, it waits for its end."""
+    path = path_of("fcgi-status=503 if script=/b.php")
+    path.feed("c2s", 0, request(request_id=1))
+    page = answer(request_id=1)
+    path.feed("s2c", 0, page[:15])
+    path.feed("c2s", 0, request(b"/b.php", request_id=2))
+    path.feed("s2c", 0, page[15:])
+    kinds = [(record.request_id, record.kind) for record in records(joined(taken(path, "s2c")))]
+    assert sorted(kinds) == [(1, 3), (1, 6), (2, 3), (2, 6), (2, 6)]
+    assert [kind for number, kind in kinds if number == 1] == [wire.STDOUT, wire.END_REQUEST]
+
+
+def test_the_end_of_a_request_before() -> None:
+    """A request is begun with the id of one that has not ended yet: the server's END_REQUEST is that one's."""
+    told: Told = []
+    path = path_of("latency=1s if script=/b.php", told=told)
+    first, second = request(), request(b"/b.php")
+    path.feed("c2s", 0, first + second[:20])
+    path.feed("s2c", 0, answer())
+    path.feed("c2s", 0, second[20:])
+    assert joined(taken(path, "c2s")) == first + second
+    assert joined(taken(path, "s2c")) == answer()
+    assert told == [("latency", 1)]
+    path.feed("s2c", 0, answer())
+    assert taken(path, "s2c") == []
+    assert joined(taken(path, "s2c", 1_000_000_000)) == answer()
+
+
+def test_an_end_that_nobody_asked_for() -> None:
+    """A server's END_REQUEST for what is not decided changes nothing."""
+    path = path_of("latency=1s if script=/b.php")
+    asked = request()
+    path.feed("c2s", 0, asked[:20])
+    path.feed("s2c", 0, wire.encode_end(1))
+    path.feed("c2s", 0, asked[20:])
+    assert joined(taken(path, "c2s")) == asked
+
+
+def test_other_roles_and_aborts_are_answered() -> None:
+    """An authorizer has no STDIN, a filter has DATA behind it; none of it reaches the server. An abort ends one."""
+    params = wire.encode_stream(wire.PARAMS, 1, wire.encode_pairs({b"A": b"b"}))
+    stdin, data = wire.encode_stream(wire.STDIN, 1, b"body"), wire.encode_stream(wire.DATA, 1, b"data")
+    for asked in (
+        wire.encode_begin(1, role=2) + params,
+        wire.encode_begin(1, role=wire.FILTER) + params + stdin + data,
+        wire.encode_begin(1) + params + wire.encode_record(wire.ABORT_REQUEST, 1),
+    ):
+        path = path_of("fcgi-status=503")
+        got, items = through(path, asked, b"")
+        assert got == b""
+        assert items.pop() is Ending.CLOSE
+        assert b"503" in joined(items)
+
+
+def test_held_bytes_are_bounded_whoevers_they_are() -> None:
+    """Records of others behind a request that is never complete: not more than so many wait."""
+    path = path_of("latency=1s if script=/b.php")
+    path.feed("c2s", 0, wire.encode_begin(1))
+    record = wire.encode_record(wire.STDIN, 2, bytes(60_000))
+    for _ in range(30):
+        path.feed("c2s", 0, record)
+    assert len(joined(taken(path, "c2s"))) > MOST_HELD
+
+
+def test_faults_of_fastcgi_one_after_the_other() -> None:
+    """What one puts before the answer, the next sees as records."""
+    _, items = through(path_of("fcgi-stderr=x,fcgi-truncate=3B"), request(), answer())
+    assert items.pop() is Ending.CLOSE
+    assert [(record.kind, record.content) for record in records(joined(items))] == [
+        (wire.STDERR, b"x"),
+        (wire.STDOUT, b""),
+    ]
+    _, items = through(path_of("fcgi-status=503,fcgi-truncate"), request(), b"")
+    assert items.pop() is Ending.CLOSE
+    assert [record.kind for record in records(joined(items))] == [wire.STDOUT, wire.STDOUT]
+
+
+def test_many_requests_leave_nothing() -> None:
+    """On a connection that is kept, whoever answers them."""
+    path = path_of("fcgi-status=503 if script=/b.php", "latency=1ms if method=GET")
+    for number in range(300):
+        asked = request(b"/b.php" if number % 2 else b"/a.php", request_id=1 + number % 7)
+        path.feed("c2s", 0, asked)
+        if number % 2 == 0:
+            path.feed("s2c", 0, answer(request_id=1 + number % 7))
+        taken(path, "c2s")
+        taken(path, "s2c", number * 1_000_000_000)
+    assert path._requests is not None
+    assert len(path._requests._asking) + len(path._requests._asked) <= 7
+    assert max(len(slot._exchanges) for line in path.lines.values() for slot in line._slots) <= 1

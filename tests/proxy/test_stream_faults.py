@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 
@@ -112,6 +113,43 @@ async def test_a_reset_in_the_middle(site: Site, fault: str, autojump_clock: tri
     assert [(event["by"], event["errno"]) for event in site.events("close")] == [("fault", "ECONNRESET")]
 
 
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("fault", ["limit=1GiB,then=reset", "reset if uri=/never", "reset=1h"])
+async def test_an_ordinary_end_of_what_may_be_reset(
+    site: Site, fault: str, first: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is an end and no reset, once both sides are closed."""
+    with site.serve() as listener:
+        async with running(faulty(site, fault)):
+            with site.connect() as client, await accepted(listener) as server:
+                await client.send(b"ask")
+                assert await server.recv(10) == b"ask"
+                if first == "client":
+                    client.shutdown(socket.SHUT_WR)
+                    assert await server.recv(10) == b""
+                await server.send(b"answer")
+                server.close()
+                await trio.sleep(0.1)
+                assert await read_all(client) == b"answer"
+    assert [event.get("errno") for event in site.events("close")] == [None]
+
+
+async def test_descriptors_with_a_single_byte(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """Where the byte that they came with would be the one that is kept; and what comes after it passes."""
+    with site.serve() as listener, socket.socket() as sent:
+        async with running(faulty(site, "limit=1GiB,then=reset")):
+            with site.connect() as client, await accepted(listener) as server:
+                await client.send(b"abc")
+                assert await server.recv(10) == b"abc"
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sent.fileno()]))
+                await client.sendmsg([b"X"], [rights])
+                data, ancillary, _, _ = await server.recvmsg(100, 1000)
+                assert (data, len(ancillary)) == (b"X", 1)
+                os.close(array.array("i", ancillary[0][2])[0])
+                await client.send(b"more")
+                assert await server.recv(10) == b"more"
+
+
 async def test_that_may_be_reset_but_is_not(site: Site, autojump_clock: trio.testing.MockClock) -> None:
     """A connection that a fault could reset passes every byte, descriptors, and ends as it would."""
     with site.serve() as listener:
@@ -192,11 +230,105 @@ async def test_slow_close(site: Site, autojump_clock: trio.testing.MockClock) ->
                 assert await client.recv(100) == b""
 
 
+async def test_a_server_that_leaves_a_stalled_connection(
+    site: Site, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Its client waits on: that is what was asked for."""
+    with site.serve() as listener:
+        async with running(faulty(site, "stall")):
+            with site.connect() as client, await accepted(listener) as server:
+                await client.send(b"ask")
+                assert await server.recv(10) == b"ask"
+                for _ in range(5):
+                    await server.send(bytes(6000))
+                    await trio.sleep(0.1)
+                server.close()
+                assert await is_silent(client, 30)
+
+
+@pytest.mark.parametrize("fault", ["close=1s", "reset=1s"])
+@pytest.mark.parametrize("who", ["client", "server"])
+async def test_an_ending_waits_for_nobody(
+    site: Site, fault: str, who: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Neither for a client nor for a server that does not read, nor for one who has said all."""
+    with site.serve() as listener:
+        async with running(faulty(site, fault)):
+            with site.connect() as client, await accepted(listener) as server:
+                await client.send(b"ask")
+                if who == "client":
+                    client.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    await fill(server if who == "client" else client)
+                await trio.sleep(20)
+    assert [event["by"] for event in site.events("close")] == ["fault"]
+
+
+async def test_an_answer_that_does_not_fit_at_once(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """To a request that was there before its connection was accepted, longer than the socket takes: all of it
+    comes."""
+    with site.serve():
+        server = faulty(site, "fcgi-status=503,fcgi-header-too-big=1MiB")
+        server.open()
+        with site.connect() as client:
+            await client.send(wire.encode_request({b"A": b"b"}))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.run)
+                assert len(await read_all(client)) > 1024 * 1024
+                server.stop()
+
+
+async def test_answers_that_nobody_reads(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """A client that asks and does not read is not read from: what we would answer takes no memory."""
+    with site.serve():
+        async with running(faulty(site, "fcgi-status=503,fcgi-header-too-big=1MiB")):
+            with site.connect() as client:
+                ask = wire.encode_request({}, flags=wire.KEEP_CONN)
+                sent = await fill(client, ask * 50)
+                assert sent < 3 * 1024 * 1024
+                await trio.sleep(1)
+                assert await read_exactly(client, 1024 * 1024)
+
+
+@pytest.mark.parametrize("fault", ["slicer=1B", "corrupt=1", "bandwidth=1B/s", "slicer=1B,slicer=1B,slicer=1B"])
+async def test_other_connections_have_their_turn(
+    site: Site, fault: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    """While a fault is busy with one connection, others are served: an answer takes few of the relay's turns."""
+    with site.serve() as listener:
+        async with running(faulty(site, f"{fault} if conn=1")):
+            busy, server = site.connect(), await accepted(listener)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_all, server, bytes(1_000_000))
+                got = 0
+                with site.connect() as client, await accepted(listener) as other:
+                    for _ in range(50):
+                        await client.send(b"x")
+                        assert await other.recv(1) == b"x"
+                        got += len(await busy.recv(1 << 20)) if fault == "slicer=1B" else 0
+                assert got < 1_000_000
+                nursery.cancel_scope.cancel()
+            busy.close()
+            server.close()
+
+
+async def test_what_ends_leaves_no_alarm(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """Connections that end before their fault are not kept for it."""
+    with site.serve() as listener:
+        server_ = faulty(site, "close=1h")
+        async with running(server_):
+            for _ in range(3000):
+                site.connect().close()
+                (await accepted(listener)).close()
+            await trio.sleep(1)
+            assert len(server_._loops[0]._relay._calls_due) < 2500
+
+
 async def test_who_gives_up_leaves_nothing(site: Site, autojump_clock: trio.testing.MockClock) -> None:
     """A client that leaves a stalled connection frees it, whichever way was stalled."""
-    for way in ("c2s", "s2c"):
+    for fault in ("stall@c2s", "stall@s2c", "latency=1s@c2s,stall@c2s"):
         with site.serve() as listener:
-            async with running(faulty(site, f"stall@{way}")):
+            async with running(faulty(site, fault)):
                 client, server = site.connect(), await accepted(listener)
                 await client.send(b"ask")
                 await server.send(b"answer")

@@ -206,7 +206,7 @@ async def _run_until_signals(server: Server, config_file: str | None, control: s
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_heed, signals, server, config_file)
             if controlled is not None:
-                nursery.start_soon(_serve_control, server, controlled)
+                nursery.start_soon(serving.serve, server, controlled)
             summary = await server.run()
             nursery.cancel_scope.cancel()
     return summary
@@ -227,16 +227,10 @@ def _open_control(control: str) -> Listener | None:
     return Listener(replace(endpoint, mode=endpoint.mode or 0o600))
 
 
-async def _serve_control(server: Server, listener: Listener) -> None:
-    try:
-        await serving.serve(server, listener)
-    except Exception as error:  # whatever it is, the traffic goes on
-        _say(f"control ended: {type(error).__name__}: {printable(str(error))}")
-
-
 async def _heed(signals: AsyncIterator[int], server: Server, config_file: str | None) -> None:
     async for number in signals:
         if number == signal.SIGHUP and config_file is not None:
+            await server.started.wait()
             _reload(server, config_file)
         else:
             server.stop()
@@ -245,9 +239,9 @@ async def _heed(signals: AsyncIterator[int], server: Server, config_file: str | 
 def _reload(server: Server, config_file: str) -> None:
     """Read the file again. A bad one changes nothing, and says why; what takes a restart is said too."""
     try:
-        settings = _read_config(config_file)
-    except Failure as failure:
-        _say(f"nothing is changed: {failure}")
+        lines = server.change(_read_config(config_file).proxies)
+    except (Failure, ConfigError) as error:
+        _say(f"nothing is changed: {error}")
         return
-    for line in server.change(settings.proxies):
+    for line in lines:
         _say(line)

@@ -5,6 +5,6 @@
 - ``serving``: answering, beside the traffic
 - ``client``: asking
 
-Rules: the socket's mode is 600, in a directory of mode 700; bad requests are answered in one line and change
-nothing; nothing that goes wrong here touches the traffic.
+Rules: the socket's mode is 600, and that of a directory made for it 700; bad requests are answered in one line and
+change nothing; nothing that goes wrong here touches the traffic.
 """

@@ -36,7 +36,7 @@ from udsproxy.proxy.running_faults import NoSuch
 from udsproxy.proxy.server import Server
 from udsproxy.units import ConfigError
 
-MOST_BODY = 64 * 1024
+MOST_BODY = 16 * 1024
 
 _T = TypeVar("_T")
 
@@ -73,11 +73,11 @@ def make_app(server: Server) -> Starlette:
 
     async def faults(request: Request) -> object:
         wanted = request.query_params.get("proxy")
-        return [state for state in server.faults.states() if wanted in (None, state.proxy)]
+        return server.faults.states(wanted)
 
     async def add(request: Request) -> object:
         asked = await _body(request, _Add)
-        if (asked.fault is None) == (asked.rule is None):
+        if (not asked.fault) == (asked.rule is None):
             raise _Error(400, 'write {"fault": "latency=250ms"}, or {"rule": {...}}')
         texts = [asked.fault] if isinstance(asked.fault, str) else asked.fault or []
         rules = [asked.rule] if asked.rule is not None else [rule for text in texts for rule in parse_rules(text)]
@@ -115,7 +115,7 @@ def _answering(ask: Callable[[Request], Awaitable[object]]) -> Callable[[Request
             return _json(error.status, {"error": str(error)})
         except NoSuch as error:
             return _json(404, {"error": str(error)})
-        except (ConfigError, msgspec.DecodeError) as error:
+        except (ConfigError, msgspec.DecodeError, UnicodeDecodeError) as error:
             return _json(400, {"error": printable(str(error))})
 
     return answer

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 
+import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as serve_app
 
@@ -12,15 +14,24 @@ from udsproxy.control.api import make_app
 from udsproxy.endpoints import Listener
 from udsproxy.proxy.server import Server
 
+_AGAIN_S = 0.1
+"""How soon it begins anew, where it failed."""
+
 
 async def serve(server: Server, listener: Listener) -> None:
     """Serve `udsproxy.control.api` on this socket."""
     await server.started.wait()
     logging.getLogger("trio.serve_listeners").disabled = True  # it would write tracebacks (EMFILE)
-    config = Config()
-    config.bind = [f"fd://{os.dup(listener.sock.fileno())}"]
-    config.errorlog = None
-    config.accesslog = None
-    config.read_timeout = 30
-    config.graceful_timeout = 0
-    await serve_app(make_app(server), config, mode="asgi")  # type: ignore[arg-type]  # Starlette is ASGI
+    app = make_app(server)
+    while True:
+        config = Config()
+        config.bind = [f"fd://{os.dup(listener.sock.fileno())}"]
+        config.errorlog = None
+        config.accesslog = None
+        config.read_timeout = 30
+        config.graceful_timeout = 0
+        # A client that leaves in the middle of its request makes hypercorn end, in some versions: whoever else was
+        # asking asks again.
+        with contextlib.suppress(Exception):
+            await serve_app(app, config, mode="asgi")  # type: ignore[arg-type]  # Starlette is ASGI
+        await trio.sleep(_AGAIN_S)

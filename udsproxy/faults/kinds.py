@@ -59,7 +59,7 @@ class Workers(Gate, frozen=True, tag="workers"):
     count: int
 
     def __post_init__(self) -> None:
-        if self.count < 1:
+        if not 1 <= self.count <= MAX_BACKLOG:
             raise ConfigError(f"workers {self.count}: 1 or more are needed; hold is for none")
 
 

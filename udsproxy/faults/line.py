@@ -3,18 +3,20 @@ says so.
 
 Rules:
 
-* Nothing overtakes: a stage may say any time, what came in first goes out first.
+* Nothing overtakes: a stage may say any time, what came in first goes out first. (But what a fault ends, it ends at
+  its time, whatever waits.)
 * Nothing is lost but what a stage does not let through; a stage that is taken away lets go of all that waits in it,
   at once and in order.
-* Time is an argument. Who moves the bytes asks when to come back (`Line.due`), and stops reading while more than
-  `Line.most` bytes wait.
+* Things are done as late as they can be, one at a time: what is taken next is all that is worked out.
+* Time is an argument. Who moves the bytes asks when to come back (`Line.due`), and stops reading while `Line.held`
+  is `Line.most` or more.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from udsproxy.faults.rules import Rule
 from udsproxy.faults.stages import FOREVER, Ending, Stage
@@ -23,6 +25,10 @@ MOST_DELAYED = 4 * 1024 * 1024
 """So many bytes wait in a direction at most where they are to be late, and not few at a time."""
 MOST = 256 * 1024
 """And so many elsewhere."""
+CARGO_BYTES = 256 * 1024
+"""What is no bytes counts as so many: there are few places for descriptors."""
+_BATCH_BYTES = 256
+"""What keeping something costs besides its bytes, about."""
 
 
 class Cargo(Protocol):
@@ -36,7 +42,7 @@ class Cargo(Protocol):
 class Exchange:
     """A request and its answer, as far as faults ask."""
 
-    __slots__ = ("answered", "done", "number", "rules")
+    __slots__ = ("answered", "done", "number", "rules", "stages")
 
     def __init__(self, number: int) -> None:
         """``number``: which of its connection, from 1 on."""
@@ -46,133 +52,173 @@ class Exchange:
         self.answered = False
         """By us: the server is not to see it."""
         self.done = False
+        self.stages: dict[Slot, Stage] = {}
 
 
 Item = bytes | Ending | Cargo
-_Passing = tuple[int, Item, Exchange | None, bool]
-"""When, what, whose, and whether a record begins with it."""
+
+
+class Passing(NamedTuple):
+    """Something on its way."""
+
+    at: int
+    item: Item
+    exchange: Exchange | None
+    starts: bool
+    """A record begins with it."""
 
 
 class _Batch:
     """What a stage makes of something that came; it says it one by one."""
 
-    __slots__ = ("exchange", "left", "says", "starts")
+    __slots__ = ("came", "left", "says", "starts", "starts_all")
 
-    def __init__(
-        self, says: Iterator[tuple[int, Item]], nbytes: int, exchange: Exchange | None, starts: bool
-    ) -> None:
+    def __init__(self, came: Passing, says: Iterator[tuple[int, Item]], nbytes: int, *, starts_all: bool) -> None:
+        self.came = came
         self.says = says
         self.left = nbytes
         """So many of the bytes that came are still to be said."""
-        self.exchange = exchange
-        self.starts = starts
+        self.starts = came.starts
+        self.starts_all = starts_all
 
 
 class Slot:
     """A rule's place in a line: its stage (one for each exchange, where it is for these), and what waits there."""
 
-    def __init__(self, rule: Rule, make: Callable[[int], Stage]) -> None:
-        """``make``: a stage for the exchange of this number; 0: for the connection."""
+    def __init__(self, rule: Rule | None = None, make: Callable[[int], Stage] | None = None) -> None:
+        """``make``: a stage for the exchange of this number; 0: for the connection. Without a rule everything
+        passes as it comes."""
         self.rule = rule
         self.held = 0
-        """Bytes that wait here, about."""
+        """What waits here, in bytes."""
         self._make = make
-        self._stages: dict[Exchange | None, Stage] = {}
+        self._stage: Stage | None = None
+        self._exchanges: list[Exchange] = []
+        """Those that have a stage here, and have not ended."""
         self._batches: deque[_Batch] = deque()
-        self._head: _Passing | None = None
+        self._head: Passing | None = None
         """What comes out next."""
         self._last_at = 0
         self._closed = False
+        self._removed_at: int | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing waits here."""
+        return self._peek() is None
 
     def begin(self, at: int, exchange: Exchange | None = None) -> None:
         """The connection, or an exchange that the rule applies to, begins."""
-        for old in [each for each in self._stages if each is not None and each.done]:
-            del self._stages[old]
-        stage = self._stages[exchange] = self._make(exchange.number if exchange else 0)
+        assert self._make is not None
+        stage = self._make(exchange.number if exchange else 0)
+        if exchange is None:
+            self._stage = stage
+        else:
+            exchange.stages[self] = stage
+            self._exchanges = [*(each for each in self._exchanges if not each.done), exchange]
         stage.begin(at)
 
-    def feed(self, passing: _Passing) -> None:
-        at, item, exchange, starts = passing
+    def feed(self, came: Passing) -> None:
+        """Something comes."""
         if self._closed:
-            discard(item)
+            discard(came.item)
             return
-        stage = self._stages.get(exchange if self.rule.is_for_requests else None)
+        stage = self._stage
+        if came.exchange is not None and self._removed_at is None:
+            stage = came.exchange.stages.get(self, stage)
+        item, starts_all = came.item, False
         says: Iterator[tuple[int, Item]]
-        nbytes = 0
-        if isinstance(item, bytes):
-            nbytes = len(item)
-            says = iter(((at, item),)) if stage is None else stage.feed(at, item, starts)
-        elif item is Ending.EOF and stage is not None:
-            says = stage.end(at)
+        nbytes = 0 if isinstance(item, Ending) else len(item) if isinstance(item, bytes) else CARGO_BYTES
+        if stage is not None and isinstance(item, bytes):
+            says, starts_all = stage.feed(came.at, item, came.starts), stage.makes_records
+        elif stage is not None and item is Ending.EOF:
+            says = stage.end(came.at)
         else:
-            says = iter(((at, item),))
-        self.held += nbytes
-        self._batches.append(_Batch(says, nbytes, exchange, starts))
+            says = iter(((came.at, item),))
+        self.held += nbytes + _BATCH_BYTES
+        self._batches.append(_Batch(came, says, nbytes, starts_all=starts_all))
 
     def due(self) -> int | None:
-        """When something comes out next, if anything waits."""
-        head = self._peek()
-        cut = self._cut()
-        if cut is not None and (head is None or cut[0] <= head[0]):
-            return cut[0]
-        return None if head is None else head[0]
+        """When something comes out next, in order."""
+        head, half_close = self._peek(), self._cut(in_order=True)
+        if half_close is not None and (head is None or half_close[0] <= head.at):
+            return half_close[0]
+        return None if head is None else head.at
 
-    def pop(self, now: int) -> _Passing | None:
-        """What is due."""
-        head, cut = self._peek(), self._cut()
-        if cut is not None and cut[0] <= now and (head is None or cut[0] <= head[0]):
-            self.close()
-            return cut[0], cut[1], None, False
-        if head is None or head[0] > now:
+    def pop(self, until: int) -> Passing | None:
+        """What is due by then."""
+        at = self.due()
+        if at is None or at > until:
             return None
+        head, half_close = self._head, self._cut(in_order=True)
+        if half_close is not None and (head is None or half_close[0] <= head.at):
+            self.close()
+            self.forget()
+            return Passing(*half_close, None, False)
+        assert head is not None
         self._head = None
-        if isinstance(head[1], Ending):
+        batch = self._batches[0]
+        taken = batch.left if not isinstance(head.item, bytes) else min(len(head.item), batch.left)
+        batch.left -= taken
+        self.held -= taken
+        if isinstance(head.item, Ending):
             self.close()
         return head
 
-    def let_go(self, now: int) -> Iterator[_Passing]:
-        """All that waits, now."""
-        while (head := self._peek()) is not None:
-            self._head = None
-            yield min(head[0], now), *head[1:]
+    def remove(self, at: int) -> None:
+        """Let go: all that waits is due, and whatever comes passes as it comes."""
+        self._removed_at = at
+        self.forget()
+        if (head := self._head) is not None:
+            self._head = head._replace(at=min(head.at, at))
 
     def close(self) -> None:
-        """Nothing more comes out."""
+        """What waits will not arrive, nor what comes. (What is to end the connection still does.)"""
         self._closed = True
-        if self._head is not None:
-            discard(self._head[1])
         for batch in self._batches:
-            for _, item in batch.says if not batch.left else ():
-                discard(item)
+            if batch.left:
+                discard(batch.came.item)
         self._batches.clear()
-        self._stages.clear()
         self._head = None
         self.held = 0
 
-    def _cut(self) -> tuple[int, Ending] | None:
-        cuts = [
-            (stage.cut_at, stage.cut)
-            for exchange, stage in self._stages.items()
-            if stage.cut_at is not None and not (exchange and exchange.done)
-        ]
-        return min(cuts, key=lambda cut: cut[0]) if cuts else None
+    def end_at(self) -> tuple[int, Ending] | None:
+        """When a fault here ends the connection, and how."""
+        return self._cut(in_order=False)
 
-    def _peek(self) -> _Passing | None:
+    def _cut(self, *, in_order: bool) -> tuple[int, Ending] | None:
+        found = None
+        stages = [] if self._stage is None else [self._stage]
+        stages += [each.stages[self] for each in self._exchanges if not each.done]
+        for stage in stages:
+            if (
+                stage.cut_at is not None
+                and (stage.cut is Ending.HALF_CLOSE) is in_order
+                and (found is None or stage.cut_at < found[0])
+            ):
+                found = stage.cut_at, stage.cut
+        return found
+
+    def forget(self) -> None:
+        """What its stages would do they do no more."""
+        self._stage = None
+        self._exchanges = []
+
+    def _peek(self) -> Passing | None:
         while self._head is None and self._batches:
             batch = self._batches[0]
             said = next(batch.says, None)
             if said is None:
-                self.held -= batch.left
+                self.held -= batch.left + _BATCH_BYTES
                 self._batches.popleft()
                 continue
             at, item = said
-            if isinstance(item, bytes):
-                taken = min(len(item), batch.left)
-                batch.left -= taken
-                self.held -= taken
-            self._last_at = max(at, self._last_at)
-            self._head = self._last_at, item, batch.exchange, batch.starts
-            batch.starts = False
+            if self._removed_at is not None:
+                at = min(at, max(batch.came.at, self._removed_at))
+            else:
+                at = self._last_at = max(at, self._last_at)
+            self._head = Passing(at, item, batch.came.exchange, batch.starts)
+            batch.starts = batch.starts and batch.starts_all
         return self._head
 
 
@@ -180,28 +226,50 @@ class Line:
     """See the module."""
 
     def __init__(self) -> None:
-        self.slots: list[Slot] = []
+        self._slots = [Slot()]
+        """The first takes what comes, where nothing else does yet."""
         self.over = False
         """The sender's end has come."""
+        self.most = MOST
+        """While so much waits, nothing shall be fed."""
         self._latest: Exchange | None = None
         """Whose the end will be."""
-        self._out: deque[Item] = deque()
-        self._out_bytes = 0
         self._closed = False
 
     @property
     def held(self) -> int:
-        """Bytes that wait, about."""
-        return self._out_bytes + sum(slot.held for slot in self.slots)
+        """What waits, in bytes, with something for what keeping it costs."""
+        return sum(slot.held for slot in self._slots)
 
     @property
-    def most(self) -> int:
-        """While more wait, nothing shall be fed."""
-        return MOST_DELAYED if any(slot.rule.fault.kind == "latency" for slot in self.slots) else MOST
+    def waits(self) -> bool:
+        """Does anything wait?"""
+        return not all(slot.empty for slot in self._slots)
+
+    @property
+    def rules(self) -> list[Rule]:
+        """Those that have a place here."""
+        return [slot.rule for slot in self._slots if slot.rule is not None]
+
+    def add(self, slot: Slot) -> None:
+        """A place for a rule, behind the others."""
+        self._slots.append(slot)
+        self._count_most()
+
+    def remove(self, at: int, names: frozenset[str]) -> None:
+        """Take the places of these rules away; what waits there goes on, and then the place is gone."""
+        for slot in self._slots:
+            if slot.rule is not None and slot.rule.name in names:
+                slot.remove(at)
+                slot.rule = None
+        self._count_most()
 
     def feed(self, at: int, item: Item, exchange: Exchange | None = None, *, starts: bool = False) -> None:
         """Something comes."""
-        self._pass((at, item, exchange, starts), 0)
+        if self._closed:
+            discard(item)
+        else:
+            self._slots[0].feed(Passing(at, item, exchange, starts))
 
     def end(self, at: int) -> None:
         """The sender's end comes."""
@@ -211,67 +279,80 @@ class Line:
     def meet(self, at: int, exchange: Exchange) -> None:
         """An exchange begins; its rules are known."""
         self._latest = exchange
-        for slot in self.slots:
-            if slot.rule.name in exchange.rules:
+        for slot in self._slots:
+            if slot.rule is not None and slot.rule.name in exchange.rules:
                 slot.begin(at, exchange)
 
     def take(self, now: int) -> Item | None:
         """What is to go on next; None: nothing, for now. An `Ending` is the last."""
-        if not self._out:
-            self._advance(now)
-        if not self._out:
+        ends_at = self._end_at()
+        ends = ends_at is not None and ends_at[0] <= now
+        passing = None
+        if not self._closed:
+            passing = self._pull(len(self._slots) - 1, ends_at[0] - 1 if ends and ends_at else now)
+        if passing is not None:
+            if isinstance(passing.item, Ending):
+                self._closed = True
+                if passing.item in (Ending.CLOSE, Ending.RESET):
+                    self._end_nothing()
+            return passing.item
+        if len(self._slots) > 1 and any(slot.rule is None and slot.empty for slot in self._slots[1:]):
+            self._slots[1:] = [slot for slot in self._slots[1:] if slot.rule is not None or not slot.empty]
+        return self.ending(now)
+
+    def ending(self, now: int) -> Ending | None:
+        """How a fault ends the connection now, whatever waits; None: it does not."""
+        ends_at = self._end_at()
+        if ends_at is None or ends_at[0] > now:
             return None
-        item = self._out.popleft()
-        if isinstance(item, bytes):
-            self._out_bytes -= len(item)
-        return item
+        self.close()
+        self._end_nothing()
+        return ends_at[1]
 
     def due(self) -> int | None:
         """When there is something to take; None: when something has come."""
-        if self._out:
-            return 0
-        times = [at for slot in self.slots if (at := slot.due()) is not None and at < FOREVER]
-        return min(times) if times else None
+        ends_at = self._end_at()
+        earliest = FOREVER if ends_at is None else ends_at[0]
+        if not self._closed:
+            for slot in reversed(self._slots):
+                if (at := slot.due()) is not None:
+                    earliest = min(earliest, at)
+                if not slot.empty:
+                    break  # what is further up waits for this
+        return earliest if earliest < FOREVER else None
 
-    def remove(self, now: int, names: frozenset[str]) -> None:
-        """Take the slots of these rules out; what waits there goes on."""
-        for number in reversed(range(len(self.slots))):
-            slot = self.slots[number]
-            if slot.rule.name in names:
-                # All before it is due first: what is further on must not be overtaken.
-                waiting = list(slot.let_go(now))
-                del self.slots[number]
-                for passing in waiting:
-                    self._pass(passing, number)
+    def ends_at(self) -> int | None:
+        """When a fault ends the connection, whatever waits."""
+        ends_at = self._end_at()
+        return None if ends_at is None or ends_at[0] >= FOREVER else ends_at[0]
 
     def close(self) -> None:
-        """What waits will not arrive."""
+        """What waits will not arrive. (What is to end the connection still does.)"""
         self._closed = True
-        for slot in self.slots:
+        for slot in self._slots:
             slot.close()
-        while self._out:
-            discard(self._out.popleft())
-        self._out_bytes = 0
 
-    def _advance(self, now: int) -> None:
-        for number, slot in enumerate(self.slots):
-            while (passing := slot.pop(now)) is not None:
-                self._pass(passing, number + 1)
+    def _pull(self, number: int, until: int) -> Passing | None:
+        """What comes out of a slot next, if it is due by then."""
+        slot = self._slots[number]
+        while number and slot.empty:
+            before = self._pull(number - 1, until)
+            if before is None:
+                break
+            slot.feed(before)
+        return slot.pop(until)
 
-    def _pass(self, passing: _Passing, number: int) -> None:
-        """On to the slot of this number, or out."""
-        if number < len(self.slots):
-            self.slots[number].feed(passing)
-            return
-        item = passing[1]
-        if self._closed:
-            discard(item)
-            return
-        self._out.append(item)
-        if isinstance(item, bytes):
-            self._out_bytes += len(item)
-        elif isinstance(item, Ending):
-            self._closed = True
+    def _end_nothing(self) -> None:
+        """The connection has been ended: once is enough."""
+        for slot in self._slots:
+            slot.forget()
+
+    def _end_at(self) -> tuple[int, Ending] | None:
+        found = [ends_at for slot in self._slots if (ends_at := slot.end_at()) is not None]
+        return min(found, key=lambda each: each[0]) if found else None
+
+    def _count_most(self) -> None:
+        self.most = MOST_DELAYED if any(rule.fault.kind == "latency" for rule in self.rules) else MOST
 
 
 def discard(item: Item) -> None:

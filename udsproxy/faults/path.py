@@ -37,6 +37,8 @@ class Path:
         self._tell = tell
         self.lines: dict[Direction, Line] = {"c2s": Line(), "s2c": Line()}
         self._for_requests = for_requests
+        self.may_reset = False
+        """It may end with a reset."""
         self._requests: Requests | None = None
         if for_requests:
             wanted = parameters_of(for_requests)
@@ -58,21 +60,7 @@ class Path:
         for line in self.lines.values():
             line.remove(at, names)
         self._for_requests = tuple(rule for rule in self._for_requests if rule.name not in names)
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Of the rules that are in it."""
-        return frozenset(slot.rule.name for line in self.lines.values() for slot in line.slots)
-
-    @property
-    def may_reset(self) -> bool:
-        """May it end with a reset?"""
-        return any(
-            isinstance(fault := slot.rule.fault, Reset)
-            or (isinstance(fault, Limit | Stall) and fault.then == "reset")
-            for line in self.lines.values()
-            for slot in line.slots
-        )
+        self.may_reset = any(_may_reset(rule) for line in self.lines.values() for rule in line.rules)
 
     def feed(self, direction: Direction, at: int, data: bytes) -> None:
         """Bytes come."""
@@ -108,8 +96,9 @@ class Path:
         for direction, line in self.lines.items():
             if direction in ways:
                 slot = Slot(rule, partial(self._make_stage, rule, direction))
-                line.slots.append(slot)
+                line.add(slot)
                 slots.append(slot)
+        self.may_reset = self.may_reset or _may_reset(rule)
         return slots
 
     def _make_stage(self, rule: Rule, direction: Direction, exchange: int) -> Stage:
@@ -128,3 +117,8 @@ class Path:
         for rule in rules:
             self._tell(rule, request_id)
         return rules
+
+
+def _may_reset(rule: Rule) -> bool:
+    fault = rule.fault
+    return isinstance(fault, Reset) or (isinstance(fault, Limit | Stall) and fault.then == "reset")

@@ -31,8 +31,9 @@ from udsproxy.faults.kinds import (
     Slicer,
     Workers,
 )
-from udsproxy.units import ConfigError
+from udsproxy.units import MAX_SECONDS, ConfigError
 
+MAX_NAME = 200
 CLIENT_KEYS = ("uid", "gid", "pid", "comm")
 """What a condition may ask of the process that connected (SO_PEERCRED)."""
 REQUEST_KEYS = ("method", "uri", "script")
@@ -102,8 +103,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ConfigError(f"p={self.probability:g}: more than 0, and at most 1 is needed")
         if printable(self.name) != self.name or not self.name:
             raise ConfigError(f"name={printable(self.name)}: only what can be printed can be a name")
-        if self.for_s is not None and self.for_s <= 0:
-            raise ConfigError(f"for={self.for_s:g}s: more than 0 is needed")
+        if len(self.name) > MAX_NAME:
+            raise ConfigError(f"name={self.name[:20]}...: {MAX_NAME} characters are the most")
+        if self.for_s is not None and not 1e-6 <= self.for_s <= MAX_SECONDS:
+            raise ConfigError(f"for={self.for_s:g}s: 1us to {MAX_SECONDS:g}s can be meant")
         for key in self.when:
             if key not in ("proxy", "conn", *CLIENT_KEYS) and not is_of_request(key):
                 raise ConfigError(f"unknown condition {printable(key)!r}")
@@ -248,8 +251,7 @@ class Book:
     def chance(self, rule: Rule, *what: object) -> random.Random:
         """The random numbers of a rule for a connection, or whatever else ``what`` numbers: the same, whatever else
         happens."""
-        number = "/".join(map(str, what))
-        return random.Random(f"{self.seed}/{rule.name}/{number}")  # noqa: S311 - reproducible is what it must be
+        return random.Random(repr((self.seed, self.proxy, rule.name, *what)))  # noqa: S311 - reproducible on purpose
 
     def chooses(self, rule: Rule, *what: object) -> bool:
         """Does the rule apply to this, which matches? To be asked once for each: it is counted."""

@@ -114,14 +114,16 @@ def parse_all(texts: Iterable[str]) -> tuple[Rule, ...]:
 def named_apart(rules: list[Rule]) -> list[Rule]:
     """The rules, each with a name of its own: where one comes again, it is numbered."""
     seen: set[str] = set()
+    numbers: dict[str, int] = {}
     apart = []
     for rule in rules:
-        name, number = rule.name, 1
+        name, number = rule.name, numbers.get(rule.name, 1)
         while name in seen:
             number += 1
             name = f"{rule.name}-{number}"
+        numbers[rule.name] = number
         seen.add(name)
-        apart.append(msgspec.structs.replace(rule, name=name))
+        apart.append(rule if name == rule.name else msgspec.structs.replace(rule, name=name))
     return apart
 
 

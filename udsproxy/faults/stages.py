@@ -52,6 +52,8 @@ class Stage:
     """When everything ends, whatever else passes then: what is due before still passes."""
     cut = Ending.CLOSE
     """How it ends."""
+    makes_records = False
+    """All that it makes of what begins a record does so too (FastCGI)."""
 
     def begin(self, at: int) -> None:
         """What it is for begins."""
@@ -196,6 +198,9 @@ class _Stall(Stage):
 class _Corrupt(Stage):
     """Which bytes are changed does not depend on how they are cut into chunks."""
 
+    _PIECE = 4096
+    """So many are done at a time: it takes a while."""
+
     def __init__(self, fault: kinds.Corrupt, random: Random) -> None:
         self._random = random
         self._scale = 0.0 if fault.share == 1 else 1 / math.log1p(-fault.share)
@@ -206,16 +211,13 @@ class _Corrupt(Stage):
         return int(math.log(1 - self._random.random()) * self._scale)
 
     def feed(self, at: int, data: bytes, starts: bool) -> Iterator[Timed]:
-        if self._left >= len(data):
-            self._left -= len(data)
-            yield at, data
-            return
-        changed, position = bytearray(data), self._left
-        while position < len(changed):
-            changed[position] ^= self._random.randint(1, 255)
-            position += 1 + self._gap()
-        self._left = position - len(changed)
-        yield at, bytes(changed)
+        for start in range(0, len(data), self._PIECE):
+            piece, position = bytearray(data[start : start + self._PIECE]), self._left
+            while position < len(piece):
+                piece[position] ^= 1 + int(self._random.random() * 255)
+                position += 1 + self._gap()
+            self._left = position - len(piece)
+            yield at, bytes(piece)
 
 
 class _SlowClose(Stage):

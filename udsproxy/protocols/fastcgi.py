@@ -47,7 +47,8 @@ TYPE_NAMES = {
 }
 
 RESPONDER = 1
-ROLE_NAMES = {RESPONDER: "RESPONDER", 2: "AUTHORIZER", 3: "FILTER"}
+FILTER = 3
+ROLE_NAMES = {RESPONDER: "RESPONDER", 2: "AUTHORIZER", FILTER: "FILTER"}
 
 KEEP_CONN = 1
 """The flag of BEGIN_REQUEST: the server leaves the connection open after the response (spec 5.1)."""

@@ -188,7 +188,7 @@ class Connections:
         if self.book.for_connections:
             connection.tell = early.append
             self._apply_faults(connection, client)
-        if observation is None and not early:
+        if observation is None and connection.path is None and not early:
             relay.add(connection)
             return connection
         try:

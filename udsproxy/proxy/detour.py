@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import os
@@ -27,13 +28,17 @@ from udsproxy.faults.path import Path
 from udsproxy.faults.stages import Ending
 
 if TYPE_CHECKING:
-    from udsproxy.proxy.relay import Flow, Relay
+    from udsproxy.proxy.relay import Due, Flow, Relay
 
 _READS = range(4)
-_SENDS = 64
-"""Pieces sent before other flows have their turn."""
+_TURN_NS = 500_000
+"""How long what is due is sent before other flows have their turn."""
 _PEEKED = 64 * 1024
-_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_NOW = int(socket.MSG_DONTWAIT)
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_MOST_DESCRIPTORS = 253
+"""In one message (SCM_MAX_FD, include/net/scm.h)."""
+_ROOM = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
 _LINGER_NS = 5_000_000_000
 """How long a client that a fault closes may go on sending before it is closed altogether."""
 
@@ -61,13 +66,14 @@ class Detour:
         self._line = path.lines[flow.direction]
         self._unread = 0
         """So many bytes that were forwarded still stand in the receive queue."""
-        self._full = False
+        self._paused = False
         """Nothing is read, because too much waits."""
-        self._alarm: int | None = None
+        self._alarm: Due | None = None
         """When the relay will call."""
         self._with_next = Descriptors([])
         self._draining = False
         """What is read goes nowhere."""
+        self._resetting = False
 
     def pump(self) -> None:
         """Read what is there, and send what is due."""
@@ -79,8 +85,8 @@ class Detour:
         for _ in _READS:
             if line.over:
                 break
-            if line.held >= line.most:
-                self._full = True
+            if self._crowded:
+                self._paused = True
                 break
             try:
                 data = self._read(now)
@@ -104,56 +110,102 @@ class Detour:
         twin = flow.twin.detour
         if twin is not None and flow.direction == "c2s":
             twin.release(now)
-        if not flow.done:
-            self.release(now)
+        self.release(now)
 
     def release(self, now: int) -> None:
         """Send what is due, as far as it is taken."""
         flow, line = self._flow, self._line
-        for _ in range(_SENDS):
+        if self._is_over():
+            return
+        began = monotonic_ns()
+        while monotonic_ns() - began < _TURN_NS:
             if flow.done or flow.outbox:
-                return
+                # What a fault ends waits for nobody.
+                if (ending := line.ending(now)) is not None:
+                    self._end(ending)
+                    return
+                break
             item = line.take(now)
             if item is None:
                 break
             if isinstance(item, bytes):
-                descriptors, self._with_next = self._with_next.descriptors, Descriptors([])
-                self._relay.forward(flow, item, descriptors)
-                if flow.direction == "s2c":
-                    flow.nbytes += len(item)
-                    if flow.pair.watch is not None:
-                        flow.pair.watch("s2c", now, item)
+                self._forward(now, item)
             elif isinstance(item, Ending):
                 self._end(item)
-                return
+                if self._is_over():
+                    return
             elif isinstance(item, Descriptors):
-                self._with_next.descriptors += item.descriptors
+                self._gather(item)
         else:
             self._relay.read_on(flow)
-        if self._full and line.held < line.most:
-            self._full = False
-            self._relay.read_on(flow)
-        due = line.due()
-        if due is not None and (self._alarm is None or due < self._alarm):
-            self._alarm = due
-            self._relay.call_at(due, lambda: self._due(due))
+            return
+        self._go_on()
+        due = line.ends_at() if flow.done or flow.outbox else line.due()
+        if self._alarm is not None and self._alarm.at != due:
+            self._relay.cancel(self._alarm)
+            self._alarm = None
+        if due is not None and self._alarm is None:
+            self._alarm = self._relay.call_at(due, self._due)
+        if flow.gone and flow.direction == "c2s" and not flow.done and line.due() is None and line.waits:
+            # The client has left, and what it sent will never be due.
+            self._relay.end(flow.pair)
+
+    def _is_over(self) -> bool:
+        return self._flow.pair.ended or self._draining
 
     def clear(self) -> None:
         """Nothing more will pass."""
         self._path.close(self._flow.direction)
         self._with_next.discard()
+        if self._unread and not self._resetting:
+            # Or close() would make a reset of it.
+            with contextlib.suppress(OSError):
+                self._flow.src.recv(self._unread, _NOW)
+            self._unread = 0
+
+    def leave(self) -> None:
+        """The connection has ended."""
+        if self._alarm is not None:
+            self._relay.cancel(self._alarm)
+            self._alarm = None
 
     @property
-    def stuck(self) -> bool:
-        """Something waits that will never be due."""
-        return self._line.held > 0 and self._line.due() is None
+    def _crowded(self) -> bool:
+        """So much waits that nothing is to be read. (Of the client also, while answers of ours wait for it.)"""
+        line = self._line
+        if line.held >= line.most:
+            return True
+        other = self._path.lines["s2c"]
+        return self._flow.direction == "c2s" and other.held >= other.most
+
+    def _go_on(self) -> None:
+        """Less waits now: read on where nothing was read for that."""
+        for detour in (self, self._flow.twin.detour):
+            if detour is not None and detour._paused and not detour._crowded:
+                detour._paused = False
+                self._relay.read_on(detour._flow)
 
     def _due(self, at: int) -> None:
-        if self._alarm == at:
-            self._alarm = None
-            # (Not the clock alone: a test's can be ahead of it.)
-            if not self._flow.done:
-                self.release(max(at, monotonic_ns()))
+        self._alarm = None
+        # (Not the clock alone: a test's can be ahead of it.)
+        self.release(max(at, monotonic_ns()))
+
+    def _forward(self, now: int, data: bytes) -> None:
+        flow = self._flow
+        descriptors, self._with_next = self._with_next.descriptors, Descriptors([])
+        self._relay.forward(flow, data, descriptors)
+        if flow.direction == "s2c":
+            flow.nbytes += len(data)
+            if flow.pair.watch is not None:
+                flow.pair.watch("s2c", now, data)
+
+    def _gather(self, more: Descriptors) -> None:
+        """They go with the next bytes."""
+        if len(self._with_next.descriptors) + len(more.descriptors) > _MOST_DESCRIPTORS:
+            more.discard()
+            self._flow.pair.descriptors_lost("there are more than one message takes")
+        else:
+            self._with_next.descriptors += more.descriptors
 
     # --- reading ---
 
@@ -164,17 +216,19 @@ class Detour:
             data, descriptors = self._relay.receive(flow)
             self._carry(now, descriptors)
             return data
-        peeked = flow.src.recv(_PEEKED, _PEEK)  # (not recvmsg: each look would make descriptors anew)
+        ended = _has_ended(flow.src)  # (before the look: what comes after it is then seen by the next)
+        peeked, with_descriptors = _peek(flow.src)
+        # A byte that descriptors came with is not kept: no look would go past it.
+        keep = 1 if self._path.may_reset and not with_descriptors else 0
         new = peeked[self._unread :]
-        if not new:
-            if peeked and not _has_ended(flow.src):
-                raise BlockingIOError(errno.EAGAIN, "nothing new")
-            return b""
-        keep = 1 if self._path.may_reset else 0
+        if not new and not ended and keep:
+            raise BlockingIOError(errno.EAGAIN, "nothing new")
         if len(peeked) > keep:
             _, descriptors = self._relay.receive(flow, len(peeked) - keep)
             self._carry(now, descriptors)
-        self._unread = keep
+        self._unread = keep if peeked else 0
+        if not new and not ended:
+            raise BlockingIOError(errno.EAGAIN, "nothing new")
         return new
 
     def _carry(self, now: int, descriptors: list[int]) -> None:
@@ -201,6 +255,8 @@ class Detour:
             pair.left = "fault"
             pair.errno = "ECONNRESET"
             client = pair.c2s.src
+            assert pair.c2s.detour is not None
+            pair.c2s.detour._resetting = True
             if client.family != socket.AF_UNIX:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             relay.end(pair)
@@ -222,7 +278,8 @@ class Detour:
         client.detour._draining = True
         client.done = False
         relay.read_on(client)
-        relay.call_at(monotonic_ns() + _LINGER_NS, lambda: relay.end(pair))
+        client.detour.leave()
+        client.detour._alarm = relay.call_at(monotonic_ns() + _LINGER_NS, lambda _: relay.end(pair))
 
     def _drain(self) -> None:
         flow = self._flow
@@ -238,6 +295,17 @@ class Detour:
             pass
         except OSError:
             self._relay.end(flow.pair)
+
+
+def _peek(sock: Socket) -> tuple[bytes, bool]:
+    """What stands in the receive queue, up to what descriptors came with; and whether any did."""
+    data, ancillary, flags, _ = sock.recvmsg(_PEEKED, _ROOM, _PEEK)
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found = array.array("i")
+            found.frombytes(content[: len(content) - len(content) % found.itemsize])
+            Descriptors(list(found)).discard()  # each look makes them anew
+    return data, bool(ancillary) or bool(flags & socket.MSG_CTRUNC)
 
 
 def _has_ended(sock: Socket) -> bool:

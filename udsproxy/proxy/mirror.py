@@ -336,7 +336,7 @@ class Mirrored:
 
     def _look_when(self, at: int) -> None:
         self._look_at = at
-        self._relay.call_at(at, lambda: self._look_again(at))
+        self._relay.call_at(at, self._look_again)
 
     def _look_again(self, at: int) -> None:
         if at == self._look_at:

@@ -48,6 +48,8 @@ _READS = range(4)
 """Reads that a flow may do before the others have their turn."""
 _EVENTS = 32
 """Events taken at once; with `_READS`, bounds what the tap can be handed between two slices of its work."""
+_FEW_CANCELLED = 1000
+"""Calls that will not be made are kept up to here, and as long as others are as many."""
 _TURN_NS = 5_000_000
 """How long the relay goes on before trio's other tasks have their turn."""
 _LINGER_S = 0.001
@@ -96,6 +98,16 @@ class Observer(Protocol):
         ...
 
     def work(self, units: int) -> bool: ...
+
+
+class Due:
+    """A call that is to be made."""
+
+    __slots__ = ("at", "call")
+
+    def __init__(self, at: int, call: Callable[[int], None]) -> None:
+        self.at = at
+        self.call: Callable[[int], None] | None = call
 
 
 class Flow:
@@ -179,8 +191,10 @@ class Relay:
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
         self._waiting = False
-        self._calls_due: list[tuple[int, int, Callable[[], None]]] = []
+        self._calls_due: list[tuple[int, int, Due]] = []
         """A heap: when (ns), a number that keeps the order, what."""
+        self._cancelled = 0
+        """Of these."""
         self._due_number = itertools.count()
         self._owed = 0
         """What traffic took since the tap last worked, where much waits for it (ns)."""
@@ -210,7 +224,7 @@ class Relay:
         try:
             fd = c2s.src.fileno()
             flows[fd] = c2s
-            register(fd, _WATCH)
+            register(fd, _WATCH | _OUT if s2c.armed else _WATCH)
             fd = s2c.src.fileno()
             flows[fd] = s2c
             register(fd, _WATCH | _OUT if c2s.armed else _WATCH)
@@ -230,10 +244,22 @@ class Relay:
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         self._calls[sock.fileno()] = call
 
-    def call_at(self, at: int, call: Callable[[], None]) -> None:
-        """Call ``call`` once, at that time (monotonic ns) or up to some 100 µs later."""
-        heapq.heappush(self._calls_due, (at, next(self._due_number), call))
+    def call_at(self, at: int, call: Callable[[int], None]) -> Due:
+        """Call ``call`` once with ``at``, at that time (monotonic ns) or up to some 100 µs later."""
+        due = Due(at, call)
+        heapq.heappush(self._calls_due, (at, next(self._due_number), due))
         self.wake()
+        return due
+
+    def cancel(self, due: Due) -> None:
+        """Do not call."""
+        if due.call is not None:
+            due.call = None
+            self._cancelled += 1
+            if self._cancelled > _FEW_CANCELLED and self._cancelled > len(self._calls_due) // 2:
+                self._calls_due[:] = [each for each in self._calls_due if each[2].call is not None]
+                heapq.heapify(self._calls_due)
+                self._cancelled = 0
 
     def pause(self, sock: Socket) -> None:
         """Do not call for now. (The descriptor stays in the epoll: putting it back could fail, this cannot.)"""
@@ -329,9 +355,15 @@ class Relay:
         return now
 
     def _run_due(self, now: int) -> None:
-        due = self._calls_due
+        due, calls = self._calls_due, []
         while due and due[0][0] <= now:
-            heapq.heappop(due)[2]()
+            calls.append(heapq.heappop(due)[2])
+        for each in calls:  # (not those that are added meanwhile: all flows get their turn first)
+            call, each.call = each.call, None
+            if call is not None:
+                call(each.at)
+            else:
+                self._cancelled = max(0, self._cancelled - 1)
 
     def _observe(self, now: int, most: int) -> int:
         """Let the tap work, for so long at most. Returns when it has ended (ns)."""
@@ -382,8 +414,6 @@ class Relay:
         if flow.gone and not flow.done:
             # It is gone, but the other side has yet to take its last bytes; what that one sends has no reader.
             _shutdown(flow.dst, _SHUT_RD)
-            if flow.detour is not None and flow.detour.stuck:
-                self._end(pair)
 
     def _pump(self, flow: Flow, mask: int) -> None:
         """Read and forward. ``mask`` is what epoll said of the source, before anything was read."""
@@ -570,7 +600,10 @@ class Relay:
             pair.closed()
             # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
             c2s.pair = s2c.pair = c2s.twin = s2c.twin = None  # type: ignore[assignment]
-            c2s.detour = s2c.detour = None
+            for flow in (c2s, s2c):
+                if flow.detour is not None:
+                    flow.detour.leave()
+                    flow.detour = None
 
 
 def _shutdown(sock: Socket, how: int) -> None:

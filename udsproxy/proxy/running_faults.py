@@ -41,32 +41,39 @@ class RunningFaults:
         self._proxies = {config.name: (config, loop) for config, loop in proxies}
         self._nursery = nursery
 
-    def states(self) -> list[FaultState]:
-        """All rules, proxy by proxy."""
+    def states(self, proxy: str | None = None) -> list[FaultState]:
+        """All rules, proxy by proxy; or of this proxy. Raises `NoSuch`."""
         return [
-            FaultState(name, rule.name, rule.name not in loop.book.off, format_rule(rule), rule)
-            for name, (_, loop) in self._proxies.items()
-            for rule in loop.book.rules
+            FaultState(name, rule.name, rule.name not in book.off, format_rule(rule), rule)
+            for name in self._meant(proxy)
+            for book in [self._proxies[name][1].book]
+            for rule in book.rules
         ]
+
+    def check(self, proxy: str, rules: tuple[Rule, ...]) -> None:
+        """May these be meant there? Raises `ConfigError`."""
+        replace(self._proxies[proxy][0], faults=rules)
 
     def set(self, proxy: str, rules: tuple[Rule, ...], off: frozenset[str] = frozenset()) -> None:
         """These rules, and no others; not in force are those whose names are in ``off``. Raises `ConfigError`."""
-        config, loop = self._proxies[proxy]
-        replace(config, faults=rules)  # may they be meant here?
+        self.check(proxy, rules)
+        loop = self._proxies[proxy][1]
         book = loop.book
-        before, forced = book.rules, book.in_force
-        book.set(rules, off)
+        before, forced = _by_name(book.rules), book.in_force
+        # One that was there stays the same one: its time goes on.
+        book.set(tuple(old if (old := before.get(rule.name)) == rule else rule for rule in rules), off)
         loop.apply_faults()
         loop.connections.change_faults(forced)
+        was, now, there = _by_name(forced), _by_name(book.in_force), _by_name(book.rules)
         for rule in forced:
-            if rule not in book.in_force:
-                loop.tell_fault(rule, "switched off" if rule in book.rules else "taken away")
+            if now.get(rule.name) != rule:
+                loop.tell_fault(rule, "switched off" if there.get(rule.name) == rule else "taken away")
         for rule in book.in_force:
-            if rule not in forced:
+            if was.get(rule.name) != rule:
                 seed = f"; seed {book.seed}" if rule.has_chance else ""
                 loop.tell_fault(rule, f"in force: {format_rule(rule)}{seed}")
         for rule in book.rules:
-            if rule.for_s is not None and rule not in before:
+            if rule.for_s is not None and before.get(rule.name) != rule:
                 self._nursery.start_soon(self._take_away_in, rule.for_s, rule, proxy)
 
     def add(self, rules: list[Rule], proxy: str | None = None) -> list[FaultState]:
@@ -80,7 +87,7 @@ class RunningFaults:
             book = self._proxies[name][1].book
             new = [rule for rule in rules if rule.is_for(name)]
             wanted[name] = (*book.rules, *named_apart([*book.rules, *new])[len(book.rules) :])
-            replace(self._proxies[name][0], faults=wanted[name])
+            self.check(name, wanted[name])
         before = {(state.proxy, state.name) for state in self.states()}
         for name, all_rules in wanted.items():
             self.set(name, all_rules, self._proxies[name][1].book.off)
@@ -132,3 +139,7 @@ class RunningFaults:
         book = self._proxies[proxy][1].book
         if any(each is rule for each in book.rules):
             self.set(proxy, tuple(each for each in book.rules if each is not rule), book.off)
+
+
+def _by_name(rules: tuple[Rule, ...]) -> dict[str, Rule]:
+    return {rule.name: rule for rule in rules}

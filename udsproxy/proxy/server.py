@@ -107,8 +107,10 @@ class Server:
 
     def change(self, proxies: Sequence[ProxyConfig]) -> list[str]:
         """Put the faults of these proxies in force, in place of those that are. Returns what else differs, a line
-        each: that takes a restart."""
+        each: that takes a restart. Raises `ConfigError`: a fault cannot be meant, and nothing is changed."""
         wanted = {proxy.name: proxy for proxy in proxies}
+        for name in wanted.keys() & {proxy.name for proxy in self._proxies}:
+            self.faults.check(name, wanted[name].faults)
         lines = [f"a new proxy takes a restart: {name}" for name in wanted.keys() - {p.name for p in self._proxies}]
         for proxy in self._proxies:
             if (new := wanted.get(proxy.name)) is None:
