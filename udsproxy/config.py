@@ -15,9 +15,9 @@ import msgspec
 from udsproxy import endpoints
 from udsproxy.endpoints import Endpoint, EndpointError, Tcp, UnixPath, same_place
 from udsproxy.events import printable
-from udsproxy.faults.kinds import Backlog, Eagain, Workers
+from udsproxy.faults.kinds import Backlog, Deny, Eagain, Missing, Workers
 from udsproxy.faults.rules import Rule
-from udsproxy.faults.spelling import parse_all
+from udsproxy.faults.spelling import named_apart, parse_rules
 from udsproxy.units import MAX_BACKLOG, ConfigError, hint, parse_duration, parse_size
 
 Decode = Literal["auto", "fastcgi", "raw", "none"]
@@ -55,10 +55,16 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"upstream {to}: mode, owner and group are for LISTEN")
         if len(self.faults) > MAX_FAULTS:
             raise ConfigError(f"{len(self.faults)} faults: {MAX_FAULTS} for a proxy are the most")
-        if isinstance(self.listen, Tcp) or isinstance(self.upstream, Tcp):
-            for rule in self.faults:
-                if isinstance(rule.fault, Backlog | Workers | Eagain):
-                    raise ConfigError(f"fault {rule.fault.kind}: it is for Unix sockets, on both sides")
+        for rule in self.faults:
+            kind = rule.fault.kind
+            if not rule.is_for(self.name):
+                raise ConfigError(f"fault {kind}: it is for proxy={rule.when['proxy']}, and this is {self.name!r}")
+            if isinstance(rule.fault, Missing | Deny) and not isinstance(self.listen, UnixPath):
+                raise ConfigError(f"fault {kind}: it is for a socket with a file; {self.listen} has none")
+            if isinstance(rule.fault, Backlog | Workers | Eagain) and (
+                isinstance(self.listen, Tcp) or isinstance(self.upstream, Tcp)
+            ):
+                raise ConfigError(f"fault {kind}: it is for Unix sockets, on both sides")
         if self.connect_timeout_s <= 0:
             raise ConfigError(f"connect timeout {self.connect_timeout_s:g}: more than 0 is needed")
 
@@ -124,9 +130,12 @@ def parse_file(text: str) -> Config:
     grace_s = file.duration("grace", 5.0)
     seed = file.take("seed", int, None)
     control = file.take("control", str, "auto")
-    everywhere = file.texts("faults")
+    everywhere = _rules_of(file)
     log = _log_of(file.table("log"))
     proxies = tuple(_proxy_of(table, everywhere) for table in file.tables("proxy"))
+    for rule in everywhere:
+        if proxies and not any(rule.is_for(proxy.name) for proxy in proxies):
+            raise ConfigError(f"faults: {rule.fault.kind} is for proxy={rule.when['proxy']}, and there is none")
     file.done()
     if not proxies:
         raise ConfigError("there is no [[proxy]]")
@@ -149,22 +158,30 @@ def _log_of(table: _Table) -> LogConfig:
     return config
 
 
-def _proxy_of(table: _Table, everywhere: list[str]) -> ProxyConfig:
+def _rules_of(table: _Table) -> list[Rule]:
+    try:
+        return [rule for text in table.texts("faults") for rule in parse_rules(text)]
+    except ConfigError as error:
+        raise ConfigError(f"{table.at('faults')}: {error}") from None
+
+
+def _proxy_of(table: _Table, everywhere: list[Rule]) -> ProxyConfig:
     listen, upstream = table.endpoint("listen"), table.endpoint("upstream")
     backlog = table.take("backlog", (str, int), "mirror")
     name = table.take("name", str, None)
     decode = table.choice("decode", Decode, "auto")
     connect_timeout_s = table.duration("connect_timeout", 5.0)
-    faults = [*everywhere, *table.texts("faults")]
+    name = printable(name) if name else default_name(listen)
+    faults = [*(rule for rule in everywhere if rule.is_for(name)), *_rules_of(table)]
     try:
         config = ProxyConfig(
             listen=listen,
             upstream=upstream,
-            name=printable(name) if name else default_name(listen),
+            name=name,
             decode=decode,
             backlog=parse_backlog(backlog),
             connect_timeout_s=connect_timeout_s,
-            faults=parse_all(faults),
+            faults=tuple(named_apart(faults)),
         )
     except ConfigError as error:
         raise ConfigError(f"{table.path}: {error}") from None

@@ -59,7 +59,7 @@ def test_several_proxies_and_a_reload(stage: Stage) -> None:
         write('"refus"', "")
         process.send_signal(signal.SIGHUP)
         until(lambda: "nothing is changed" in read(said), "the mistake")
-        assert "proxy[1]: fault 'refus': unknown fault 'refus'; did you mean 'refuse'?" in read(said)
+        assert "proxy[1].faults: fault 'refus': unknown fault 'refus'; did you mean 'refuse'?" in read(said)
         assert echoes(one)
 
         write("", "", 'backlog = 3\n[[proxy]]\nlisten = "/x"\nupstream = "/y"')

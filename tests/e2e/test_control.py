@@ -7,12 +7,15 @@ import os
 import socket
 import stat
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.e2e.proxy import Proxy, StartProxy
 from tests.e2e.tools import EchoServer, echoes, peak_memory, udsproxy, until
 from tests.stage import Stage
+from udsproxy.control import place
+from udsproxy.control.client import Client, ControlError
 
 MIB = 1024 * 1024
 
@@ -76,9 +79,15 @@ def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: st
         ]
 
 
+def test_none_runs(stage: Stage, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that says where it was looked for."""
+    monkeypatch.setattr(place, "_SYSTEM", Path(stage.path("nowhere")))
+    with pytest.raises(ControlError, match=f"no udsproxy that runs was found in {runtime}"):
+        Client()
+
+
 def test_finding_it(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
-    """None, one, several; one that was killed is no more than a file, which the next one removes."""
-    assert "no udsproxy that runs was found" in fault("list", code=1)
+    """One, several; one that was killed is no more than a file, which the next one removes."""
     with EchoServer(stage.path("up")):
         one = start_proxy(stage.path("one"), stage.path("up"))
         directory = os.path.join(runtime, "udsproxy")

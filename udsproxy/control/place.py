@@ -36,12 +36,12 @@ def default_endpoint() -> UnixPath:
 
 
 def running() -> list[UnixPath]:
-    """The sockets where somebody answers."""
-    found = []
+    """The sockets where somebody answers, in the first of the places where there are any."""
     for directory in _directories():
         with contextlib.suppress(OSError):
-            found += [UnixPath(str(path)) for path in sorted(directory.glob("*.control")) if _answer(path) == 0]
-    return found
+            if found := [path for path in sorted(directory.glob("*.control")) if _answer(path) == 0]:
+                return [UnixPath(str(path)) for path in found]
+    return []
 
 
 def looked_in() -> str:
