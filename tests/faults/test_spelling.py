@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from tests.faults import strategies
 from udsproxy.faults import kinds
 from udsproxy.faults.rules import Rule, Which
-from udsproxy.faults.spelling import format_rule, named_apart, parse_rules
+from udsproxy.faults.spelling import explain_kind, format_rule, named_apart, parse_rules
 from udsproxy.units import ConfigError
 
 
@@ -67,6 +69,18 @@ def test_one_word_can_be_several_faults() -> None:
         for fault in (kinds.ConnectDelay(0.25), kinds.Reset())
     ]
     assert parse_rules("down")[0].fault == kinds.Refuse()
+
+
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_what_is_explained_can_be_written(name: str) -> None:
+    """Each kind, as it is explained: without what may be left out, and with all of it."""
+    written, does = explain_kind(name)
+    assert does
+    written = re.sub(r"[a-z-]+(\|[a-z0-9-]+)+", lambda match: match[0].partition("|")[0], written)
+    written = written.replace("N", "2").replace("[@c2s]", "")
+    least, most = re.sub(r"\[.*?\]", "", written), written.replace("[", "").replace("]", "")
+    for text in (least, most):
+        assert parse_rules(text)[0].fault.kind == name
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import Annotated, Any
 
 import msgspec
@@ -11,6 +12,8 @@ from cyclopts import App, Parameter
 from udsproxy.cli.common import DONE, FAILED, Failure
 from udsproxy.control.client import Client, ControlError
 from udsproxy.events import printable
+from udsproxy.faults.kinds import KINDS
+from udsproxy.faults.spelling import explain_kind
 
 fault = App(
     name="fault",
@@ -44,6 +47,16 @@ def list_faults(
         print("no faults")
     else:
         _print(found)
+    return DONE
+
+
+@fault.command
+def kinds() -> int:
+    """Show what faults there are, and how each is written."""
+    for name in KINDS:
+        written, does = explain_kind(name)
+        print(written)
+        print(textwrap.fill(does, 90, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
     return DONE
 
 

@@ -91,8 +91,8 @@ def run(
         mirror: our accept queue is full for a client when the upstream's would be (else as long as the system
         allows: for TCP, or where the kernel does not show it); N: a limit of its own, N + 1 clients may wait.
     fault
-        A fault: 'backlog=2,workers=2', 'refuse for=30s', 'close p=0.1 if comm=nginx'; may be given several
-        times (docs/faults.md).
+        A fault: 'backlog=2,workers=2', 'refuse for=30s', 'latency=250ms±50ms if script=/slow.php p=0.1'; may be
+        given several times. udsproxy fault kinds lists them.
     seed
         Of the faults' chance: the same seed and the same traffic give the same faults.
     check

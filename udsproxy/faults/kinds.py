@@ -44,7 +44,7 @@ class Gate(Kind, frozen=True, tag=True):
 
 
 class Backlog(Gate, frozen=True, tag="backlog"):
-    """Our accept queue has this limit: ``length`` + 1 clients wait, the next gets EAGAIN."""
+    """Our accept queue has this limit: one more client waits, the next gets EAGAIN."""
 
     length: int
 
@@ -54,7 +54,7 @@ class Backlog(Gate, frozen=True, tag="backlog"):
 
 
 class Workers(Gate, frozen=True, tag="workers"):
-    """At most ``count`` connections are accepted at the same time: a pool of another size."""
+    """At most so many connections are accepted at the same time: a pool of another size."""
 
     count: int
 
@@ -181,7 +181,7 @@ class Bandwidth(Directed, frozen=True, tag="bandwidth"):
 
 
 class Slicer(Directed, frozen=True, tag="slicer"):
-    """Comes in pieces of ``size`` bytes, ``variation`` more or less, ``delay_s`` apart."""
+    """Comes in pieces of this size, ``variation`` more or less, and ``delay_s`` apart."""
 
     size: Size
     variation: Size = 0
@@ -194,14 +194,15 @@ class Slicer(Directed, frozen=True, tag="slicer"):
 
 
 class Limit(Directed, frozen=True, tag="limit"):
-    """``nbytes`` pass; then ``then``."""
+    """So many bytes pass, then happens what ``then`` says."""
 
     nbytes: Size
     then: Literal["close", "reset", "half-close", "stall"] = "close"
 
 
 class Stall(Directed, frozen=True, tag="stall"):
-    """Nothing passes for ``delay_s`` from the first bytes on; then ``then``. Without ``delay_s``: for good."""
+    """Nothing passes for so long from the first bytes on, then happens what ``then`` says; without a time, nothing
+    passes for good."""
 
     delay_s: float | None = None
     then: Literal["pass", "close", "reset"] = "pass"

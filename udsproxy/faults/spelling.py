@@ -106,6 +106,21 @@ def format_fault(fault: Kind) -> str:
     return text
 
 
+def explain_kind(name: str) -> tuple[str, str]:
+    """How a fault is written, and what it does."""
+    struct, text = KINDS[name], name
+    for number, field in enumerate(each for each in msgspec.structs.fields(struct) if each.name != "direction"):
+        value = _EXAMPLES.get(_attribute(field.name), "N")
+        if get_origin(field.type) is Literal:
+            value = "|".join(get_args(field.type))
+        said = f"={value}" if number == 0 else f",{_attribute(field.name)}={value}"
+        text += said if field.required else f"[{said}]"
+    if issubclass(struct, Directed):
+        text += "[@c2s|s2c|both]"
+    does = re.sub(r"``(\w+?)(_s)?``", r"\1", struct.__doc__ or "")
+    return text, " ".join(does.split())
+
+
 def parse_all(texts: Iterable[str]) -> tuple[Rule, ...]:
     """The rules of all these, each with a name of its own. Raises `ConfigError`."""
     return tuple(named_apart([rule for text in texts for rule in parse_rules(text)]))
@@ -179,7 +194,18 @@ def _make(kind: str, given: dict[str, str]) -> Kind:
     return struct(**values)
 
 
-_EXAMPLES = {"delay": "250ms", "rate": "64KiB/s", "size": "64B", "nbytes": "1KiB", "text": "TEXT", "status": "503"}
+_EXAMPLES = {
+    "delay": "250ms",
+    "jitter": "50ms",
+    "after": "2s",
+    "rate": "64KiB/s",
+    "size": "64B",
+    "variation": "10B",
+    "nbytes": "1KiB",
+    "text": "TEXT",
+    "status": "503",
+    "share": "0.1",
+}
 """What an attribute may look like."""
 
 

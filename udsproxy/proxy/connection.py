@@ -6,8 +6,8 @@ Rules: opening one is a plain call. A connection is here from `Connections.open`
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from time import monotonic_ns
+from typing import Any
 
 import msgspec
 import trio
@@ -49,8 +49,8 @@ class Connection(Pair):
         """Of its bytes through faults."""
         self.faults: tuple[str, ...] = ()
         """The names of the rules that have applied to it."""
-        self.tell: Callable[[Callable[[], None]], object] = _now
-        """Has something told in its turn."""
+        self.tell: Callable[..., object] = _now
+        """Has something told in its turn: a call, and what it is called with."""
 
     @property
     def left_queue(self) -> bool:
@@ -80,9 +80,9 @@ class Connection(Pair):
         if rule.name not in self.faults:
             self.faults += (rule.name,)
         detail = format_fault(rule.fault) + ("" if request is None else f", request {request}")
-        self.tell(partial(self._of.tap.put, rule.event(at, self._of.proxy, detail, self.number)))
+        self.tell(self._of.tap.put, rule.event(at, self._of.proxy, detail, self.number))
         if self._observation is not None:
-            self.tell(partial(self._observation.mark, at, Mark(request, rule.name)))
+            self.tell(self._observation.mark, at, Mark(request, rule.name))
 
     def closed(self) -> None:
         self._of.forget()
@@ -104,8 +104,9 @@ class Connection(Pair):
             requests=0,
         )
         # If neither left before the other had said its last, an answer that is not whole was the upstream's doing.
-        by = "a fault" if self.by == "fault" else self.by
-        why = f"reset by {by}" if self.errno == "ECONNRESET" else _WHY[self.left or "upstream"]
+        why = _WHY[self.left or "upstream"]
+        if self.errno == "ECONNRESET":
+            why = f"reset by {'a fault' if self.by == 'fault' else self.by}"
         observation.close(event, why)
 
     def descriptors_lost(self, why: str) -> None:
@@ -121,8 +122,8 @@ class Connection(Pair):
         )
 
 
-def _now(call: Callable[[], None]) -> None:
-    call()
+def _now(tell: Callable[..., None], *what: object) -> None:
+    tell(*what)
 
 
 class ConnectionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -182,13 +183,13 @@ class Connections:
         connection = Connection(self, number, client, upstream, observation)
         self.active += 1
         # What comes first is forwarded before there is time to tell of the connection, and told of after it.
-        early: list[Callable[[], None]] = []
+        early: list[tuple[Any, ...]] = []
         if observation is not None and observation.wants_data:
-            connection.watch = lambda *chunk: early.append(partial(observation.data, *chunk))
+            connection.watch = lambda *chunk: early.append((observation.data, *chunk))
         if self.book.for_connections:
-            connection.tell = early.append
+            connection.tell = lambda *told: early.append(told)
             self._apply_faults(connection, client)
-        if observation is None and connection.path is None and not early:
+        elif observation is None:
             relay.add(connection)
             return connection
         try:
@@ -202,8 +203,8 @@ class Connections:
                     tap.put(Accepted(at=at, proxy=self.proxy, conn=number, accept_wait_s=accept_wait_s))
                 if observation.wants_data:
                     connection.watch = observation.data
-            for told in early:
-                told()
+            for tell, *what in early:
+                tell(*what)
             connection.tell = _now
         return connection
 

@@ -600,10 +600,10 @@ class Relay:
             pair.closed()
             # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
             c2s.pair = s2c.pair = c2s.twin = s2c.twin = None  # type: ignore[assignment]
-            for flow in (c2s, s2c):
-                if flow.detour is not None:
-                    flow.detour.leave()
-                    flow.detour = None
+            if c2s.detour is not None and s2c.detour is not None:
+                c2s.detour.leave()
+                s2c.detour.leave()
+                c2s.detour = s2c.detour = None
 
 
 def _shutdown(sock: Socket, how: int) -> None:
