@@ -21,8 +21,8 @@ fault = App(
     help_format="plaintext",
 )
 
-Control = Annotated[str | None, Parameter(name="--control")]
-Proxy = Annotated[str | None, Parameter(name="--proxy")]
+Control = Annotated[str | None, Parameter(name="--control", help="The control socket of the process.")]
+Proxy = Annotated[str | None, Parameter(name="--proxy", help="Only this proxy; without it all of the process.")]
 
 
 @fault.command(name="list")
@@ -33,10 +33,6 @@ def list_faults(
 
     Parameters
     ----------
-    control
-        The control socket of the process.
-    proxy
-        Only this proxy's.
     json
         As JSON, for programs.
     """
@@ -70,10 +66,6 @@ def add(rule: str, /, *rules: str, control: Control = None, proxy: Proxy = None)
     ----------
     rule
         A fault.
-    control
-        The control socket of the process.
-    proxy
-        For this proxy; without it for all.
     """
     _print(_ask(control, "POST", "faults", body={"fault": [rule, *rules], "proxy": proxy}))
     return DONE
@@ -87,10 +79,6 @@ def remove(name: str, /, *names: str, control: Control = None, proxy: Proxy = No
     ----------
     name
         A fault's name.
-    control
-        The control socket of the process.
-    proxy
-        Only this proxy's.
     """
     for each in (name, *names):
         _ask(control, "DELETE", "faults", each, proxy=proxy)
@@ -99,15 +87,7 @@ def remove(name: str, /, *names: str, control: Control = None, proxy: Proxy = No
 
 @fault.command
 def clear(*, control: Control = None, proxy: Proxy = None) -> int:
-    """Take all faults away.
-
-    Parameters
-    ----------
-    control
-        The control socket of the process.
-    proxy
-        Only this proxy's.
-    """
+    """Take all faults away."""
     _ask(control, "DELETE", "faults", proxy=proxy)
     return DONE
 
@@ -120,10 +100,6 @@ def enable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> int
     ----------
     name
         Its name.
-    control
-        The control socket of the process.
-    proxy
-        Only this proxy's.
     """
     _ask(control, "PATCH", "faults", name, body={"enabled": True}, proxy=proxy)
     return DONE
@@ -137,10 +113,6 @@ def disable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> in
     ----------
     name
         Its name.
-    control
-        The control socket of the process.
-    proxy
-        Only this proxy's.
     """
     _ask(control, "PATCH", "faults", name, body={"enabled": False}, proxy=proxy)
     return DONE

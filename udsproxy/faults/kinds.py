@@ -126,7 +126,7 @@ class ConnectDelay(Stream, frozen=True, tag="connect-delay"):
 
 
 class Close(Stream, frozen=True, tag="close"):
-    """Closed in order, ``after_s`` after it began."""
+    """Closed in order, so long after it began."""
 
     after_s: float = 0.0
 
@@ -136,8 +136,8 @@ class Close(Stream, frozen=True, tag="close"):
 
 
 class Reset(Stream, frozen=True, tag="reset"):
-    """Reset, ``after_s`` after the client has sent its first bytes: close() with unread data makes the kernel
-    report ECONNRESET (net/unix/af_unix.c, unix_release_sock), and only the client can put that there."""
+    """Reset, so long after the client has sent its first bytes: close() with unread data makes the kernel report
+    ECONNRESET (net/unix/af_unix.c, unix_release_sock), and only the client can put that there."""
 
     after_s: float = 0.0
 
@@ -160,9 +160,9 @@ Distribution = Literal["uniform", "normal", "pareto"]
 
 
 class Latency(Directed, frozen=True, tag="latency"):
-    """Everything comes ``delay_s`` later; by what is drawn from ``distribution``: ``uniform`` is up to ``jitter_s``
-    more or less, of the others ``delay_s`` is the mean and ``jitter_s`` the standard deviation (as tc-netem(8) has
-    it). What was sent first still comes first."""
+    """Everything comes so much later, by what is drawn from ``distribution``: uniform is up to ``jitter`` more or
+    less; of the others the delay is the mean, and ``jitter`` the standard deviation (as tc-netem(8) has it). What
+    was sent first still comes first."""
 
     delay_s: float
     jitter_s: float = 0.0
@@ -181,7 +181,7 @@ class Bandwidth(Directed, frozen=True, tag="bandwidth"):
 
 
 class Slicer(Directed, frozen=True, tag="slicer"):
-    """Comes in pieces of this size, ``variation`` more or less, and ``delay_s`` apart."""
+    """Comes in pieces of this size, ``variation`` more or less, and ``delay`` apart."""
 
     size: Size
     variation: Size = 0
@@ -226,13 +226,13 @@ class Corrupt(Directed, frozen=True, tag="corrupt"):
 
 
 class SlowClose(Directed, frozen=True, tag="slow-close"):
-    """An end comes ``delay_s`` later."""
+    """An end comes so much later."""
 
     delay_s: float
 
 
 class HalfClose(Directed, frozen=True, tag="half-close"):
-    """An end, ``after_s`` after the first bytes and behind them, though their sender has not ended; what it sends
+    """An end, so long after the first bytes and behind them, though their sender has not ended; what it sends
     then is lost, and the other direction goes on."""
 
     after_s: float = 0.0

@@ -117,8 +117,7 @@ def explain_kind(name: str) -> tuple[str, str]:
         text += said if field.required else f"[{said}]"
     if issubclass(struct, Directed):
         text += "[@c2s|s2c|both]"
-    does = re.sub(r"``(\w+?)(_s)?``", r"\1", struct.__doc__ or "")
-    return text, " ".join(does.split())
+    return text, " ".join((struct.__doc__ or "").replace("``", "").split())
 
 
 def parse_all(texts: Iterable[str]) -> tuple[Rule, ...]:
