@@ -359,6 +359,25 @@ async def test_the_log_shows_what_the_client_sees(site: Site, autojump_clock: tr
     ]
 
 
+async def test_open_connections_are_as_before(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """When the last fault is gone, what is open goes the straight way again, whatever was kept of it."""
+    with site.serve() as listener:
+        server_ = faulty(site, "limit=1GiB,then=reset", "latency=1ms@both")
+        async with running(server_):
+            with site.connect() as client, await accepted(listener) as server:
+                for _ in range(2):
+                    await client.send(b"ask")
+                    assert await server.recv(10) == b"ask"
+                    await server.send(b"answer")
+                    assert await client.recv(10) == b"answer"
+                    server_.faults.clear()
+                    [pair] = server_._loops[0]._relay.pairs()
+                    assert pair.c2s.detour is None
+                    assert pair.s2c.detour is None
+                server.close()
+                assert await read_all(client) == b""
+
+
 async def test_a_tcp_client_is_reset(site: Site, autojump_clock: trio.testing.MockClock) -> None:
     """With TCP's own reset."""
     with site.serve() as listener, socket.socket() as probe:

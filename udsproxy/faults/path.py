@@ -62,6 +62,11 @@ class Path:
         self._for_requests = tuple(rule for rule in self._for_requests if rule.name not in names)
         self.may_reset = any(_may_reset(rule) for line in self.lines.values() for rule in line.rules)
 
+    @property
+    def is_over(self) -> bool:
+        """No rule applies any more, and nothing waits."""
+        return self._requests is None and not any(line.rules or line.waits for line in self.lines.values())
+
     def feed(self, direction: Direction, at: int, data: bytes) -> None:
         """Bytes come."""
         if self._requests is not None:

@@ -73,6 +73,12 @@ class Connection(Pair):
         for flow in (self.c2s, self.s2c):
             if flow.detour is not None and not flow.done:
                 flow.detour.release(now)
+        if self.path is not None and self.path.is_over and not self.ended:
+            self.path = None
+            for flow in (self.c2s, self.s2c):
+                if flow.detour is not None:
+                    flow.detour.leave()
+                    flow.detour = None
 
     def met(self, rule: Rule, request: int | None) -> None:
         """A rule applies, to a request or to all of it."""

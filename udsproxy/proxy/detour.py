@@ -157,17 +157,21 @@ class Detour:
         """Nothing more will pass."""
         self._path.close(self._flow.direction)
         self._with_next.discard()
-        if self._unread and not self._resetting:
-            # Or close() would make a reset of it.
-            with contextlib.suppress(OSError):
-                self._flow.src.recv(self._unread, _NOW)
-            self._unread = 0
+        self._read_away()
 
     def leave(self) -> None:
-        """The connection has ended."""
+        """The connection has ended, or its faults have."""
+        self._read_away()
         if self._alarm is not None:
             self._relay.cancel(self._alarm)
             self._alarm = None
+
+    def _read_away(self) -> None:
+        """What was forwarded and still stands in the queue: close() would make a reset of it."""
+        if self._unread and not self._resetting:
+            with contextlib.suppress(OSError):
+                self._flow.src.recv(self._unread, _NOW)
+            self._unread = 0
 
     @property
     def _crowded(self) -> bool:
