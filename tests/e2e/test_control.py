@@ -95,7 +95,7 @@ def test_finding_it(stage: Stage, start_proxy: StartProxy, runtime: str) -> None
         assert stat.S_IMODE(os.stat(control_socket(runtime, one)).st_mode) == 0o600
         other = start_proxy(stage.path("other"), stage.path("up"))
         said = fault("list", code=1)
-        assert "several run; choose one with --control" in said
+        assert "several run; choose one with --control PATH" in said
         assert control_socket(runtime, other) in said
         assert fault("add", "refuse", "--control", control_socket(runtime, other)).startswith("refuse  other")
         assert fault("list", "--control", control_socket(runtime, one)) == "no faults\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from udsproxy.faults import kinds
-from udsproxy.faults.rules import CLIENT_KEYS, REQUEST_KEYS, Rule, Which
+from udsproxy.faults.rules import REQUEST_KEYS, Rule, Which
 
 _durations = st.integers(0, 10_000_000).map(lambda us: us / 1_000_000)
 _names = st.text("abcxyz-0123 '\"", min_size=1, max_size=8).filter(str.strip)
@@ -81,8 +81,6 @@ gate_rules = st.builds(
     for_s=_for,
     name=_names,
 )
-_of_connections = st.sampled_from(["proxy", "conn", *CLIENT_KEYS])
-_of_requests = st.sampled_from([*REQUEST_KEYS, "QUERY_STRING", "HTTP_X_2"])
 delay_rules = st.builds(
     Rule,
     fault=connection_kinds,
@@ -94,7 +92,13 @@ delay_rules = st.builds(
 connection_rules = st.builds(
     Rule,
     fault=stream_kinds | fastcgi_kinds,
-    when=st.dictionaries(_of_connections | _of_requests, _names),
+    when=st.fixed_dictionaries(
+        {},
+        optional={
+            **dict.fromkeys(("proxy", "comm", *REQUEST_KEYS, "QUERY_STRING", "HTTP_X_2"), _names),
+            **dict.fromkeys(("conn", "uid", "gid", "pid"), st.text("0123456789*?", min_size=1, max_size=5)),
+        },
+    ),
     which=st.none() | whiches,
     probability=st.integers(1, 10**7).map(lambda share: share / 10**7),
     for_s=_for,

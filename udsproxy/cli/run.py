@@ -112,6 +112,18 @@ def run(
     if config_file is not None:
         if listen is not None:
             raise Failure(USAGE, "--config FILE names the sockets: LISTEN and UPSTREAM cannot be given besides")
+        besides = {
+            "--fault": bool(fault),
+            "--seed": seed is not None,
+            "--log": log != "console",
+            "--log-file": log_file is not None,
+            "--decode": decode != "auto",
+            "--backlog": backlog != "mirror",
+            "--control": control != "auto",
+            "--name": name is not None,
+        }
+        for option in (option for option, given in besides.items() if given):
+            raise Failure(USAGE, f"--config FILE has all settings: {option} cannot be given besides")
         settings = _read_config(config_file)
     elif listen is None or upstream is None:
         raise Failure(USAGE, "LISTEN and UPSTREAM are needed, or --config FILE")
@@ -219,8 +231,12 @@ def _open_control(control: str) -> Listener | None:
     if control == "auto":
         try:
             return Listener(place.default_endpoint())
-        except (endpoints.ListenError, OSError):
-            return None  # this user has no place for it: nobody asked for one by name
+        except (endpoints.ListenError, OSError) as error:
+            # This user has no place for it, and nobody asked for one by name.
+            _say(
+                f"udsproxy fault will not find this proxy ({printable(str(error))}); --control PATH is a place for it"
+            )
+            return None
     endpoint = endpoint_argument(control)
     if not isinstance(endpoint, UnixPath):
         raise Failure(USAGE, f"--control {control}: a path is needed")

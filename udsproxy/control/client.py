@@ -51,7 +51,7 @@ class Client:
                 f"no udsproxy that runs was found in {where}; --control PATH (of run, too) is another"
             )
         if len(found) > 1:
-            raise ControlError(f"several run; choose one with --control: {', '.join(map(str, found))}")
+            raise ControlError(f"several run; choose one with --control PATH: {', '.join(map(str, found))}")
         self._path = found[0]
 
     def ask(self, method: str, *path: str, body: object = None, proxy: str | None = None) -> Any:

@@ -39,6 +39,8 @@ CLIENT_KEYS = ("uid", "gid", "pid", "comm")
 REQUEST_KEYS = ("method", "uri", "script")
 """What it may ask of a request, besides any parameter by its name, which is in upper case."""
 
+_NUMBERS = ("conn", "uid", "gid", "pid")
+_NUMBER = re.compile(r"[0-9*?\[\]!-]+")
 _PARAMETER = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
 
 
@@ -110,6 +112,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         for key in self.when:
             if key not in ("proxy", "conn", *CLIENT_KEYS) and not is_of_request(key):
                 raise ConfigError(f"unknown condition {printable(key)!r}")
+            if key in _NUMBERS and not _NUMBER.fullmatch(self.when[key]):
+                raise ConfigError(f"{key}={printable(self.when[key])}: a number is needed; * and ? stand for any")
         if not isinstance(self.fault, Gate | AcceptDelay):
             return
         kind = self.fault.kind

@@ -111,6 +111,8 @@ def explain_kind(name: str) -> tuple[str, str]:
     struct, text = KINDS[name], name
     for number, field in enumerate(each for each in msgspec.structs.fields(struct) if each.name != "direction"):
         value = _EXAMPLES.get(_attribute(field.name), "N")
+        if not field.required and field.default:
+            value = _format_value(field.name, field.default)
         if get_origin(field.type) is Literal:
             value = "|".join(get_args(field.type))
         said = f"={value}" if number == 0 else f",{_attribute(field.name)}={value}"
@@ -297,7 +299,7 @@ def _rule(fault: Kind, keys: dict[str, str]) -> Rule:
         when={key: value for key, value in keys.items() if key in _CONDITIONS or is_of_request(key)},
         which=_parse_which(keys["on"]) if "on" in keys else None,
         probability=probability,
-        for_s=parse_duration(keys["for"]) if "for" in keys else None,
+        for_s=_with_unit(keys["for"], parse_duration, "ms", "s") if "for" in keys else None,
         name=keys.get("name", fault.kind),
     )
 
