@@ -17,7 +17,7 @@ from udsproxy.faults.spelling import explain_kind
 
 fault = App(
     name="fault",
-    help="The faults of a running proxy. It is found by itself; where several run: udsproxy fault list --control PATH",
+    help="The faults of a running proxy. It is found by itself; of several: udsproxy fault list --control PATH",
     help_format="plaintext",
 )
 
