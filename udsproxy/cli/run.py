@@ -233,9 +233,8 @@ def _open_control(control: str) -> Listener | None:
             return Listener(place.default_endpoint())
         except (endpoints.ListenError, OSError) as error:
             # This user has no place for it, and nobody asked for one by name.
-            _say(
-                f"udsproxy fault will not find this proxy ({printable(str(error))}); --control PATH is a place for it"
-            )
+            why = printable(str(error))
+            _say(f"udsproxy fault will not find this proxy ({why}); --control PATH is a place for it")
             return None
     endpoint = endpoint_argument(control)
     if not isinstance(endpoint, UnixPath):
