@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import time
@@ -58,14 +59,15 @@ def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: st
             with pytest.raises(TimeoutError):
                 client.recv(10)
             client.settimeout(20)
-            assert fault("disable", "stall") == ""
+            assert fault("disable", "stall") == "changed: 1\n"
             assert client.recv(10) == b"hello"
             assert fault("list").splitlines()[0] == "stall  p  stall@s2c  (off)"
-            assert fault("remove", "stall", "late") == ""
+            assert fault("remove", "stall", "late") == "removed: 1\nremoved: 1\n"
         listed = fault("add", "close p=0.5 for=1h")
         assert json.loads(fault("list", "--json"))[0]["rule"]["for_s"] == 3600
-        assert listed == "close  p  close p=0.5 for=3600s\n"
-        assert fault("clear") == ""
+        assert listed.startswith("close  p  close p=0.5 for=3600s")
+        assert re.fullmatch(r"close  p  close p=0.5 for=3600s  \(3[56]\d\d s left\)\n", fault("list"))
+        assert fault("clear") == "removed: 1\n"
         assert fault("list") == "no faults\n"
         assert echoes(proxy.socket)
         details = [event["detail"] for event in proxy.events("fault") if "conn" not in event]
@@ -111,6 +113,19 @@ def test_finding_it(stage: Stage, start_proxy: StartProxy, runtime: str) -> None
         assert os.listdir(directory) == []
 
 
+def test_connections_that_were_open_before(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
+    """Adding a rule for requests says how many it does not apply to."""
+    with EchoServer(stage.path("up")):
+        proxy = start_proxy(stage.path("p"), stage.path("up"))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(proxy.socket)
+            proxy.wait_for("open")
+            done = udsproxy("fault", "add", "fcgi-status=503")
+            assert done.returncode == 0
+            assert done.stderr == b"udsproxy: rules for requests do not apply to the 1 connections open before\n"
+            assert udsproxy("fault", "add", "stall").stderr == b""
+
+
 def test_mistakes(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
     """One line each, and nothing is changed."""
     with EchoServer(stage.path("up")):
@@ -118,6 +133,8 @@ def test_mistakes(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
         assert "did you mean 'stall'?" in fault("add", "stal", code=1)
         assert "no fault is called 'latncy'; did you mean 'latency'?" in fault("remove", "latncy", code=1)
         assert "no fault is called" in fault("disable", "x", code=1)
+        fault("add", "latency=1ms name=mine")
+        assert "a fault is called 'mine' already" in fault("add", "stall name=mine", code=1)
         assert "no proxy is called 'q'" in fault("clear", "--proxy", "q", code=1)
         assert "no proxy of that name" in fault("add", "close if proxy=q", code=1)
         assert "cannot depend on uid" in fault("add", "close", "refuse if uid=0", code=1)

@@ -67,7 +67,15 @@ def add(rule: str, /, *rules: str, control: Control = None, proxy: Proxy = None)
     rule
         A fault.
     """
-    _print(_ask(control, "POST", "faults", body={"fault": [rule, *rules], "proxy": proxy}))
+    added = _ask(control, "POST", "faults", body={"fault": [rule, *rules], "proxy": proxy})
+    _print(added)
+    if any(state["for_requests"] for state in added):
+        before = len(_ask(control, "GET", "connections", proxy=proxy))
+        if before:
+            print(
+                f"udsproxy: rules for requests do not apply to the {before} connections open before",
+                file=sys.stderr,
+            )
     return DONE
 
 
@@ -81,14 +89,14 @@ def remove(name: str, /, *names: str, control: Control = None, proxy: Proxy = No
         A fault's name.
     """
     for each in (name, *names):
-        _ask(control, "DELETE", "faults", each, proxy=proxy)
+        _say_count(_ask(control, "DELETE", "faults", each, proxy=proxy))
     return DONE
 
 
 @fault.command
 def clear(*, control: Control = None, proxy: Proxy = None) -> int:
     """Take all faults away."""
-    _ask(control, "DELETE", "faults", proxy=proxy)
+    _say_count(_ask(control, "DELETE", "faults", proxy=proxy))
     return DONE
 
 
@@ -101,7 +109,7 @@ def enable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> int
     name
         Its name.
     """
-    _ask(control, "PATCH", "faults", name, body={"enabled": True}, proxy=proxy)
+    _say_count(_ask(control, "PATCH", "faults", name, body={"enabled": True}, proxy=proxy))
     return DONE
 
 
@@ -114,7 +122,7 @@ def disable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> in
     name
         Its name.
     """
-    _ask(control, "PATCH", "faults", name, body={"enabled": False}, proxy=proxy)
+    _say_count(_ask(control, "PATCH", "faults", name, body={"enabled": False}, proxy=proxy))
     return DONE
 
 
@@ -125,9 +133,16 @@ def _ask(control: str | None, method: str, *path: str, body: object = None, prox
         raise Failure(FAILED, str(error)) from None
 
 
+def _say_count(answer: dict[str, int]) -> None:
+    for what, count in answer.items():
+        print(f"{what}: {count}")
+
+
 def _print(states: list[dict[str, Any]]) -> None:
     """Aligned: name, proxy, rule."""
     names, proxies = ([printable(state[key]) for state in states] for key in ("name", "proxy"))
     for state, name, proxy in zip(states, names, proxies, strict=True):
         off = "" if state["enabled"] else "  (off)"
+        if "left_s" in state:
+            off += f"  ({state['left_s']:.0f} s left)"
         print(f"{name:<{max(map(len, names))}}  {proxy:<{max(map(len, proxies))}}  {printable(state['text'])}{off}")

@@ -216,7 +216,7 @@ async def _run_until_signals(server: Server, config_file: str | None, control: s
             if listener.note:
                 _say(printable(listener.note))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_heed, signals, server, config_file)
+            nursery.start_soon(_heed, signals, server, config_file, controlled)
             if controlled is not None:
                 nursery.start_soon(serving.serve, server, controlled)
             summary = await server.run()
@@ -242,13 +242,17 @@ def _open_control(control: str) -> Listener | None:
     return Listener(replace(endpoint, mode=endpoint.mode or 0o600))
 
 
-async def _heed(signals: AsyncIterator[int], server: Server, config_file: str | None) -> None:
+async def _heed(
+    signals: AsyncIterator[int], server: Server, config_file: str | None, controlled: Listener | None
+) -> None:
     async for number in signals:
         if number == signal.SIGHUP and config_file is not None:
             await server.started.wait()
             _reload(server, config_file)
         else:
             server.stop()
+            if controlled is not None:
+                controlled.remove_file()  # who looks for a proxy that runs shall not find one that ends
 
 
 def _reload(server: Server, config_file: str) -> None:

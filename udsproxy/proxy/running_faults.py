@@ -22,7 +22,7 @@ class NoSuch(LookupError):
     """There is no proxy, or no fault, of that name. One line."""
 
 
-class FaultState(msgspec.Struct, frozen=True):
+class FaultState(msgspec.Struct, frozen=True, omit_defaults=True):
     """A rule of a proxy, as it is now."""
 
     proxy: str
@@ -30,7 +30,11 @@ class FaultState(msgspec.Struct, frozen=True):
     enabled: bool
     text: str
     """As people write it."""
+    for_requests: bool
+    """It is decided for each request: so it does not apply to connections that were open before it."""
     rule: Rule
+    left_s: float | None = None
+    """When it takes itself away."""
 
 
 class RunningFaults:
@@ -39,16 +43,30 @@ class RunningFaults:
     def __init__(self, proxies: Sequence[tuple[ProxyConfig, AcceptLoop]], nursery: trio.Nursery) -> None:
         """``nursery``: for rules that take themselves away."""
         self._proxies = {config.name: (config, loop) for config, loop in proxies}
+        self._ends_at: dict[tuple[str, str], float] = {}
+        """When rules take themselves away, by proxy and name."""
         self._nursery = nursery
 
     def states(self, proxy: str | None = None) -> list[FaultState]:
         """All rules, proxy by proxy; or of this proxy. Raises `NoSuch`."""
         return [
-            FaultState(name, rule.name, rule.name not in book.off, format_rule(rule), rule)
+            FaultState(
+                proxy=name,
+                name=rule.name,
+                enabled=rule.name not in book.off,
+                text=format_rule(rule),
+                for_requests=rule.is_for_requests,
+                rule=rule,
+                left_s=self._left_s(name, rule),
+            )
             for name in self._meant(proxy)
             for book in [self._proxies[name][1].book]
             for rule in book.rules
         ]
+
+    def _left_s(self, proxy: str, rule: Rule) -> float | None:
+        ends_at = self._ends_at.get((proxy, rule.name))
+        return None if rule.for_s is None or ends_at is None else max(0.0, ends_at - trio.current_time())
 
     def check(self, proxy: str, rules: tuple[Rule, ...]) -> None:
         """May these be meant there? Raises `ConfigError`."""
@@ -74,6 +92,7 @@ class RunningFaults:
                 loop.tell_fault(rule, f"in force: {format_rule(rule)}{seed}")
         for rule in book.rules:
             if rule.for_s is not None and before.get(rule.name) != rule:
+                self._ends_at[proxy, rule.name] = trio.current_time() + rule.for_s
                 self._nursery.start_soon(self._take_away_in, rule.for_s, rule, proxy)
 
     def add(self, rules: list[Rule], proxy: str | None = None) -> list[FaultState]:
@@ -86,6 +105,11 @@ class RunningFaults:
         for name in meant:
             book = self._proxies[name][1].book
             new = [rule for rule in rules if rule.is_for(name)]
+            there = {rule.name for rule in book.rules}
+            if taken := [rule.name for rule in new if rule.name != rule.fault.kind and rule.name in there]:
+                raise ConfigError(
+                    f"a fault is called {taken[0]!r} already; take that away first, or choose another name"
+                )
             wanted[name] = (*book.rules, *named_apart([*book.rules, *new])[len(book.rules) :])
             self.check(name, wanted[name])
         before = {(state.proxy, state.name) for state in self.states()}
