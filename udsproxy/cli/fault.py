@@ -72,10 +72,8 @@ def add(rule: str, /, *rules: str, control: Control = None, proxy: Proxy = None)
     if any(state["for_requests"] for state in added):
         before = len(_ask(control, "GET", "connections", proxy=proxy))
         if before:
-            print(
-                f"udsproxy: rules for requests do not apply to the {before} connections open before",
-                file=sys.stderr,
-            )
+            line = f"rules for requests do not apply to connections that were open before: {before}"
+            print(f"udsproxy: {line}", file=sys.stderr)
     return DONE
 
 

@@ -83,6 +83,8 @@ class RunningFaults:
         loop.apply_faults()
         loop.connections.change_faults(forced)
         was, now, there = _by_name(forced), _by_name(book.in_force), _by_name(book.rules)
+        for name in before.keys() - there.keys():
+            self._ends_at.pop((proxy, name), None)
         for rule in forced:
             if now.get(rule.name) != rule:
                 loop.tell_fault(rule, "switched off" if there.get(rule.name) == rule else "taken away")
