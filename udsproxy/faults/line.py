@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+from udsproxy.faults.kinds import Latency
 from udsproxy.faults.rules import Rule
 from udsproxy.faults.stages import FOREVER, Ending, Stage
 
@@ -138,24 +139,22 @@ class Slot:
         self.held += nbytes + _BATCH_BYTES
         self._batches.append(_Batch(came, says, nbytes, starts_all=starts_all))
 
-    def due(self) -> int | None:
-        """When something comes out next, in order."""
+    def next(self) -> Passing | None:
+        """What comes out next, in order, and when."""
         head, half_close = self._peek(), self._cut(in_order=True)
         if half_close is not None and (head is None or half_close[0] <= head.at):
-            return half_close[0]
-        return None if head is None else head.at
+            return Passing(*half_close, None, False)
+        return head
 
     def pop(self, until: int) -> Passing | None:
         """What is due by then."""
-        at = self.due()
-        if at is None or at > until:
+        head = self.next()
+        if head is None or head.at > until:
             return None
-        head, half_close = self._head, self._cut(in_order=True)
-        if half_close is not None and (head is None or half_close[0] <= head.at):
+        if head is not self._head:
             self.close()
             self.forget()
-            return Passing(*half_close, None, False)
-        assert head is not None
+            return head
         self._head = None
         batch = self._batches[0]
         taken = batch.left if not isinstance(head.item, bytes) else min(len(head.item), batch.left)
@@ -182,7 +181,7 @@ class Slot:
         self._head = None
         self.held = 0
 
-    def end_at(self) -> tuple[int, Ending] | None:
+    def end(self) -> tuple[int, Ending] | None:
         """When a fault here ends the connection, and how."""
         return self._cut(in_order=False)
 
@@ -285,11 +284,10 @@ class Line:
 
     def take(self, now: int) -> Item | None:
         """What is to go on next; None: nothing, for now. An `Ending` is the last."""
-        ends_at = self._end_at()
-        ends = ends_at is not None and ends_at[0] <= now
-        passing = None
+        passing, ends_at = None, self.ends_at()
         if not self._closed:
-            passing = self._pull(len(self._slots) - 1, ends_at[0] - 1 if ends and ends_at else now)
+            # What is due before the end still passes.
+            passing = self._pull(len(self._slots) - 1, now if ends_at is None else min(now, ends_at - 1))
         if passing is not None:
             if isinstance(passing.item, Ending):
                 self._closed = True
@@ -302,29 +300,29 @@ class Line:
 
     def ending(self, now: int) -> Ending | None:
         """How a fault ends the connection now, whatever waits; None: it does not."""
-        ends_at = self._end_at()
-        if ends_at is None or ends_at[0] > now:
+        end = self._next_end()
+        if end is None or end[0] > now:
             return None
         self.close()
         self._end_nothing()
-        return ends_at[1]
+        return end[1]
 
     def due(self) -> int | None:
         """When there is something to take; None: when something has come."""
-        ends_at = self._end_at()
-        earliest = FOREVER if ends_at is None else ends_at[0]
+        end = self._next_end()
+        earliest = FOREVER if end is None else end[0]
         if not self._closed:
             for slot in reversed(self._slots):
-                if (at := slot.due()) is not None:
-                    earliest = min(earliest, at)
+                if (passing := slot.next()) is not None:
+                    earliest = min(earliest, passing.at)
                 if not slot.empty:
                     break  # what is further up waits for this
         return earliest if earliest < FOREVER else None
 
     def ends_at(self) -> int | None:
         """When a fault ends the connection, whatever waits."""
-        ends_at = self._end_at()
-        return None if ends_at is None or ends_at[0] >= FOREVER else ends_at[0]
+        end = self._next_end()
+        return None if end is None else end[0]
 
     def close(self) -> None:
         """What waits will not arrive. (What is to end the connection still does.)"""
@@ -347,12 +345,12 @@ class Line:
         for slot in self._slots:
             slot.forget()
 
-    def _end_at(self) -> tuple[int, Ending] | None:
-        found = [ends_at for slot in self._slots if (ends_at := slot.end_at()) is not None]
+    def _next_end(self) -> tuple[int, Ending] | None:
+        found = [end for slot in self._slots if (end := slot.end()) is not None]
         return min(found, key=lambda each: each[0]) if found else None
 
     def _count_most(self) -> None:
-        self.most = MOST_DELAYED if any(rule.fault.kind == "latency" for rule in self.rules) else MOST
+        self.most = MOST_DELAYED if any(isinstance(rule.fault, Latency) for rule in self.rules) else MOST
 
 
 def discard(item: Item) -> None:

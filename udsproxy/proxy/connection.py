@@ -233,7 +233,6 @@ class Connections:
 
     def states(self, now: int) -> list[ConnectionState]:
         """What is open."""
-        open_ones = [pair for pair in self._relay.pairs() if isinstance(pair, Connection) and pair.belongs_to(self)]
         return [
             ConnectionState(
                 proxy=self.proxy,
@@ -244,8 +243,11 @@ class Connections:
                 s2c_bytes=connection.s2c.nbytes,
                 faults=connection.faults or None,
             )
-            for connection in sorted(open_ones, key=lambda each: each.number)
+            for connection in sorted(self._open_ones(), key=lambda each: each.number)
         ]
+
+    def _open_ones(self) -> list[Connection]:
+        return [pair for pair in self._relay.pairs() if isinstance(pair, Connection) and pair.belongs_to(self)]
 
     def change_faults(self, before: tuple[Rule, ...]) -> None:
         """The rules in force are others now than these: those that are gone let go of what they hold, and those
@@ -257,17 +259,16 @@ class Connections:
         new = [rule for rule in in_force if rule not in before and isinstance(rule.fault, Stream)]
         if not (names or new):
             return
-        for pair in self._relay.pairs():
-            if isinstance(pair, Connection) and pair.belongs_to(self):
-                if pair.path is not None:
-                    pair.path.remove(now, names)
-                who = self._peers.of(pair.c2s.src, now) if new and self._unix_clients else None
-                for rule in new:
-                    if self.book.applies_to_open(rule, pair.number, who):
-                        path = pair.path or Path(self.book, pair.number, now, [], (), pair.met)
-                        path.add(now, rule)
-                        pair.divert(self._relay, path)
-                pair.release(now)
+        for connection in self._open_ones():
+            if connection.path is not None:
+                connection.path.remove(now, names)
+            who = self._peers.of(connection.c2s.src, now) if new and self._unix_clients else None
+            for rule in new:
+                if self.book.applies_to_open(rule, connection.number, who):
+                    path = connection.path or Path(self.book, connection.number, now, [], (), connection.met)
+                    path.add(now, rule)
+                    connection.divert(self._relay, path)
+            connection.release(now)
 
     def forget(self) -> None:
         """The relay has closed one."""

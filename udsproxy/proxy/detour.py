@@ -12,23 +12,18 @@ Rules:
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
-import os
 import select
 import socket
 import struct
 from time import monotonic_ns
-from typing import TYPE_CHECKING
 
 from udsproxy.endpoints import Socket
-from udsproxy.faults.line import Cargo
 from udsproxy.faults.path import Path
 from udsproxy.faults.stages import Ending
-
-if TYPE_CHECKING:
-    from udsproxy.proxy.relay import Due, Flow, Relay
+from udsproxy.proxy.descriptors import MOST, ROOM, close_all, found_in
+from udsproxy.proxy.relay import Due, Flow, Relay, shutdown
 
 _READS = range(4)
 _TURN_NS = 500_000
@@ -36,9 +31,6 @@ _TURN_NS = 500_000
 _PEEKED = 64 * 1024
 _NOW = int(socket.MSG_DONTWAIT)
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-_MOST_DESCRIPTORS = 253
-"""In one message (SCM_MAX_FD, include/net/scm.h)."""
-_ROOM = socket.CMSG_SPACE(_MOST_DESCRIPTORS * array.array("i").itemsize)
 _LINGER_NS = 5_000_000_000
 """How long a client that a fault closes may go on sending before it is closed altogether."""
 
@@ -50,9 +42,7 @@ class Descriptors:
         self.descriptors = descriptors
 
     def discard(self) -> None:
-        for fd in self.descriptors:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        close_all(self.descriptors)
         self.descriptors = []
 
 
@@ -205,7 +195,7 @@ class Detour:
 
     def _gather(self, more: Descriptors) -> None:
         """They go with the next bytes."""
-        if len(self._with_next.descriptors) + len(more.descriptors) > _MOST_DESCRIPTORS:
+        if len(self._with_next.descriptors) + len(more.descriptors) > MOST:
             more.discard()
             self._flow.pair.descriptors_lost("there are more than one message takes")
         else:
@@ -237,8 +227,7 @@ class Detour:
 
     def _carry(self, now: int, descriptors: list[int]) -> None:
         if descriptors:
-            cargo: Cargo = Descriptors(descriptors)
-            self._path.cargo(self._flow.direction, now, cargo)
+            self._path.cargo(self._flow.direction, now, Descriptors(descriptors))
 
     # --- endings ---
 
@@ -251,8 +240,7 @@ class Detour:
             pair.first_eof = pair.first_eof or "fault"
             relay.ended(flow)
             if not pair.ended:
-                with contextlib.suppress(OSError):
-                    flow.src.shutdown(socket.SHUT_RD)
+                shutdown(flow.src, socket.SHUT_RD)
         elif ending is Ending.CLOSE:
             self._dismiss()
         else:
@@ -274,10 +262,8 @@ class Detour:
         relay.abandon(client)
         relay.abandon(server)
         server.gone = True
-        with contextlib.suppress(OSError):
-            client.src.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(OSError):
-            server.src.shutdown(socket.SHUT_RDWR)
+        shutdown(client.src, socket.SHUT_WR)
+        shutdown(server.src, socket.SHUT_RDWR)
         assert client.detour is not None
         client.detour._draining = True
         client.done = False
@@ -290,7 +276,7 @@ class Detour:
         try:
             for _ in _READS:
                 data, descriptors = self._relay.receive(flow)
-                Descriptors(descriptors).discard()
+                close_all(descriptors)
                 if not data:
                     self._relay.end(flow.pair)
                     return
@@ -303,12 +289,8 @@ class Detour:
 
 def _peek(sock: Socket) -> tuple[bytes, bool]:
     """What stands in the receive queue, up to what descriptors came with; and whether any did."""
-    data, ancillary, flags, _ = sock.recvmsg(_PEEKED, _ROOM, _PEEK)
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            found = array.array("i")
-            found.frombytes(content[: len(content) - len(content) % found.itemsize])
-            Descriptors(list(found)).discard()  # each look makes them anew
+    data, ancillary, flags, _ = sock.recvmsg(_PEEKED, ROOM, _PEEK)
+    close_all(found_in(ancillary))  # each look makes them anew
     return data, bool(ancillary) or bool(flags & socket.MSG_CTRUNC)
 
 

@@ -37,6 +37,7 @@ import trio
 
 from udsproxy.endpoints import Socket
 from udsproxy.events import Direction, Side, errno_name
+from udsproxy.proxy.descriptors import ROOM, close_all, found_in
 
 if TYPE_CHECKING:
     from udsproxy.proxy.detour import Detour
@@ -78,9 +79,6 @@ _SEND = int(socket.MSG_DONTWAIT)
 _SHUT_RD, _SHUT_WR = int(socket.SHUT_RD), int(socket.SHUT_WR)
 
 _NONE: list[int] = []
-
-_ANCILLARY = socket.CMSG_SPACE(253 * array.array("i").itemsize)
-"""Room for as many descriptors as one message can carry (SCM_MAX_FD, include/net/scm.h)."""
 
 
 Watch = Callable[[Direction, int, bytes], None]
@@ -413,7 +411,7 @@ class Relay:
             self._pump(flow, mask)
         if flow.gone and not flow.done:
             # It is gone, but the other side has yet to take its last bytes; what that one sends has no reader.
-            _shutdown(flow.dst, _SHUT_RD)
+            shutdown(flow.dst, _SHUT_RD)
 
     def _pump(self, flow: Flow, mask: int) -> None:
         """Read and forward. ``mask`` is what epoll said of the source, before anything was read."""
@@ -423,7 +421,7 @@ class Relay:
         watch = flow.pair.watch
         for _ in _READS:
             try:
-                nbytes, ancillary, flags, _ = flow.receive(self._into, _ANCILLARY, _RECEIVE)
+                nbytes, ancillary, flags, _ = flow.receive(self._into, ROOM, _RECEIVE)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -444,7 +442,7 @@ class Relay:
             except BlockingIOError:
                 sent = 0
             except OSError as error:
-                _close_all(descriptors)
+                close_all(descriptors)
                 self._refused(flow, error)
                 sent = nbytes
             if watch is not None:
@@ -466,11 +464,7 @@ class Relay:
     def _take_descriptors(flow: Flow, ancillary: list[tuple[int, int, bytes]], flags: int) -> list[int]:
         if flags & _CTRUNC:
             flow.pair.descriptors_lost("some could not be taken (open files are at their limit)")
-        found = array.array("i")
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                found.frombytes(data[: len(data) - len(data) % found.itemsize])
-        return list(found)
+        return found_in(ancillary)
 
     def _flush(self, flow: Flow) -> None:
         """``dst`` takes bytes again."""
@@ -501,7 +495,7 @@ class Relay:
         else:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
             sent = flow.dst.sendmsg([data], [rights], _SEND)
-        _close_all(descriptors)
+        close_all(descriptors)
         return sent
 
     def _arm(self, flow: Flow) -> None:
@@ -521,7 +515,7 @@ class Relay:
 
     def receive(self, flow: Flow, size: int = BUFFER) -> tuple[bytes, list[int]]:
         """What came, and its descriptors; nothing at the end. Raises BlockingIOError, OSError."""
-        nbytes, ancillary, flags, _ = flow.receive([self._view[:size]], _ANCILLARY, _RECEIVE)
+        nbytes, ancillary, flags, _ = flow.receive([self._view[:size]], ROOM, _RECEIVE)
         descriptors = _NONE
         if ancillary or flags & _CTRUNC:
             descriptors = self._take_descriptors(flow, ancillary, flags)
@@ -535,7 +529,7 @@ class Relay:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            _close_all(descriptors)
+            close_all(descriptors)
             self._refused(flow, error)
             return
         if sent < len(data):
@@ -553,7 +547,7 @@ class Relay:
         if flow.twin.done:
             self._end(pair)
         else:
-            _shutdown(flow.dst, _SHUT_WR)
+            shutdown(flow.dst, _SHUT_WR)
 
     def failed(self, flow: Flow, error: OSError) -> None:
         """``src`` cannot be read: a reset. Its peer neither sends nor reads any more."""
@@ -568,7 +562,7 @@ class Relay:
         if error.errno != errno.EPIPE:
             flow.pair.errno = flow.pair.errno or errno_name(error.errno or errno.EIO)
         self.abandon(flow)
-        _shutdown(flow.src, _SHUT_RD)
+        shutdown(flow.src, _SHUT_RD)
         if flow.twin.done:
             self._end(flow.pair)
 
@@ -578,7 +572,7 @@ class Relay:
         if flow.detour is not None:
             flow.detour.clear()
         while flow.outbox:
-            _close_all(flow.outbox.popleft()[1])
+            close_all(flow.outbox.popleft()[1])
 
     def _end(self, pair: Pair) -> None:
         if pair.ended:
@@ -606,14 +600,9 @@ class Relay:
                 c2s.detour = s2c.detour = None
 
 
-def _shutdown(sock: Socket, how: int) -> None:
+def shutdown(sock: Socket, how: int) -> None:
+    """shutdown(2), where the other end has not gone first."""
     try:  # noqa: SIM105 - contextlib.suppress costs more than the call
         sock.shutdown(how)
     except OSError:
         pass  # ENOTCONN: the other end went first
-
-
-def _close_all(descriptors: list[int]) -> None:
-    for fd in descriptors:
-        with contextlib.suppress(OSError):  # EIO of a file system is not ours; the descriptor is gone all the same
-            os.close(fd)

@@ -73,8 +73,7 @@ class RunningFaults:
         replace(self._proxies[proxy][0], faults=rules)
 
     def set(self, proxy: str, rules: tuple[Rule, ...], off: frozenset[str] = frozenset()) -> None:
-        """These rules, and no others; not in force are those whose names are in ``off``. Raises `ConfigError`."""
-        self.check(proxy, rules)
+        """These rules, which have been checked, and no others. Not in force are those named in ``off``."""
         loop = self._proxies[proxy][1]
         book = loop.book
         before, forced = _by_name(book.rules), book.in_force
@@ -103,7 +102,7 @@ class RunningFaults:
         meant = self._meant(proxy)
         if missed := [rule for rule in rules if not any(rule.is_for(name) for name in meant)]:
             raise ConfigError(f"fault {format_rule(missed[0])!r}: no proxy of that name{hint('', meant)}")
-        wanted = {}
+        added = {}
         for name in meant:
             book = self._proxies[name][1].book
             new = [rule for rule in rules if rule.is_for(name)]
@@ -112,12 +111,12 @@ class RunningFaults:
                 raise ConfigError(
                     f"a fault is called {taken[0]!r} already; take that away first, or choose another name"
                 )
-            wanted[name] = (*book.rules, *named_apart([*book.rules, *new])[len(book.rules) :])
-            self.check(name, wanted[name])
-        before = {(state.proxy, state.name) for state in self.states()}
-        for name, all_rules in wanted.items():
-            self.set(name, all_rules, self._proxies[name][1].book.off)
-        return [state for state in self.states() if (state.proxy, state.name) not in before]
+            added[name] = tuple(named_apart([*book.rules, *new])[len(book.rules) :])
+            self.check(name, book.rules + added[name])
+        for name, new_rules in added.items():
+            book = self._proxies[name][1].book
+            self.set(name, book.rules + new_rules, book.off)
+        return [state for state in self.states() if state.rule in added.get(state.proxy, ())]
 
     def remove(self, fault: str, proxy: str | None = None) -> int:
         """Take the rules of that name away. Returns how many there were. Raises `NoSuch`."""
