@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "protocols",
         "proxy",
         "sinks",
+        "takeover",
     },
     "control": {"control", "endpoints", "events", "faults", "proxy", "units"},
     "lab": {"config", "endpoints", "events", "lab", "protocols", "proxy", "sinks"},
@@ -35,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernel": {"events", "kernel"},
     "sinks": {"config", "events", "sinks"},
     "config": {"endpoints", "events", "faults", "units"},
-    "endpoints": {"endpoints", "events", "units"},
+    "takeover": {"endpoints", "events", "kernel", "takeover"},
+    "endpoints": {"endpoints", "events", "kernel", "units"},
     "units": set(),
     "events": set(),
 }

@@ -23,6 +23,7 @@ from udsproxy.units import MAX_BACKLOG, ConfigError, hint, parse_duration, parse
 Decode = Literal["auto", "fastcgi", "raw", "none"]
 LogFormat = Literal["console", "json", "socat", "none"]
 Color = Literal["auto", "always", "never"]
+WhoConnects = Literal["client", "own"]
 
 MAX_FAULTS = 200
 """For one proxy."""
@@ -42,6 +43,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """None: as the upstream's, where that can be seen; else as long as the system allows (net.core.somaxconn)."""
     connect_timeout_s: float = 5.0
     """For a TCP upstream; on AF_UNIX connect() never waits."""
+    credentials: WhoConnects = "client"
+    """As whom we connect to a Unix socket, where we may."""
     faults: tuple[Rule, ...] = ()
     """Each with a name of its own."""
 
@@ -171,6 +174,7 @@ def _proxy_of(table: _Table, everywhere: list[Rule]) -> ProxyConfig:
     name = table.take("name", str, None)
     decode = table.choice("decode", Decode, "auto")
     connect_timeout_s = table.duration("connect_timeout", 5.0)
+    credentials = table.choice("credentials", WhoConnects, "client")
     name = printable(name) if name else default_name(listen)
     faults = [*(rule for rule in everywhere if rule.is_for(name)), *_rules_of(table)]
     try:
@@ -181,6 +185,7 @@ def _proxy_of(table: _Table, everywhere: list[Rule]) -> ProxyConfig:
             decode=decode,
             backlog=parse_backlog(backlog),
             connect_timeout_s=connect_timeout_s,
+            credentials=credentials,
             faults=tuple(named_apart(faults)),
         )
     except ConfigError as error:

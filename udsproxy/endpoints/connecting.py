@@ -20,21 +20,21 @@ from udsproxy.events import errno_message
 
 # Plain numbers: the enumerations of the socket module cost more than the system calls they are passed to.
 AF_UNIX, STREAM = int(socket.AF_UNIX), int(socket.SOCK_STREAM)
-_STREAM_NONBLOCK = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+_NONBLOCK = int(socket.SOCK_NONBLOCK)
 
 
 Socket = _socket.socket
 """The class under `socket.socket`, without its detours in Python."""
 
 
-def unix_socket() -> socket.socket:
-    """A new non-blocking AF_UNIX stream socket. Raises OSError (EMFILE, ENFILE, ENOBUFS, ENOMEM)."""
-    return socket.socket(AF_UNIX, _STREAM_NONBLOCK)
+def unix_socket(kind: int = STREAM) -> socket.socket:
+    """A new non-blocking AF_UNIX socket. Raises OSError (EMFILE, ENFILE, ENOBUFS, ENOMEM)."""
+    return socket.socket(AF_UNIX, kind | _NONBLOCK)
 
 
-def plain_socket() -> Socket:
+def plain_socket(kind: int = STREAM) -> Socket:
     """`unix_socket` without the comforts of `socket.socket`, for one in each connection. Raises as that."""
-    return Socket(AF_UNIX, _STREAM_NONBLOCK)
+    return Socket(AF_UNIX, kind | _NONBLOCK)
 
 
 def connect(sock: Socket, upstream: UnixPath | UnixAbstract) -> int:

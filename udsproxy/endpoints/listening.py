@@ -25,12 +25,21 @@ from udsproxy.events import errno_message, errno_name
 class Listener:
     """A listening socket. Close it to remove its file."""
 
-    def __init__(self, endpoint: Endpoint, *, like: Endpoint | None = None, backlog: int | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        like: Endpoint | None = None,
+        backlog: int | None = None,
+        kind: int = STREAM,
+    ) -> None:
         """Listen. A socket file takes owner, group and mode of ``like`` (the upstream) where ``endpoint`` does
         not say, and mode 600 where there is none to copy. ``backlog`` None: as long as the system allows.
+        ``kind``: SOCK_STREAM, SOCK_SEQPACKET or SOCK_DGRAM; of Unix sockets.
 
         Raises `ListenError`.
         """
+        self.kind = kind
         with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
             self.most = int(file.read())
         """The longest backlog that the system allows."""
@@ -59,7 +68,7 @@ class Listener:
         A Unix socket that it returns is to be used with MSG_DONTWAIT: it has not been made non-blocking.
         """
         if self.is_unix:
-            return Socket(AF_UNIX, STREAM, 0, self.sock._accept()[0])  # type: ignore[attr-defined]
+            return Socket(AF_UNIX, self.kind, 0, self.sock._accept()[0])  # type: ignore[attr-defined]
         accepted, _ = self.sock.accept()
         accepted.setblocking(False)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -71,7 +80,7 @@ class Listener:
         if backlog != self.backlog:
             self.backlog = backlog
             if not self.plugged:
-                self.sock.listen(backlog)
+                self._listen(self.sock, backlog)
 
     def plug(self) -> None:
         """Fill the queue with a connection of our own: every client gets EAGAIN. To be called with the queue empty;
@@ -80,8 +89,8 @@ class Listener:
         Only for Unix sockets. Raises OSError.
         """
         assert isinstance(self.endpoint, UnixPath | UnixAbstract)
-        plug = unix_socket()
-        self.sock.listen(0)
+        plug = unix_socket(self.kind)
+        self._listen(self.sock, 0)
         self.plugged = True
         if connect(plug, self.endpoint):
             plug.close()
@@ -96,7 +105,7 @@ class Listener:
                 self.sock.accept()[0].close()
             self._plug.close()
             self._plug = None
-        self.sock.listen(self.backlog)
+        self._listen(self.sock, self.backlog)
 
     def withdraw(self, number: int) -> None:
         """From now on connect() fails with this errno: ENOENT and EACCES where the endpoint is a path, else
@@ -119,6 +128,10 @@ class Listener:
         self.sock.close()
         mode = 0 if number == errno.EACCES or self.mode is None else int(self.mode, 8)
         os.chmod(self.endpoint.path, mode)
+
+    def step_aside(self, number: int) -> None:
+        """`withdraw`, because the upstream is gone."""
+        self.withdraw(number)
 
     def restore(self) -> None:
         """Listen again. Raises `ListenError`: something else is there now, or it cannot be made again."""
@@ -164,7 +177,7 @@ class Listener:
             if isinstance(endpoint, UnixPath):
                 return self._open_path(endpoint, listening)
             if isinstance(endpoint, UnixAbstract):
-                return self._listening(unix_socket(), b"\0" + os.fsencode(endpoint.name))
+                return self._listening(unix_socket(self.kind), b"\0" + os.fsencode(endpoint.name))
             family, _, _, _, address = socket.getaddrinfo(
                 endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
@@ -179,7 +192,7 @@ class Listener:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # on AF_UNIX it means nothing
             sock.bind(address)
-            sock.listen(self.backlog)
+            self._listen(sock, self.backlog)
         except OSError:
             sock.close()
             raise
@@ -193,14 +206,14 @@ class Listener:
         path = endpoint.path
         directory, name = os.path.split(path)
         if not self._is_ours():
-            _require_replaceable(path)
+            self._require_free(path)
         at = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         # The name shows in `ss -xl` and in getpeername() for as long as the socket lives: keep the path in it.
-        beside = os.path.join(directory, f"{name}.udsproxy-{os.getpid()}")
+        beside = self._beside(path)
         if len(os.fsencode(beside)) > MAX_PATH or len(os.fsencode(name)) > 200:
-            beside = f"/proc/self/fd/{at}/.udsproxy-{os.getpid()}"
+            beside = f"/proc/self/fd/{at}/{os.path.basename(beside)[-200:]}"
         try:
-            sock = unix_socket()
+            sock = unix_socket(self.kind)
             try:
                 self._bind_beside(sock, beside, endpoint, listening)
             except BaseException:
@@ -211,8 +224,6 @@ class Listener:
             os.close(at)
 
     def _bind_beside(self, sock: socket.socket, beside: str, endpoint: UnixPath, listening: bool) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)  # of a process that had our number and was killed in this function
         # bind() makes the file with the mode of the socket's inode, less the umask: closed until we are done.
         os.fchmod(sock.fileno(), 0)
         sock.bind(beside)
@@ -221,18 +232,37 @@ class Listener:
             pinned = os.open(beside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 self.note = set_owner_and_mode(f"/proc/self/fd/{pinned}", endpoint, self._like)
+                made = os.fstat(pinned)
             finally:
                 os.close(pinned)
             if listening:
-                sock.listen(self.backlog)
-            os.rename(beside, endpoint.path)
+                self._listen(sock, self.backlog)
+            self._put_in_place(beside, endpoint.path)
         except BaseException:
             os.unlink(beside)
             raise
-        made = os.stat(endpoint.path, follow_symlinks=False)
         self._file = made.st_dev, made.st_ino
         self.mode = f"{stat.S_IMODE(made.st_mode):o}"
         self.owner = f"{user_name(made.st_uid)}:{group_name(made.st_gid)}"
+
+    def _require_free(self, path: str) -> None:
+        """Raises `ListenError`: something is there that may not be replaced."""
+        _require_replaceable(path)
+
+    def _beside(self, path: str) -> str:
+        """A name for a new file until it stands at the path; nothing is there."""
+        beside = f"{path}.udsproxy-{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)  # of a process that had our number and was killed while it opened its socket
+        return beside
+
+    def _put_in_place(self, beside: str, path: str) -> None:
+        """Put a new file to the path, in one step. Raises OSError; nothing is changed then."""
+        os.rename(beside, path)
+
+    def _listen(self, sock: socket.socket, backlog: int) -> None:
+        if self.kind != socket.SOCK_DGRAM:
+            sock.listen(backlog)
 
 
 def _require_replaceable(path: str) -> None:

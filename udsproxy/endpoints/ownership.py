@@ -15,6 +15,7 @@ from typing import Literal
 from udsproxy.endpoints.spelling import Endpoint, ListenError, UnixPath
 
 _ACL = "system.posix_acl_access"
+_LABEL = "security.selinux"
 
 
 def set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) -> str | None:
@@ -52,8 +53,20 @@ def set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) -> 
     return note
 
 
+def copy_owner_and_mode(source: str, file: str) -> None:
+    """Make ``file`` as ``source`` is, as far as we may."""
+    model = os.stat(source)
+    _chown(file, -1, model.st_gid)
+    _chown(file, model.st_uid, -1)
+    with contextlib.suppress(OSError):
+        os.chmod(file, stat.S_IMODE(model.st_mode))
+    _copy_acl(source, file)
+
+
 def _copy_acl(source: str, file: str) -> bool:
-    """Copy the access ACL (acl(5)) where there is one; False: there is, and it cannot be."""
+    """Copy the security label, and the access ACL (acl(5)). False: there is one, and it cannot be copied."""
+    with contextlib.suppress(OSError):  # without SELinux there is none
+        os.setxattr(file, _LABEL, os.getxattr(source, _LABEL))
     try:
         acl = os.getxattr(source, _ACL)
     except OSError:

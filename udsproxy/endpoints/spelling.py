@@ -36,6 +36,16 @@ class UnixPath(msgspec.Struct, frozen=True, tag="unix"):
         return self.path
 
 
+class Pinned(UnixPath, frozen=True, tag="pinned"):
+    """A socket that a descriptor of ours stands for, whatever its file is called now: ``path`` is that of the
+    descriptor in /proc, ``shown`` what people know it by."""
+
+    shown: str = ""
+
+    def __str__(self) -> str:
+        return self.shown
+
+
 class UnixAbstract(msgspec.Struct, frozen=True, tag="abstract"):
     """A socket in the abstract name space (unix(7)): ``name`` without the leading NUL."""
 

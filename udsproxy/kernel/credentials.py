@@ -1,22 +1,42 @@
-"""Who is at the other end of a Unix socket: SO_PEERCRED (unix(7)), and that process's name."""
+"""Who is at the other end of a Unix socket: SO_PEERCRED (unix(7)); and being somebody else for a system call.
+
+Rules: only the thread that asks is somebody else (raw system calls: those of the C library change every thread),
+for no more than the one call that needs it. Where it cannot become itself again the process ends: it must serve
+nobody as somebody else.
+"""
 
 from __future__ import annotations
 
 import _socket
+import array
+import ctypes
+import os
+import platform
 import socket
 import struct
+from collections.abc import Callable
+from typing import Self, TypeVar
+
+import msgspec
 
 from udsproxy.events import Client, printable
-from udsproxy.kernel.procfs import read_comm
+from udsproxy.kernel.procfs import read_capabilities, read_comm
 
 _UCRED = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 
 # Plain numbers: the enumerations of the socket module cost more than the system call they are passed to.
-_SOL_SOCKET, _SO_PEERCRED = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED)
+_SOL_SOCKET, _SO_PEERCRED, _SO_PEERGROUPS = int(socket.SOL_SOCKET), int(socket.SO_PEERCRED), 59
+_MOST_GROUPS = 65536
 
 _KEEP_NS = 1_000_000_000
 _MAX_KEPT = 1024
+
+_CAP_SETGID, _CAP_SETUID = 6, 7
+_CALLS = {"x86_64": (116, 119, 117), "aarch64": (159, 149, 147), "riscv64": (159, 149, 147)}
+"""The numbers of setgroups, setresgid and setresuid."""
+
+T = TypeVar("T")
 
 
 class Peers:
@@ -38,3 +58,70 @@ class Peers:
         client = Client(pid, uid, gid, None if comm is None else printable(comm))
         self._kept[raw] = now, client
         return client
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """Effective user, effective group, supplementary groups."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+    @classmethod
+    def of_peer(cls, sock: _socket.socket) -> Self:
+        """Those of who connected ``sock``, or called listen() for its other end. Raises OSError."""
+        _, uid, gid = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
+        groups = array.array("I")
+        try:
+            groups.frombytes(sock.getsockopt(_SOL_SOCKET, _SO_PEERGROUPS, 1024))
+        except OSError:
+            # ERANGE: there are more.
+            groups.frombytes(sock.getsockopt(_SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS * groups.itemsize))
+        return cls(uid, gid, tuple(groups))
+
+    @classmethod
+    def ours(cls) -> Self:
+        return cls(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+
+
+class Actor:
+    """Makes calls as somebody else."""
+
+    def __init__(self) -> None:
+        self.own = Credentials.ours()
+        capabilities = read_capabilities()
+        self.able = platform.machine() in _CALLS and all(
+            capabilities >> number & 1 for number in (_CAP_SETUID, _CAP_SETGID)
+        )
+        """We may."""
+        if self.able:
+            self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+            self._setgroups, self._setresgid, self._setresuid = _CALLS[platform.machine()]
+
+    def act(self, as_: Credentials, call: Callable[[], T]) -> T:
+        """Make this call, which must not wait. Raises PermissionError: it may not be so; and what the call does."""
+        own = self.own
+        try:
+            self._groups(as_.groups)
+            self._ids(self._setresgid, as_.gid)
+            self._ids(self._setresuid, as_.uid)
+            return call()
+        finally:
+            try:
+                self._ids(self._setresuid, own.uid)
+                self._ids(self._setresgid, own.gid)
+                self._groups(own.groups)
+            except OSError:
+                os.abort()
+
+    def _ids(self, number: int, effective: int) -> None:
+        self._check(self._syscall(number, -1, ctypes.c_uint(effective), -1))
+
+    def _groups(self, groups: tuple[int, ...]) -> None:
+        self._check(self._syscall(self._setgroups, len(groups), (ctypes.c_uint * len(groups))(*groups)))
+
+    @staticmethod
+    def _check(result: int) -> None:
+        if result:
+            number = ctypes.get_errno()
+            raise PermissionError(number, os.strerror(number))

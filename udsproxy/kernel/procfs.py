@@ -21,6 +21,15 @@ def read_comm(pid: int) -> str | None:
         return None
 
 
+def read_capabilities() -> int:
+    """Our own effective capabilities (capabilities(7)), a bit each; 0 where it cannot be told."""
+    with contextlib.suppress(OSError), open("/proc/thread-self/status", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+    return 0
+
+
 def read_parent(pid: int) -> int | None:
     """The parent's pid: the second field after the name in ``/proc/PID/stat``."""
     try:

@@ -140,6 +140,11 @@ def _decode_socket(data: bytes, start: int, end: int) -> UnixSocket:
     return UnixSocket(inode, kind, state, name, file, peer, queue, backlog)
 
 
+def _is_file(found: tuple[int, int], file: os.stat_result) -> bool:
+    device = os.major(file.st_dev) << 20 | os.minor(file.st_dev)
+    return found == (device, file.st_ino & 0xFFFFFFFF)
+
+
 # --- the socket ---
 
 
@@ -171,6 +176,21 @@ class SockDiag:
         found = self._ask(inode, 1 << _RQLEN)
         return (found.queue, found.backlog) if found is not None and found.listening else None
 
+    def serves(self, inode: int) -> bool:
+        """Is there still somebody who listens on this socket, or receives datagrams? Raises `DiagError`."""
+        found = self._ask(inode, 1 << _RQLEN)
+        return found is not None and (found.listening or found.type == socket.SOCK_DGRAM)
+
+    def server(self, path: str) -> UnixSocket | None:
+        """`listener`, or who receives datagrams there. Raises `DiagError`."""
+        found = self.listener(path)
+        if found is None:
+            file = os.stat(path)
+            for each in list(self._dump(_ALL_STATES, 1 << _NAME | 1 << _VFS | 1 << _RQLEN)):
+                if each.type == socket.SOCK_DGRAM and each.file is not None and _is_file(each.file, file):
+                    found = each
+        return found
+
     def peer_of(self, inode: int) -> int:
         """The inode of the other end of our own connection: 0 while nobody has accepted it. Raises `DiagError`."""
         found = self._ask(inode, 1 << _PEER)
@@ -189,7 +209,7 @@ class SockDiag:
             elif each.file is not None and each.file[1] == file.st_ino & 0xFFFFFFFF:
                 # Some file systems show stat() another device than the kernel's own (btrfs, overlayfs).
                 found = found or each
-                if each.file[0] == os.major(file.st_dev) << 20 | os.minor(file.st_dev):
+                if _is_file(each.file, file):
                     return each
         return found
 

@@ -32,6 +32,8 @@ from udsproxy.proxy.doors import STARVED, AcceptFirst, ConnectFirst, Door, Full,
 from udsproxy.proxy.mirror import Mirrored, backlog_of
 from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
+from udsproxy.takeover.guardian import GuardianError
+from udsproxy.takeover.listener import TakenOver
 
 RETRY_FULL_S = 0.002
 """How soon a full upstream is tried again. EAGAIN on AF_UNIX is never pollable."""
@@ -39,6 +41,12 @@ RETRY_STARVED_S = 0.1
 """How long accepting rests where we ran out of something. accept() at the limit leaves the listener readable."""
 RETRY_GONE_S = 0.05
 """How soon it is tried whether the upstream is back."""
+LOOK_S = 0.01
+"""How often it is looked whether the server whose place we took still listens. (It takes about 10 µs.)"""
+EMPTY_S = 0.03
+"""At the end, our queue has to be empty for so long: a client may have found our file before that was removed."""
+EMPTIED_S = 1.0
+"""How long who had come before the path was taken from us is let in."""
 RETRY_TAKEN_S = 1.0
 """How soon it is tried whether we can listen again."""
 
@@ -76,6 +84,10 @@ class AcceptLoop:
         self._draining = False
         """Nobody new is to come."""
         self._nursery: trio.Nursery | None = None
+        self._taken = listener if isinstance(listener, TakenOver) else None
+        """We stand in a server's place."""
+        self._changed = trio.Event()
+        """Something has changed at the path since this was made."""
 
     async def run(self) -> None:
         self._gate = self.book.gate()
@@ -83,6 +95,8 @@ class AcceptLoop:
             async with trio.open_nursery() as self._nursery:
                 self._reopen()
                 self._tell_listening()
+                if self._taken is not None:
+                    self._nursery.start_soon(self._watch_path, self._taken)
                 while True:
                     await self._parked.wait()
                     while self._gone is not None or trio.current_time() < self._parked_until:
@@ -106,8 +120,11 @@ class AcceptLoop:
         nobody new can come, that may never be."""
         self._draining = True
         self._stop_plugging()
-        while self._connecting or (not self.listener.withdrawn and somebody_waits(self.listener)):
+        empty_since = trio.current_time()
+        while trio.current_time() - empty_since < EMPTY_S:
             await trio.sleep(RETRY_FULL_S)
+            if self._connecting or (not self.listener.withdrawn and somebody_waits(self.listener)):
+                empty_since = trio.current_time()
 
     # --- calls from the relay ---
 
@@ -357,21 +374,57 @@ class AcceptLoop:
         self._gone = gone
         self._parked.set()
         try:
-            self.listener.withdraw(gone.number)
+            self.listener.step_aside(gone.number)
         except (ListenError, OSError) as error:
             self._tell_error("listen", gone.number, str(error))
+
+    async def _watch_path(self, taken: TakenOver) -> None:
+        """Notice that the server has ended, or the path was taken from us, before a client does: nobody may be
+        answered then (a server that is started anew tries that)."""
+        while True:
+            with trio.move_on_after(LOOK_S) as scope:
+                await taken.watch.changed()
+            if not scope.cancelled_caught:
+                self._changed.set()
+                self._changed = trio.Event()
+            if self._gone is not None or self._draining:
+                await trio.sleep(LOOK_S)
+                continue
+            try:
+                number = taken.look()
+            except GuardianError as error:
+                self._tell_not_listening(ListenError(str(error)))
+                continue
+            except OSError:
+                continue
+            if number is None:
+                continue
+            if taken.has_lost_path:
+                # Nobody new can come; who is in our queue is in the server's, as far as that is alive.
+                with trio.move_on_after(EMPTIED_S):
+                    while taken.serves() and not taken.withdrawn and somebody_waits(taken):
+                        await trio.sleep(RETRY_FULL_S)
+            if not (taken.withdrawn or self._draining):
+                self._withdraw(Gone(number))
+
+    def _probe(self) -> int:
+        """What clients would meet at the upstream."""
+        if self._taken is not None:
+            return self._taken.there()
+        return 0 if self._upstream is None else self._upstream.probe()
 
     async def _until_restored(self) -> None:
         """Until the upstream is back and we accept again; what fails in that is told once, and tried again."""
         pause_s = RETRY_GONE_S
         while self._gone is not None:
-            await trio.sleep(pause_s)
+            with trio.move_on_after(pause_s):
+                await self._changed.wait()
             pause_s = RETRY_GONE_S
             if self._draining:
                 continue
             gone = self._gone
             try:
-                failed = self._upstream.probe() if self._upstream is not None else 0
+                failed = self._probe()
                 if failed in (0, errno.EAGAIN):
                     if self._gate.shut is not None:
                         self.listener.withdraw(self._gate.shut)
@@ -384,7 +437,7 @@ class AcceptLoop:
                 elif failed != gone.number and failed not in STARVED:
                     self._gone = Gone(failed)
                     self._tell_upstream_error("connect", failed, None)
-                    self.listener.withdraw(failed)
+                    self.listener.step_aside(failed)
             except Gone:
                 self._close_door()
             except (ListenError, OSError) as error:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
 import msgspec
 import trio
 from msgspec.structs import replace
 
-from udsproxy import endpoints
 from udsproxy.config import LogConfig, ProxyConfig
 from udsproxy.endpoints import Listener
 from udsproxy.events import Summary, printable
@@ -64,8 +63,10 @@ class Server:
         *,
         grace_s: float = 5.0,
         seed: int = 0,
+        listen: Callable[[ProxyConfig], Listener] | None = None,
     ) -> None:
-        """``seed``: of the faults' chance."""
+        """``seed``: of the faults' chance. ``listen``: how a proxy listens, where not on a socket of its own."""
+        self._listen = listen or _listen
         self._seed = seed
         self._proxies = proxies
         self._log = log
@@ -77,6 +78,8 @@ class Server:
         self._tap: Tap | None = None
         self.started = trio.Event()
         """It has begun to accept; `faults` is there."""
+        self.left = trio.Event()
+        """Nobody new comes to it any more; what is open goes on."""
         self.faults: RunningFaults
         self._stopping = trio.Event()
         self._ending = trio.CancelScope()
@@ -93,7 +96,7 @@ class Server:
         try:
             self._sinks = make_sinks(self._log, several=len(self._proxies) > 1)
             for proxy in self._proxies:
-                self._listeners.append(endpoints.Listener(proxy.listen, like=proxy.upstream, backlog=proxy.backlog))
+                self._listeners.append(self._listen(proxy))
         except BaseException:
             self._close()
             raise
@@ -201,6 +204,7 @@ class Server:
             accepting.cancel_scope.cancel()
         for listener in self._listeners:
             listener.close()
+        self.left.set()
         with trio.CancelScope(deadline=grace.deadline):
             for loop in loops:
                 await loop.connections.drained()
@@ -212,6 +216,10 @@ class Server:
             sink.close(_LAST_WRITES_S)
             if sink.failure is not None:
                 self.failures.append(f"log {sink.failure}")
+
+
+def _listen(proxy: ProxyConfig) -> Listener:
+    return Listener(proxy.listen, like=proxy.upstream, backlog=proxy.backlog)
 
 
 def _nobody() -> None:

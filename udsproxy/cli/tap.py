@@ -1,0 +1,111 @@
+"""``udsproxy tap``: in place of a live socket, until it is told to stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from udsproxy.cli.common import DONE, LISTENING, Failure, duration_option
+from udsproxy.cli.options import Options, chosen_seed, say
+from udsproxy.cli.running import run_server
+from udsproxy.config import ProxyConfig
+from udsproxy.endpoints import Listener, ListenError, UnixPath
+from udsproxy.events import printable
+from udsproxy.proxy.server import Server
+from udsproxy.takeover.guardian import Guardian, GuardianError
+from udsproxy.takeover.listener import Place, TakenOver, restore
+
+
+def tap(
+    path: Annotated[str, Parameter(name="PATH")],
+    /,
+    *command: Annotated[str, Parameter(name="CMD", allow_leading_hyphen=True)],
+    options: Options | None = None,
+    for_: Annotated[str | None, Parameter(name="--for")] = None,
+    grace: str | None = None,
+    restore_: Annotated[bool, Parameter(name="--restore", negative="")] = False,
+) -> int:
+    """Take the place of the live socket at PATH, and show what flows; at the end all is as it was.
+
+    Nothing is configured or restarted: from then on every new connection is seen. While it runs the server's own
+    socket is at PATH.udsproxy. Ctrl-C ends it; connections that are open then go on until they end, or until
+    Ctrl-C is pressed again.
+
+    Parameters
+    ----------
+    path
+        The socket of a server that runs.
+    command
+        After --: a command. The tap lasts as long as it runs, and ends with its exit status.
+    for_
+        How long the tap lasts (60s, 5m).
+    grace
+        How long open connections may go on at the end (5s); without it, as long as they like.
+    restore_
+        Put back what a tap left at PATH that was killed, together with its guardian; nothing else is done.
+    """
+    if restore_:
+        return _restore(path)
+    options = options or Options()
+    lasts_s = math.inf if for_ is None else duration_option("--for", for_)
+    grace_s = math.inf if grace is None else duration_option("--grace", grace)
+    place = Place(path)
+    proxy = options.proxy(UnixPath(place.path), place.upstream)
+    settings = options.settings(proxy, grace_s)
+    guardians: list[Guardian] = []
+
+    def take(proxy: ProxyConfig) -> Listener:
+        place.require_socket()
+        as_json = options.log == "json"
+        try:
+            guardian = Guardian(place.path, options.log_file, as_json=as_json, proxy=proxy.name)
+        except GuardianError as error:
+            raise ListenError(f"cannot tap {place.path}: {error}") from None
+        guardians.append(guardian)
+        return TakenOver(place, guardian, backlog=proxy.backlog)
+
+    server = Server(settings.proxies, settings.log, grace_s=grace_s, seed=chosen_seed(settings), listen=take)
+    status: list[int] = []
+
+    async def meanwhile() -> None:
+        say(printable(f"in place of {place.path}; " + ("Ctrl-C puts it back" if not command else "while it runs:")))
+        with trio.move_on_after(lasts_s):
+            if command:
+                status.append(await _run_command(command))
+            else:
+                await trio.sleep_forever()
+
+    try:
+        code = run_server(server, settings, meanwhile=meanwhile)
+    finally:
+        for guardian in guardians:
+            guardian.dismiss()
+    return code or (status[0] if status else DONE)
+
+
+def _restore(path: str) -> int:
+    try:
+        say(printable(restore(path)))
+    except ListenError as error:
+        raise Failure(LISTENING, str(error)) from None
+    return DONE
+
+
+async def _run_command(command: tuple[str, ...]) -> int:
+    """Its exit status, as a shell counts. Raises `Failure`."""
+    try:
+        process = await trio.lowlevel.open_process(list(command))
+    except OSError as error:
+        say(f"cannot run {printable(command[0])}: {error.strerror}")
+        return 127
+    try:
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode is not None
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
