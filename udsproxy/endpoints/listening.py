@@ -14,16 +14,24 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from udsproxy.endpoints.connecting import AF_UNIX, STREAM, Socket, connect, tcp_socket, unix_socket
 from udsproxy.endpoints.ownership import group_name, set_owner_and_mode, user_name
 from udsproxy.endpoints.spelling import MAX_PATH, Endpoint, ListenError, Tcp, UnixAbstract, UnixPath
 from udsproxy.events import errno_message, errno_name
+from udsproxy.kernel.credentials import Actor, Credentials
 
 
 class Listener:
     """A listening socket. Close it to remove its file."""
+
+    listens_as: Credentials | None = None
+    """As whom, where that is not ourselves."""
+    _act: Callable[[Callable[[], None]], None] | None = None
+    """Makes a call so."""
 
     def __init__(
         self,
@@ -260,8 +268,18 @@ class Listener:
         """Put a new file to the path, in one step. Raises OSError; nothing is changed then."""
         os.rename(beside, path)
 
+    def listen_as(self, actor: Actor, credentials: Credentials) -> None:
+        """Clients see in SO_PEERCRED who called listen(): have it called as that user."""
+        self.listens_as = credentials
+        self._act = partial(actor.act, credentials)
+        if not self.withdrawn:
+            self._listen(self.sock, 0 if self.plugged else self.backlog)
+
     def _listen(self, sock: socket.socket, backlog: int) -> None:
-        if self.kind != socket.SOCK_DGRAM:
+        # Each call says anew who called it (net/unix/af_unix.c, update_peercred).
+        if self._act is not None:
+            self._act(partial(sock.listen, backlog))
+        elif self.kind != socket.SOCK_DGRAM:
             sock.listen(backlog)
 
 

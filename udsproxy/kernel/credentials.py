@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _socket
 import array
+import contextlib
 import ctypes
 import os
 import platform
@@ -88,6 +89,7 @@ class Actor:
     """Makes calls as somebody else."""
 
     def __init__(self) -> None:
+        self._kept: dict[bytes, Credentials] = {}
         self.own = Credentials.ours()
         capabilities = read_capabilities()
         self.able = platform.machine() in _CALLS and all(
@@ -97,6 +99,19 @@ class Actor:
         if self.able:
             self._syscall = ctypes.CDLL(None, use_errno=True).syscall
             self._setgroups, self._setresgid, self._setresuid = _CALLS[platform.machine()]
+
+    def of_peer(self, sock: _socket.socket) -> Credentials:
+        """`Credentials.of_peer`, faster for who was seen before."""
+        raw = sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size)[4:]
+        with contextlib.suppress(OSError):
+            raw += sock.getsockopt(_SOL_SOCKET, _SO_PEERGROUPS, 1024)
+            found = self._kept.get(raw)
+            if found is None:
+                if len(self._kept) >= _MAX_KEPT:
+                    self._kept.clear()
+                found = self._kept[raw] = Credentials.of_peer(sock)
+            return found
+        return Credentials.of_peer(sock)
 
     def act(self, as_: Credentials, call: Callable[[], T]) -> T:
         """Make this call, which must not wait. Raises PermissionError: it may not be so; and what the call does."""

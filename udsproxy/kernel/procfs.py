@@ -30,6 +30,20 @@ def read_capabilities() -> int:
     return 0
 
 
+def read_ids(pid: int) -> tuple[int, int, tuple[int, ...]] | None:
+    """Effective user and group, and the supplementary groups, of ``/proc/PID/status``."""
+    found: dict[str, list[int]] = {}
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, values = line.partition(":")
+                if key in ("Uid", "Gid", "Groups"):
+                    found[key] = [int(value) for value in values.split()]
+        return found["Uid"][1], found["Gid"][1], tuple(found["Groups"])
+    except (OSError, ValueError, LookupError):
+        return None
+
+
 def read_parent(pid: int) -> int | None:
     """The parent's pid: the second field after the name in ``/proc/PID/stat``."""
     try:
@@ -44,6 +58,12 @@ def holders_of(inode: int) -> list[int]:
     those of the same user. Looks at every descriptor of every process: not for the traffic's path."""
     wanted = f"socket:[{inode}]"
     return [pid for pid in _pids() if wanted in _descriptors(pid)]
+
+
+def listener_of(inode: int) -> int | None:
+    """Who probably called listen() on a socket: the process that holds it and whose parent does not."""
+    holders = holders_of(inode)
+    return next((pid for pid in sorted(holders) if read_parent(pid) not in holders), None)
 
 
 def servers_of(inode: int) -> int:

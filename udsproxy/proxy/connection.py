@@ -18,7 +18,7 @@ from udsproxy.faults.kinds import AcceptDelay, Stream
 from udsproxy.faults.path import Path
 from udsproxy.faults.rules import Book, Rule
 from udsproxy.faults.spelling import format_fault
-from udsproxy.kernel.credentials import Peers
+from udsproxy.kernel.credentials import Credentials, Peers
 from udsproxy.protocols.tap import Mark, Observation, Tap
 from udsproxy.proxy.detour import Detour
 from udsproxy.proxy.relay import Pair, Relay
@@ -152,6 +152,8 @@ class Connections:
         self.book = book
         self.rest: Callable[[float], None] = lambda _: None
         """Accept nobody for so long (s)."""
+        self.own: Credentials | None = None
+        """We, where all clients are we to the server, and that has not been warned of."""
         self.proxy = proxy
         self._unix_clients = unix_clients
         self.tap = tap
@@ -204,6 +206,8 @@ class Connections:
             if observation is not None:
                 at = connection.opened_at
                 who = self._peers.of(client, at) if self._unix_clients else None
+                if self.own is not None and who is not None:
+                    self._compare(who, self.own)
                 tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
                 if accept_wait_s is not None:
                     tap.put(Accepted(at=at, proxy=self.proxy, conn=number, accept_wait_s=accept_wait_s))
@@ -213,6 +217,21 @@ class Connections:
                 tell(*what)
             connection.tell = _now
         return connection
+
+    def _compare(self, who: Client, own: Credentials) -> None:
+        """Warn, once, where the server will take a client for somebody else."""
+        if (who.uid, who.gid) != (own.uid, own.gid):
+            self.own = None
+            self.tap.put(
+                ProxyError(
+                    at=monotonic_ns(),
+                    proxy=self.proxy,
+                    op="connect",
+                    errno="EPERM",
+                    message=f"the server sees uid {own.uid}, gid {own.gid}; its clients have others (uid {who.uid})",
+                    hint="servers that ask who connects (PostgreSQL's peer, D-Bus, docker) may refuse; run as root",
+                )
+            )
 
     # --- faults ---
 

@@ -8,20 +8,23 @@ all).
 Rules:
 
 * The upstream is connected before the client is accepted: a client whose upstream's queue is full stays in our
-  queue, and nothing pretends to it that it was served.
+  queue, and nothing pretends to it that it was served. (Where we connect as the client, we have to know it first.)
 * TCP has no such answer to give and can wait: there the client is accepted first, and a task connects.
 """
 
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
 from typing import Protocol
 
 from udsproxy import endpoints
 from udsproxy.endpoints import Listener, Socket
 from udsproxy.events import errno_message
+from udsproxy.kernel.credentials import Actor, Credentials
 from udsproxy.proxy.connection import Connections
 
 STARVED = {
@@ -39,6 +42,15 @@ class Gone(Exception):
 
     def __init__(self, number: int) -> None:
         super().__init__(errno_message(number))
+        self.number = number
+
+
+class Denied(Exception):
+    """connect() as this ``client``, who was accepted, failed with ``number``: it may not, others may."""
+
+    def __init__(self, client: Socket, number: int) -> None:
+        super().__init__(errno_message(number))
+        self.client = client
         self.number = number
 
 
@@ -66,25 +78,63 @@ class Door(Protocol):
 
 
 class Upstream:
-    """connect() to a Unix socket, which never waits."""
+    """connect() to a Unix socket, which never waits; as the client for whom it is, where ``actor`` is given."""
 
-    def __init__(self, address: endpoints.UnixPath | endpoints.UnixAbstract) -> None:
+    def __init__(
+        self,
+        address: endpoints.UnixPath | endpoints.UnixAbstract,
+        kind: int = socket.SOCK_STREAM,
+        actor: Actor | None = None,
+    ) -> None:
         self._dial = endpoints.dialer(address)
+        self._kind = kind
+        self._actor = actor
+        self.as_client = actor is not None
+        """A client is to be accepted before the connection for it is made (`connect_for`)."""
+        self.last: Credentials | None = None
+        """Of the client who came last."""
+        self.connected: Callable[[Socket], None] | None = None
+        """Is given the first connection."""
         self._spare: Socket | None = None
         """Tried, and to be tried again: EAGAIN leaves nothing behind."""
 
-    def connect(self) -> tuple[Socket, float] | None:
+    def connect_for(self, client: Socket) -> tuple[Socket, float] | None:
+        """`connect` as this client. Raises `Denied` besides."""
+        assert self._actor is not None
+        self.last = self._actor.of_peer(client)
+        try:
+            return self.connect(self.last)
+        except PermissionError as error:
+            raise Denied(client, error.errno or errno.EACCES) from None
+
+    def is_for(self, client: Socket, as_: Credentials | None) -> bool:
+        """Would a connection that was made ``as_`` somebody (None: ourselves) do for this client?"""
+        assert self._actor is not None
+        self.last = self._actor.of_peer(client)
+        return self.last == (as_ or self._actor.own)
+
+    def connect(self, as_: Credentials | None = None) -> tuple[Socket, float] | None:
         """A connection, and how long connect() took (s); None: the upstream's queue is full.
 
-        Raises `Gone`; OSError (what we ran out of).
+        Raises `Gone`; OSError (what we ran out of); with ``as_`` PermissionError.
         """
-        sock = self._spare or endpoints.plain_socket()
+        sock = self._spare or endpoints.plain_socket(self._kind)
         began = monotonic_ns()
-        failed = self._dial(sock)
+        if as_ is None or self._actor is None or as_ == self._actor.own:
+            as_ = None
+            failed = self._dial(sock)
+        else:
+            failed = self._actor.act(as_, partial(self._dial, sock))
         if not failed:
             self._spare = None
-            return sock, (monotonic_ns() - began) / 1e9
+            took_s = (monotonic_ns() - began) / 1e9
+            if self.connected is not None:
+                tell, self.connected = self.connected, None
+                tell(sock)
+            return sock, took_s
         self._spare = sock
+        if as_ is not None and failed in (errno.EACCES, errno.EPERM):
+            raise PermissionError(failed, errno_message(failed))
         if failed == errno.EAGAIN:
             return None
         self.close()
@@ -94,7 +144,7 @@ class Upstream:
 
     def probe(self) -> int:
         """What connect() says: 0 or the errno. (A connection is closed at once.)"""
-        with endpoints.unix_socket() as sock:
+        with endpoints.unix_socket(self._kind) as sock:
             return self._dial(sock)
 
     def close(self) -> None:
@@ -166,8 +216,13 @@ class ConnectFirst:
         self._connections = connections
         self._connected: tuple[Socket, float] | None = None
         """A connection whose client could not be accepted yet."""
+        self._client: Socket | None = None
+        """A client for whom no connection could be made yet."""
 
     def admit(self) -> None:
+        if self._upstream.as_client:
+            self._admit_as_client()
+            return
         connected = self._connected
         if connected is None:
             connected = self._connected = self._upstream.connect()
@@ -177,10 +232,28 @@ class ConnectFirst:
         self._connected = None
         self._connections.open(client, connected[0], self._connections.number(), connected[1])
 
+    def _admit_as_client(self) -> None:
+        client = self._client or self._accept()
+        self._client = None
+        try:
+            connected = self._upstream.connect_for(client)
+        except Denied:
+            raise
+        except BaseException:
+            client.close()
+            raise
+        if connected is None:
+            self._client = client
+            raise Full
+        self._connections.open(client, connected[0], self._connections.number(), connected[1])
+
     def close(self) -> None:
         if self._connected is not None:
             self._connected[0].close()
             self._connected = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
         self._upstream.close()
 
 

@@ -25,10 +25,22 @@ from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, Socket, Tcp
 from udsproxy.events import Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
 from udsproxy.faults.rules import Book, GateState, Rule
+from udsproxy.kernel.credentials import Actor, Credentials
 from udsproxy.kernel.procfs import servers_of
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
-from udsproxy.proxy.doors import STARVED, AcceptFirst, ConnectFirst, Door, Full, Gone, Pool, Unseen, Upstream
+from udsproxy.proxy.doors import (
+    STARVED,
+    AcceptFirst,
+    ConnectFirst,
+    Denied,
+    Door,
+    Full,
+    Gone,
+    Pool,
+    Unseen,
+    Upstream,
+)
 from udsproxy.proxy.mirror import Mirrored, backlog_of
 from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
@@ -67,8 +79,14 @@ class AcceptLoop:
         self._relay = relay
         self._tap = tap
         self._upstream: Upstream | None = None
+        self._actor = Actor()
         if not isinstance(config.upstream, Tcp):
-            self._upstream = Upstream(config.upstream)
+            wanted = listener.is_unix and config.credentials == "client"
+            self._upstream = Upstream(
+                config.upstream, listener.kind, self._actor if wanted and self._actor.able else None
+            )
+            if wanted and not self._actor.able:
+                self.connections.own = self._actor.own
         self._door: Door | None = None
         self._edge = False
         self._connecting = 0
@@ -86,6 +104,7 @@ class AcceptLoop:
         self._nursery: trio.Nursery | None = None
         self._taken = listener if isinstance(listener, TakenOver) else None
         """We stand in a server's place."""
+        self._told_denied = False
         self._changed = trio.Event()
         """Something has changed at the path since this was made."""
 
@@ -145,6 +164,9 @@ class AcceptLoop:
         except Unseen as unseen:
             self._unmirror(unseen)
             return
+        except Denied as denied:
+            denied.client.close()
+            self._tell_denied(denied)
         except OSError as error:
             # EAGAIN, ECONNABORTED: it has left. (On TCP a client may, before it is accepted.)
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
@@ -183,6 +205,8 @@ class AcceptLoop:
         """Begin to accept, as the faults in force have it. Raises `Gone`, OSError."""
         assert self._nursery is not None
         self._door = door = self._make_door()
+        if self._upstream is not None and self._upstream.as_client:
+            self._upstream.connected = self._learn_who_listens
         self._edge = door.edge
         self._relay.watch(self.listener.sock, self._ready)
         if isinstance(door, Mirrored):
@@ -481,6 +505,19 @@ class AcceptLoop:
         self._tap.put(
             Queue(at=monotonic_ns(), proxy=self._config.name, queue=queue, backlog=backlog, active=active)
         )
+
+    def _learn_who_listens(self, upstream: Socket) -> None:
+        """Our clients are to see the server's user, as it is at the other end of this connection."""
+        credentials = Credentials.of_peer(upstream)
+        if credentials != (self.listener.listens_as or self._actor.own):
+            self.listener.listen_as(self._actor, credentials)
+
+    def _tell_denied(self, denied: Denied) -> None:
+        """Once: a client may come to us that may not connect to the server."""
+        if not self._told_denied:
+            self._told_denied = True
+            hint = "we connect as the client; --credentials own connects as ourselves"
+            self._tell_error("connect", denied.number, errno_message(denied.number), hint)
 
     def _tell_unseen(self, unseen: Unseen) -> None:
         hint = "clients will wait where the upstream would refuse them; --backlog N sets a limit"

@@ -29,9 +29,10 @@ from time import monotonic_ns
 
 from udsproxy.endpoints import Listener, Socket, UnixAbstract, UnixPath
 from udsproxy.events import errno_message
+from udsproxy.kernel.credentials import Credentials
 from udsproxy.kernel.sock_diag import DiagError, SockDiag, UnixSocket
 from udsproxy.proxy.connection import Connection, Connections
-from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
+from udsproxy.proxy.doors import STARVED, Denied, Gone, Unseen, Upstream
 from udsproxy.proxy.relay import Relay
 
 _SHARE = 8
@@ -67,10 +68,12 @@ def _as_asked(address: UnixPath | UnixAbstract) -> str | bytes:
 class _Ahead:
     """A connection that was made for a client who is still in our queue."""
 
-    __slots__ = ("connect_s", "connected_at", "inode", "sock")
+    __slots__ = ("as_", "connect_s", "connected_at", "inode", "sock")
 
-    def __init__(self, sock: Socket, connect_s: float) -> None:
+    def __init__(self, sock: Socket, connect_s: float, as_: Credentials | None) -> None:
+        """``as_``: who is expected to be that client."""
         self.sock = sock
+        self.as_ = as_
         self.connect_s = connect_s
         self.connected_at = monotonic_ns()
         self.inode = os.fstat(sock.fileno()).st_ino
@@ -109,6 +112,8 @@ class Mirrored:
         self._ahead: deque[_Ahead] = deque()
         self._early: deque[Connection] = deque()
         """Who came in at once, and may not have been answered."""
+        self._held: deque[Socket] = deque()
+        """Clients who were accepted, and for whom no connection could be made yet."""
         self._full = False
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts."""
@@ -147,6 +152,9 @@ class Mirrored:
         for each in self._ahead:
             each.sock.close()
         self._ahead.clear()
+        for client in self._held:
+            client.close()
+        self._held.clear()
         self._upstream.close()
         self._diag.close()
 
@@ -172,6 +180,12 @@ class Mirrored:
             self._step(now)
 
     def _let_in(self) -> None:
+        if self._upstream.as_client:
+            self._held.append(self._listener.accept())
+            if not self._connect_held():
+                self._come_near()
+                self._later(monotonic_ns())
+            return
         connected = self._upstream.connect()
         if connected is None:
             self._come_near()  # others have filled it
@@ -183,9 +197,29 @@ class Mirrored:
         except OSError:
             # We ran out of descriptors; it is this client's, and there is a place for that.
             self._come_near()
-            self._ahead.append(_Ahead(sock, connect_s))
+            self._ahead.append(_Ahead(sock, connect_s, None))
             raise
         self._early.append(self._connections.open(client, sock, self._connections.number(), connect_s))
+
+    def _connect_held(self) -> bool:
+        """Connect, each as itself, for clients who were accepted. Returns whether there was room for all."""
+        while self._held:
+            client = self._held.popleft()
+            try:
+                connected = self._upstream.connect_for(client)
+            except Denied:
+                raise
+            except BaseException:
+                client.close()
+                raise
+            if connected is None:
+                self._held.appendleft(client)
+                return False
+            sock, connect_s = connected
+            opened = self._connections.open(client, sock, self._connections.number(), connect_s)
+            if not self.edge:
+                self._early.append(opened)
+        return True
 
     def _crowded(self) -> bool:
         """May as many as `few` still wait in the upstream's queue?"""
@@ -263,6 +297,7 @@ class Mirrored:
     def _step(self, now: int) -> None:
         """Accept whose connection was accepted, make connections for who came, set the limit."""
         ahead, connections = self._ahead, self._connections
+        self._connect_held()
         taken = 0
         for each in ahead:
             if not self._is_accepted(each):
@@ -277,16 +312,22 @@ class Mirrored:
                 break
             client = self._listener.accept()
             first = ahead.popleft()
+            if self._upstream.as_client and not self._upstream.is_for(client, first.as_):
+                first.sock.close()  # it was made as somebody else
+                self._held.append(client)
+                self._connect_held()
+                continue
             waited_s = (now - first.connected_at) / 1e9
             connections.open(client, first.sock, connections.number(), first.connect_s, waited_s)
         found = self._diag.queue_of(self._own)
         waiting = 0 if found is None else found[0]
         came = False
         while len(ahead) < waiting:
-            connected = self._upstream.connect()
+            as_ = self._upstream.last
+            connected = self._upstream.connect(as_)
             if connected is None:
                 break
-            ahead.append(_Ahead(*connected))
+            ahead.append(_Ahead(*connected, as_))
             came = True
         queue = self._look()
         self._others = max(0, queue - len(ahead))
@@ -295,9 +336,9 @@ class Mirrored:
         self._tell(max(0, waiting + self._others - self._resting()))
         if came or taken:
             self._pause = _FIRST_LOOK_NS
-        if not waiting and self._others < self._few:
+        if not (waiting or self._held) and self._others < self._few:
             self._go_far()
-        elif waiting or self._others:
+        elif waiting or self._others or self._held:
             self._later(now)
 
     def _count_servers(self, now: int, taken: int, left: int) -> None:

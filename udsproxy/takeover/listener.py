@@ -15,12 +15,14 @@ import errno
 import os
 import socket
 import stat
+from functools import partial
 
 from udsproxy.endpoints import Listener, ListenError, Pinned, UnixPath
 from udsproxy.endpoints.ownership import copy_owner_and_mode
 from udsproxy.events import errno_message, errno_name
+from udsproxy.kernel.credentials import Actor, Credentials
 from udsproxy.kernel.inotify import DirectoryWatch
-from udsproxy.kernel.procfs import holders_of
+from udsproxy.kernel.procfs import holders_of, listener_of, read_ids
 from udsproxy.kernel.sock_diag import DiagError, SockDiag, UnixSocket
 from udsproxy.takeover.guardian import (
     Guardian,
@@ -76,6 +78,7 @@ class TakenOver(Listener):
         self._path = path = place.path
         self._aside = aside_of(path)
         self._guardian = guardian
+        self._actor = Actor()
         self._mine: set[Identity] = set()
         self._real_inode = 0
         """Of the real socket itself, as sock_diag knows it; 0: that is not to be had."""
@@ -112,11 +115,21 @@ class TakenOver(Listener):
                     found = self._diag.server(f"/proc/self/fd/{pinned}")
             if found is None and (self._diag is not None or not answers(path)):
                 raise ListenError(f"cannot tap {path}: nobody listens there (ECONNREFUSED); start the server first")
+            if found is not None and self._actor.able and not self._standing:
+                self._listen_as_holder_of(found.inode)
             os.dup2(pinned, self._place.slot, inheritable=False)
             self._real_inode = 0 if found is None else found.inode
             return found
         finally:
             os.close(pinned)
+
+    def _listen_as_holder_of(self, inode: int) -> None:
+        """(Only a connection would tell for sure, and a server may not like one that says nothing.)"""
+        pid = listener_of(inode)
+        ids = None if pid is None else read_ids(pid)
+        if ids is not None and (credentials := Credentials(*ids)) != self._actor.own:
+            self.listens_as = credentials
+            self._act = partial(self._actor.act, credentials)
 
     def serves(self) -> bool:
         """Does somebody still listen on the real socket?"""
