@@ -325,9 +325,12 @@ def send_until_full(send: Callable[[], int], sock: socket.socket, most: int) -> 
     return taken
 
 
-def send_files(sock: socket.socket, data: bytes, *files: io.FileIO | socket.socket) -> None:
-    """One message with descriptors."""
-    assert socket.send_fds(sock, [data], [file.fileno() for file in files]) == len(data)
+def send_files(
+    sock: socket.socket, data: bytes, *files: io.FileIO | socket.socket, to: str | bytes | None = None
+) -> None:
+    """One message with descriptors. ``to``: an address, where the socket is not connected."""
+    rights = array.array("i", [file.fileno() for file in files])
+    assert sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)], 0, to) == len(data)
 
 
 def send_as(sock: socket.socket, data: bytes, credentials: Credentials) -> None:
@@ -378,6 +381,16 @@ def outcome(call: Callable[[], object]) -> int:
     return 0
 
 
+def refusal(route: Route) -> int:
+    """The errno that connect() comes to, after one client at most that got in and was sent away."""
+    first = route.client()
+    failed = outcome(lambda: first.connect(route.path))
+    if not failed:
+        assert outcome(lambda: first.recv(1)) in (0, errno.ECONNRESET)
+        failed = route.try_connect()
+    return failed
+
+
 # --- the world ---
 
 
@@ -396,10 +409,11 @@ def as_somebody_else() -> Iterator[tuple[int, int]]:
     if not ROOT:
         yield os.geteuid(), os.getegid()
         return
-    os.setegid(OTHER_ID)
-    os.seteuid(OTHER_ID)
+    # The real ones too: the kernel says these with messages, and the effective ones with connections.
+    os.setresgid(OTHER_ID, OTHER_ID, 0)
+    os.setresuid(OTHER_ID, OTHER_ID, 0)
     try:
         yield OTHER_ID, OTHER_ID
     finally:
-        os.seteuid(0)
-        os.setegid(0)
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)

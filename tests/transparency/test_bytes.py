@@ -14,9 +14,7 @@ import select
 import socket
 import threading
 
-import pytest
-
-from tests.e2e.tools import receive_exactly, until
+from tests.e2e.tools import receive_exactly
 from tests.transparency.ends import (
     KIB,
     LARGE,
@@ -184,6 +182,7 @@ def test_peek(one_way: OneWay) -> None:
     """MSG_PEEK shows what comes next, and leaves it there."""
     sender, receiver = one_way
     sender.send(b"hello")
+    await_waiting(receiver, 5)
     assert [receiver.recv(3, flags) for flags in (socket.MSG_PEEK, socket.MSG_PEEK, 0)] == [b"hel"] * 3
     assert receiver.recv(99, socket.MSG_PEEK) == b"lo"
     assert receiver.recv(99) == b"lo"
@@ -340,4 +339,4 @@ def test_slow_start_of_the_reader(one_way: OneWay) -> None:
     while stream.tell() < LARGE:
         stream.write(receiver.recv(next(sizes)))
     assert stream.getvalue() == data
-    until(lambda: waiting(receiver) == 0, "an empty queue")
+    assert waiting(receiver) == 0

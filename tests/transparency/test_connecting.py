@@ -23,20 +23,11 @@ from tests.transparency.ends import (
     meanwhile,
     outcome,
     read_to_end,
+    refusal,
     set_limit,
 )
 
 BACKLOGS = pytest.mark.parametrize("backlog", [0, 1, 2, 5])
-
-
-def fails(route: Route) -> int:
-    """The errno that connect() comes to, after one client at most that got in and was sent away."""
-    first = route.client()
-    failed = outcome(lambda: first.connect(route.path))
-    if not failed:
-        assert outcome(lambda: first.recv(1)) in (0, errno.ECONNRESET)
-        failed = route.try_connect()
-    return failed
 
 
 def fill_queue(route: Route, backlog: int) -> None:
@@ -128,7 +119,7 @@ def test_client_bound_to_a_path(route: Route) -> None:
 def test_no_file_gives_enoent(fresh: Route) -> None:
     """Where there is no file, connect() gives ENOENT."""
     fresh.open()
-    assert fails(fresh) == errno.ENOENT
+    assert refusal(fresh) == errno.ENOENT
 
 
 def test_nobody_listening_gives_econnrefused(fresh: Route) -> None:
@@ -136,21 +127,21 @@ def test_nobody_listening_gives_econnrefused(fresh: Route) -> None:
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(fresh.server_path)
         fresh.open()
-        assert fails(fresh) == errno.ECONNREFUSED
+        assert refusal(fresh) == errno.ECONNREFUSED
 
 
 def test_closed_server_gives_econnrefused(fresh: Route) -> None:
     """Where the server has closed and left its file, connect() gives ECONNREFUSED."""
     fresh.start()
     fresh.listener.close()
-    assert fails(fresh) == errno.ECONNREFUSED
+    assert refusal(fresh) == errno.ECONNREFUSED
 
 
 def test_shut_down_server_gives_econnrefused(fresh: Route) -> None:
     """Where the server has called shutdown() on its listener, connect() gives ECONNREFUSED."""
     fresh.start()
     fresh.listener.shutdown(socket.SHUT_RDWR)
-    assert fails(fresh) == errno.ECONNREFUSED
+    assert refusal(fresh) == errno.ECONNREFUSED
 
 
 def test_removed_server_gives_enoent(fresh: Route) -> None:
@@ -158,14 +149,14 @@ def test_removed_server_gives_enoent(fresh: Route) -> None:
     fresh.start()
     fresh.listener.close()
     os.unlink(fresh.server_path)
-    assert fails(fresh) == errno.ENOENT
+    assert refusal(fresh) == errno.ENOENT
 
 
 def test_restarted_server_is_reached(fresh: Route) -> None:
     """A server that is started anew after clients were refused gets the next client, and no other connection."""
     fresh.start()
     fresh.listener.close()
-    assert fails(fresh) == errno.ECONNREFUSED
+    assert refusal(fresh) == errno.ECONNREFUSED
     fresh.serve()
     until(lambda: not outcome(lambda: fresh.connect().send(b"hello")), "a connection to the new server")
     assert fresh.accept().recv(9) == b"hello"
@@ -189,10 +180,10 @@ def test_mode_000_gives_eacces(fresh: Route) -> None:
         assert fresh.try_connect() == errno.EACCES
 
 
-@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
-def test_wrong_type_gives_eprototype(route: Route, kind: socket.SocketKind) -> None:
+@pytest.mark.parametrize("other_kind", [socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
+def test_wrong_type_gives_eprototype(route: Route, other_kind: socket.SocketKind) -> None:
     """A socket of another type than the server's gets EPROTOTYPE."""
-    assert route.try_connect(kind) == errno.EPROTOTYPE
+    assert route.try_connect(other_kind) == errno.EPROTOTYPE
 
 
 # --- a full queue ---

@@ -228,7 +228,7 @@ class Connections:
                     proxy=self.proxy,
                     op="connect",
                     errno="EPERM",
-                    message=f"the server sees uid {own.uid}, gid {own.gid}; its clients have others (uid {who.uid})",
+                    message=f"the server sees uid {own.uid}, gid {own.gid}; a client has {who.uid}, {who.gid}",
                     hint="servers that ask who connects (PostgreSQL's peer, D-Bus, docker) may refuse; run as root",
                 )
             )

@@ -72,6 +72,11 @@ class Door(Protocol):
 
     def admit(self) -> None: ...
 
+    @property
+    def holds(self) -> bool:
+        """A client was accepted who has no connection yet: `admit` is to be called though nobody comes."""
+        ...
+
     def close(self) -> None:
         """Connections to the upstream that no client has got are closed."""
         ...
@@ -192,6 +197,10 @@ class Pool:
             self._set_limit()
             raise
 
+    @property
+    def holds(self) -> bool:
+        return self._door.holds
+
     def close(self) -> None:
         self._connections.freed = None
         self._door.close()
@@ -237,15 +246,20 @@ class ConnectFirst:
         self._client = None
         try:
             connected = self._upstream.connect_for(client)
-        except Denied:
-            raise
-        except BaseException:
+        except Gone:
             client.close()
+            raise
+        except OSError:
+            self._client = client
             raise
         if connected is None:
             self._client = client
             raise Full
         self._connections.open(client, connected[0], self._connections.number(), connected[1])
+
+    @property
+    def holds(self) -> bool:
+        return self._client is not None
 
     def close(self) -> None:
         if self._connected is not None:
@@ -269,6 +283,10 @@ class AcceptFirst:
 
     def admit(self) -> None:
         self._start_connecting(self._accept())
+
+    @property
+    def holds(self) -> bool:
+        return False
 
     def close(self) -> None:
         """It holds nothing."""

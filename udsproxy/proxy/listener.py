@@ -125,6 +125,8 @@ class AcceptLoop:
                             await trio.sleep_until(self._parked_until)
                     self._parked = trio.Event()
                     self._resume()
+                    if self._door is not None and self._door.holds:
+                        self._look()
         finally:
             self._nursery = None
             self._close_door()
@@ -142,7 +144,8 @@ class AcceptLoop:
         empty_since = trio.current_time()
         while trio.current_time() - empty_since < EMPTY_S:
             await trio.sleep(RETRY_FULL_S)
-            if self._connecting or (not self.listener.withdrawn and somebody_waits(self.listener)):
+            waits = not self.listener.withdrawn and somebody_waits(self.listener)
+            if waits or self._connecting or (self._door is not None and self._door.holds):
                 empty_since = trio.current_time()
 
     # --- calls from the relay ---

@@ -32,7 +32,7 @@ from udsproxy.events import errno_message
 from udsproxy.kernel.credentials import Credentials
 from udsproxy.kernel.sock_diag import DiagError, SockDiag, UnixSocket
 from udsproxy.proxy.connection import Connection, Connections
-from udsproxy.proxy.doors import STARVED, Denied, Gone, Unseen, Upstream
+from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
 from udsproxy.proxy.relay import Relay
 
 _SHARE = 8
@@ -158,6 +158,10 @@ class Mirrored:
         self._upstream.close()
         self._diag.close()
 
+    @property
+    def holds(self) -> bool:
+        return bool(self._held)
+
     # --- coming in ---
 
     def expect(self, servers: int) -> None:
@@ -181,7 +185,8 @@ class Mirrored:
 
     def _let_in(self) -> None:
         if self._upstream.as_client:
-            self._held.append(self._listener.accept())
+            if not self._held:
+                self._held.append(self._listener.accept())
             if not self._connect_held():
                 self._come_near()
                 self._later(monotonic_ns())
@@ -207,10 +212,11 @@ class Mirrored:
             client = self._held.popleft()
             try:
                 connected = self._upstream.connect_for(client)
-            except Denied:
-                raise
-            except BaseException:
+            except Gone:
                 client.close()
+                raise
+            except OSError:
+                self._held.appendleft(client)
                 raise
             if connected is None:
                 self._held.appendleft(client)
