@@ -212,18 +212,18 @@ class Listener:
         Raises `ListenError`, OSError.
         """
         path = endpoint.path
-        directory, name = os.path.split(path)
+        directory = os.path.dirname(path)
         if not self._is_ours():
             self._require_free(path)
         at = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        beside = bound = self._beside(path)
         # The name shows in `ss -xl` and in getpeername() for as long as the socket lives: keep the path in it.
-        beside = self._beside(path)
-        if len(os.fsencode(beside)) > MAX_PATH or len(os.fsencode(name)) > 200:
-            beside = f"/proc/self/fd/{at}/{os.path.basename(beside)[-200:]}"
+        if len(os.fsencode(beside)) > MAX_PATH:
+            bound = f"/proc/self/fd/{at}/.udsproxy-{os.getpid()}"
         try:
             sock = unix_socket(self.kind)
             try:
-                self._bind_beside(sock, beside, endpoint, listening)
+                self._bind_beside(sock, bound, beside, endpoint, listening)
             except BaseException:
                 sock.close()
                 raise
@@ -231,11 +231,17 @@ class Listener:
         finally:
             os.close(at)
 
-    def _bind_beside(self, sock: socket.socket, beside: str, endpoint: UnixPath, listening: bool) -> None:
+    def _bind_beside(
+        self, sock: socket.socket, bound: str, beside: str, endpoint: UnixPath, listening: bool
+    ) -> None:
+        """``bound``: what the kernel is told; ``beside``: what the file is called until it is in its place."""
         # bind() makes the file with the mode of the socket's inode, less the umask: closed until we are done.
         os.fchmod(sock.fileno(), 0)
-        sock.bind(beside)
+        sock.bind(bound)
         try:
+            if bound != beside:
+                os.rename(bound, beside)
+                bound = beside
             # By descriptor, not by name: nobody can put another file in between.
             pinned = os.open(beside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
@@ -247,7 +253,7 @@ class Listener:
                 self._listen(sock, self.backlog)
             self._put_in_place(beside, endpoint.path)
         except BaseException:
-            os.unlink(beside)
+            os.unlink(bound)
             raise
         self._file = made.st_dev, made.st_ino
         self.mode = f"{stat.S_IMODE(made.st_mode):o}"
@@ -259,7 +265,9 @@ class Listener:
 
     def _beside(self, path: str) -> str:
         """A name for a new file until it stands at the path; nothing is there."""
-        beside = f"{path}.udsproxy-{os.getpid()}"
+        directory, name = os.path.split(path)
+        long = len(os.fsencode(name)) > 200
+        beside = os.path.join(directory, f"{'' if long else name}.udsproxy-{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(beside)  # of a process that had our number and was killed while it opened its socket
         return beside
