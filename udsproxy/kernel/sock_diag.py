@@ -33,11 +33,13 @@ _MESSAGE = struct.Struct("=BBBxIII")
 _ATTRIBUTE = struct.Struct("=HH")
 """struct nlattr: length, type."""
 _TWO = struct.Struct("=II")
+_MEMORY = struct.Struct("=IIII")
+"""The first of SK_MEMINFO_*: rmem_alloc, rcvbuf, wmem_alloc, sndbuf."""
 _ONE = struct.Struct("=I")
 _ERROR = struct.Struct("=i")
 _ANY_COOKIE = 0xFFFFFFFF
 
-_NAME, _VFS, _PEER, _RQLEN = 0, 1, 2, 4
+_NAME, _VFS, _PEER, _RQLEN, _MEMINFO = 0, 1, 2, 4, 5
 """Attributes (UNIX_DIAG_*), and the bits that ask for them (1 << attribute: UDIAG_SHOW_*)."""
 _ALL_STATES = 0xFFFFFFFF
 _LISTEN = 10
@@ -66,6 +68,8 @@ class UnixSocket(msgspec.Struct, frozen=True):
     peer: int = 0
     queue: int = 0
     backlog: int = 0
+    sending: tuple[int, int] | None = None
+    """What was sent and is not read, as memory, and the most that this may be."""
 
     @property
     def listening(self) -> bool:
@@ -120,6 +124,7 @@ def _decode_socket(data: bytes, start: int, end: int) -> UnixSocket:
     _, kind, state, inode, _, _ = _MESSAGE.unpack_from(data, start)
     name: bytes | None = None
     file: tuple[int, int] | None = None
+    sending: tuple[int, int] | None = None
     peer = queue = backlog = 0
     start += _MESSAGE.size
     while start < end:
@@ -136,8 +141,10 @@ def _decode_socket(data: bytes, start: int, end: int) -> UnixSocket:
             peer = _ONE.unpack_from(data, value)[0]
         elif attribute == _RQLEN:
             queue, backlog = _TWO.unpack_from(data, value)
+        elif attribute == _MEMINFO:
+            sending = _MEMORY.unpack_from(data, value)[2:]
         start += length + -length % 4
-    return UnixSocket(inode, kind, state, name, file, peer, queue, backlog)
+    return UnixSocket(inode, kind, state, name, file, peer, queue, backlog, sending)
 
 
 def _is_file(found: tuple[int, int], file: os.stat_result) -> bool:
@@ -195,6 +202,13 @@ class SockDiag:
         """The inode of the other end of our own connection: 0 while nobody has accepted it. Raises `DiagError`."""
         found = self._ask(inode, 1 << _PEER)
         return 0 if found is None else found.peer
+
+    def memory_of_peer(self, inode: int) -> tuple[int, int] | None:
+        """What the other end of our own connection has sent and was not read, as memory, and the most that this may
+        be (sk_wmem_alloc, sk_sndbuf; bytes). None: there is no other end. Raises `DiagError`."""
+        peer = self.peer_of(inode)
+        found = self._ask(peer, 1 << _MEMINFO) if peer else None
+        return None if found is None else found.sending
 
     def listener(self, address: str | bytes) -> UnixSocket | None:
         """Who listens on a path (str), or under an abstract name (bytes, without the NUL); None: nobody that the

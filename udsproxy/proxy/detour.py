@@ -12,7 +12,6 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import select
 import socket
@@ -22,7 +21,7 @@ from time import monotonic_ns
 from udsproxy.endpoints import Socket
 from udsproxy.faults.path import Path
 from udsproxy.faults.stages import Ending
-from udsproxy.proxy.descriptors import MOST, ROOM, close_all, found_in
+from udsproxy.proxy.cargo import MOST, ROOM, Cargo, cargo_of
 from udsproxy.proxy.relay import Due, Flow, Relay, shutdown
 
 _READS = range(4)
@@ -35,17 +34,6 @@ _LINGER_NS = 5_000_000_000
 """How long a client that a fault closes may go on sending before it is closed altogether."""
 
 
-class Descriptors:
-    """Descriptors that travel with bytes."""
-
-    def __init__(self, descriptors: list[int]) -> None:
-        self.descriptors = descriptors
-
-    def discard(self) -> None:
-        close_all(self.descriptors)
-        self.descriptors = []
-
-
 class Detour:
     """One flow's way through faults."""
 
@@ -54,16 +42,13 @@ class Detour:
         self._flow = flow
         self._path = path
         self._line = path.lines[flow.direction]
-        self._unread = 0
-        """So many bytes that were forwarded still stand in the receive queue."""
         self._paused = False
         """Nothing is read, because too much waits."""
         self._alarm: Due | None = None
         """When the relay will call."""
-        self._with_next = Descriptors([])
+        self._with_next = Cargo([])
         self._draining = False
         """What is read goes nowhere."""
-        self._resetting = False
 
     def pump(self) -> None:
         """Read what is there, and send what is due."""
@@ -124,7 +109,7 @@ class Detour:
                 self._end(item)
                 if self._is_over():
                     return
-            elif isinstance(item, Descriptors):
+            elif isinstance(item, Cargo):
                 self._gather(item)
         else:
             self._relay.read_on(flow)
@@ -147,21 +132,12 @@ class Detour:
         """Nothing more will pass."""
         self._path.close(self._flow.direction)
         self._with_next.discard()
-        self._read_away()
 
     def leave(self) -> None:
         """The connection has ended, or its faults have."""
-        self._read_away()
         if self._alarm is not None:
             self._relay.cancel(self._alarm)
             self._alarm = None
-
-    def _read_away(self) -> None:
-        """What was forwarded and still stands in the queue: close() would make a reset of it."""
-        if self._unread and not self._resetting:
-            with contextlib.suppress(OSError):
-                self._flow.src.recv(self._unread, _NOW)
-            self._unread = 0
 
     @property
     def _crowded(self) -> bool:
@@ -186,14 +162,14 @@ class Detour:
 
     def _forward(self, now: int, data: bytes) -> None:
         flow = self._flow
-        descriptors, self._with_next = self._with_next.descriptors, Descriptors([])
-        self._relay.forward(flow, data, descriptors)
+        cargo, self._with_next = self._with_next, Cargo([])
+        self._relay.forward(flow, data, cargo if cargo.descriptors else None)
         if flow.direction == "s2c":
             flow.nbytes += len(data)
             if flow.pair.watch is not None:
                 flow.pair.watch("s2c", now, data)
 
-    def _gather(self, more: Descriptors) -> None:
+    def _gather(self, more: Cargo) -> None:
         """They go with the next bytes."""
         if len(self._with_next.descriptors) + len(more.descriptors) > MOST:
             more.discard()
@@ -206,28 +182,28 @@ class Detour:
     def _read(self, now: int) -> bytes:
         """What is new; nothing at the end. Raises BlockingIOError, OSError."""
         flow = self._flow
-        if not self._unread and not (flow.direction == "c2s" and self._path.may_reset):
-            data, descriptors = self._relay.receive(flow)
-            self._carry(now, descriptors)
+        if not flow.kept and not (flow.direction == "c2s" and self._path.may_reset):
+            data, cargo = self._relay.receive(flow)
+            self._carry(now, cargo)
             return data
         ended = _has_ended(flow.src)  # (before the look: what comes after it is then seen by the next)
-        peeked, with_descriptors = _peek(flow.src)
+        peeked, with_cargo = _peek(flow.src)
         # A byte that descriptors came with is not kept: no look would go past it.
-        keep = 1 if self._path.may_reset and not with_descriptors else 0
-        new = peeked[self._unread :]
+        keep = 1 if self._path.may_reset and not with_cargo else 0
+        new = peeked[flow.kept :]
         if not new and not ended and keep:
             raise BlockingIOError(errno.EAGAIN, "nothing new")
         if len(peeked) > keep:
-            _, descriptors = self._relay.receive(flow, len(peeked) - keep)
-            self._carry(now, descriptors)
-        self._unread = keep if peeked else 0
+            _, cargo = self._relay.receive(flow, len(peeked) - keep)
+            self._carry(now, cargo)
+        flow.kept = keep if peeked else 0
         if not new and not ended:
             raise BlockingIOError(errno.EAGAIN, "nothing new")
         return new
 
-    def _carry(self, now: int, descriptors: list[int]) -> None:
-        if descriptors:
-            self._path.cargo(self._flow.direction, now, Descriptors(descriptors))
+    def _carry(self, now: int, cargo: Cargo | None) -> None:
+        if cargo is not None:
+            self._path.cargo(self._flow.direction, now, cargo)
 
     # --- endings ---
 
@@ -247,8 +223,7 @@ class Detour:
             pair.left = "fault"
             pair.errno = "ECONNRESET"
             client = pair.c2s.src
-            assert pair.c2s.detour is not None
-            pair.c2s.detour._resetting = True
+            pair.reset = "client"
             if client.family != socket.AF_UNIX:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             relay.end(pair)
@@ -275,8 +250,10 @@ class Detour:
         flow = self._flow
         try:
             for _ in _READS:
-                data, descriptors = self._relay.receive(flow)
-                close_all(descriptors)
+                data, cargo = self._relay.receive(flow)
+                flow.kept = 0
+                if cargo is not None:
+                    cargo.discard()
                 if not data:
                     self._relay.end(flow.pair)
                     return
@@ -290,7 +267,8 @@ class Detour:
 def _peek(sock: Socket) -> tuple[bytes, bool]:
     """What stands in the receive queue, up to what descriptors came with; and whether any did."""
     data, ancillary, flags, _ = sock.recvmsg(_PEEKED, ROOM, _PEEK)
-    close_all(found_in(ancillary))  # each look makes them anew
+    if (cargo := cargo_of(ancillary)) is not None:
+        cargo.discard()  # each look makes them anew
     return data, bool(ancillary) or bool(flags & socket.MSG_CTRUNC)
 
 

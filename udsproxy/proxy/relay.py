@@ -11,8 +11,10 @@ Rules:
   half-close; a full close as a close, once what was read has been delivered; EPIPE as EPIPE.
 * epoll is edge-triggered: an event is the only notice, so a flow reads until it has drained its source, or is
   blocked (then the flush reads on), or has had its share (then it stands in ``_again``).
-* Descriptors travel with the bytes of the read that they came with. What the kernel joins in one read (bytes
-  sent before them among it) goes on as one message; urgent bytes (MSG_OOB) are not passed on.
+* What comes is looked at (MSG_PEEK), forwarded, and then taken out but for its last byte. Where one side ends with
+  a reset, that byte is what makes the kernel report a reset to the other: close() with unread data. And the look
+  tells where in the bytes descriptors are: they go on in a message of their own.
+* The byte that is kept must not keep its sender from sending: after a while it is looked whether it does.
 * A flow that faults apply to goes by a detour (`udsproxy.proxy.detour`); of the others none pays for that.
 * Sockets are closed after the batch of events in which they ended, so that a descriptor's number cannot be
   taken again while an event of its former owner is still to come.
@@ -20,14 +22,15 @@ Rules:
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
+import fcntl
 import heapq
 import itertools
 import os
 import select
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
@@ -37,13 +40,22 @@ import trio
 
 from udsproxy.endpoints import Socket
 from udsproxy.events import Direction, Side, errno_name
-from udsproxy.proxy.descriptors import ROOM, close_all, found_in
+from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.proxy.cargo import ROOM, Cargo, cargo_of
 
 if TYPE_CHECKING:
     from udsproxy.proxy.detour import Detour
 
 BUFFER = 256 * 1024
 """Bytes read at once, and so held at most per direction. AF_UNIX's send buffer is 208 KiB by default."""
+
+_LOOK = 16 * 1024
+"""So much is looked at before it is read. Where there is more nothing of it is kept unread: all of a message counts
+as unread with its sender until its last byte is read, and he may not be told that he can send before it is less."""
+_HINDERED_NS = 50_000_000
+"""After so long it is looked whether a byte that we keep hinders its sender."""
+_FEW_LOOKS = 50
+"""So many are looked after at once."""
 
 _READS = range(4)
 """Reads that a flow may do before the others have their turn."""
@@ -72,19 +84,21 @@ _RARE = _OUT | _GONE
 _READ_ON = select.EPOLLPRI | select.EPOLLERR
 """With these, a short read does not mean that the source is drained: out-of-band data cuts reads short, and an
 error is still to be had."""
+_PRI = select.EPOLLPRI
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _CTRUNC = int(socket.MSG_CTRUNC)
+_NOW = int(socket.MSG_DONTWAIT)
+_OOB = int(socket.MSG_OOB | socket.MSG_DONTWAIT)
+_SIOCATMARK = 0x8905
 _SEND = int(socket.MSG_DONTWAIT)
 """Said with each call: so a client's socket needs no call that makes it non-blocking first."""
 _SHUT_RD, _SHUT_WR = int(socket.SHUT_RD), int(socket.SHUT_WR)
 
-_NONE: list[int] = []
-
-
 Watch = Callable[[Direction, int, bytes], None]
 """Who is given a copy of what was forwarded: which way, when it was read (ns), the bytes."""
 
-_NOTHING: deque[tuple[memoryview, list[int]]] = deque(maxlen=0)
+_NOTHING: deque[tuple[memoryview, Cargo | None]] = deque(maxlen=0)
 """The outbox of a flow that never was blocked, which is most of them."""
 
 
@@ -112,7 +126,21 @@ class Flow:
     """One direction of one connection: from ``src`` to ``dst``."""
 
     __slots__ = (
-        "armed", "detour", "direction", "done", "dst", "gone", "nbytes", "outbox", "pair", "receive", "send", "src",
+        "armed",
+        "detour",
+        "direction",
+        "done",
+        "dst",
+        "gone",
+        "keeps",
+        "kept",
+        "looks",
+        "nbytes",
+        "outbox",
+        "pair",
+        "receive",
+        "send",
+        "src",
         "twin",
     )  # fmt: skip
 
@@ -128,7 +156,13 @@ class Flow:
         self.detour: Detour | None = None
         """Its bytes go through faults."""
         self.outbox = _NOTHING
-        """What ``dst`` did not take yet, and the descriptors that go with it."""
+        """What ``dst`` did not take yet, and what goes with it."""
+        self.looks = src.family == socket.AF_UNIX
+        """It is looked at what comes before that is read."""
+        self.keeps = self.looks
+        """The last byte is to be left unread."""
+        self.kept = 0
+        """1: the first byte in ``src``'s receive queue has been forwarded."""
         self.nbytes = 0
         self.armed = False
         """EPOLLOUT of ``dst`` is asked for."""
@@ -146,7 +180,7 @@ class Flow:
 class Pair:
     """A relayed connection: two sockets, and the flows between them. Who owns it says what its end means."""
 
-    __slots__ = ("c2s", "ended", "errno", "first_eof", "left", "s2c", "watch")
+    __slots__ = ("c2s", "ended", "errno", "first_eof", "left", "reset", "s2c", "watch")
 
     def __init__(self, client: Socket, upstream: Socket, watch: Watch | None = None) -> None:
         c2s = self.c2s = Flow(self, "c2s", client, upstream)
@@ -159,6 +193,8 @@ class Pair:
         self.left: Side | None = None
         """Who left while the other still had something to say, or to be told."""
         self.ended = False
+        self.reset: Side | None = None
+        """Who is to get a reset at the end."""
 
     @property
     def by(self) -> Side:
@@ -185,9 +221,15 @@ class Relay:
         self._again: dict[Flow, None] = {}
         """Flows that had their share and have more to read: epoll will not tell of that again."""
         self._over: list[Pair] = []
+        self._keepers: dict[Flow, None] = {}
+        """Of whom it has not been looked whether the byte that they keep hinders somebody."""
+        self._diag: SockDiag | None = None
+        with contextlib.suppress(OSError):
+            self._diag = SockDiag()
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
+        self._look_into = [self._view[:_LOOK]]
         self._waiting = False
         self._calls_due: list[tuple[int, int, Due]] = []
         """A heap: when (ns), a number that keeps the order, what."""
@@ -306,6 +348,8 @@ class Relay:
         self._close_ended()
         self._epoll.close()
         os.close(self._wake_fd)
+        if self._diag is not None:
+            self._diag.close()
 
     # --- the loop ---
 
@@ -419,9 +463,31 @@ class Relay:
             flow.detour.pump()
             return
         watch = flow.pair.watch
+        if mask & _PRI:
+            self._pump_urgent(flow)
+            return
+        looks = flow.looks
         for _ in _READS:
+            kept, cargo = flow.kept, None
             try:
-                nbytes, ancillary, flags, _ = flow.receive(self._into, ROOM, _RECEIVE)
+                if looks:
+                    nbytes, _, flags, _ = flow.receive(self._look_into, 0, _PEEK)
+                    if nbytes == kept and nbytes:
+                        # Nothing new. (Where that was not asked of the kernel just now, its end may have come.)
+                        if mask & _GONE or (flow.gone and not mask & ~_READ_ON):
+                            self._read_kept(flow)
+                            continue
+                        if mask & _RDHUP or (not mask & ~_READ_ON and _has_ended(flow.src)):
+                            self.ended(flow)
+                        return
+                    if flags & _CTRUNC:
+                        nbytes, cargo = self._read_with_cargo(flow, nbytes)
+                        kept = 0
+                    elif nbytes == _LOOK:
+                        nbytes, cargo = self._read(flow)
+                        flow.kept = 0
+                else:
+                    nbytes, cargo = self._read(flow)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -430,72 +496,179 @@ class Relay:
             if not nbytes:
                 self.ended(flow)
                 return
-            flow.nbytes += nbytes
-            descriptors = _NONE
-            if ancillary or flags & _CTRUNC:
-                descriptors = self._take_descriptors(flow, ancillary, flags)
+            flow.nbytes += nbytes - kept
             # The time is taken before the send: that wakes the reader, who may well have answered before we run on.
             at = monotonic_ns() if watch is not None else 0
-            data = self._view[:nbytes]
+            data = self._view[kept:nbytes]
             try:
-                sent = self._send(flow, data, descriptors) if descriptors else flow.send(data, _SEND)
+                sent = self._send(flow, data, cargo) if cargo is not None else flow.send(data, _SEND)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
-                close_all(descriptors)
+                if cargo is not None:
+                    cargo.discard()
                 self._refused(flow, error)
-                sent = nbytes
+                sent = nbytes - kept
             if watch is not None:
                 watch(flow.direction, at, bytes(data))
-            if sent < nbytes:
-                flow.outbox = deque([(memoryview(bytes(data[sent:])), [] if sent else descriptors)])
+            drained = nbytes < (_LOOK if looks else BUFFER) and cargo is None
+            if sent < nbytes - kept:
+                flow.outbox = deque([(memoryview(bytes(data[sent:])), None if sent else cargo)])
                 self._arm(flow)
+            if looks and drained:
+                self._take_out(flow, nbytes)
+            if flow.outbox or flow.done:
                 return
-            if flow.done:
-                return
-            if nbytes < BUFFER and not mask & _READ_ON and not descriptors:
+            if drained and not mask & _READ_ON:
                 # The source is drained, and where its end had come before we read, this was all.
                 if mask & _RDHUP:
                     self.ended(flow)
                 return
         self._again[flow] = None
 
+    def _read(self, flow: Flow) -> tuple[int, Cargo | None]:
+        """Raises BlockingIOError, OSError."""
+        nbytes, ancillary, flags, _ = flow.receive(self._into, ROOM, _RECEIVE)
+        return nbytes, self._take_cargo(flow, ancillary, flags) if ancillary or flags & _CTRUNC else None
+
     @staticmethod
-    def _take_descriptors(flow: Flow, ancillary: list[tuple[int, int, bytes]], flags: int) -> list[int]:
+    def _take_cargo(flow: Flow, ancillary: list[tuple[int, int, bytes]], flags: int) -> Cargo | None:
         if flags & _CTRUNC:
             flow.pair.descriptors_lost("some could not be taken (open files are at their limit)")
-        return found_in(ancillary)
+        return cargo_of(ancillary)
+
+    def _take_out(self, flow: Flow, nbytes: int) -> None:
+        """These bytes were forwarded: read them, but for the last."""
+        keep = flow.keeps
+        if nbytes > keep:
+            # (Into where what is forwarded was: it has been copied where it had to be.)
+            flow.receive([self._view[: nbytes - keep]], 0, _NOW)
+        if keep and not flow.kept:
+            if not self._keepers:
+                self.call_at(monotonic_ns() + _HINDERED_NS, self._look_after_keepers)
+            self._keepers[flow] = None
+        flow.kept = int(keep)
+
+    def _read_kept(self, flow: Flow) -> None:
+        flow.kept = 0
+        with contextlib.suppress(OSError):
+            flow.src.recv(1, _NOW)
+
+    def _read_with_cargo(self, flow: Flow, seen: int) -> tuple[int, Cargo | None]:
+        """Read what stands before the message that something comes with; or, where that is next, it.
+
+        ``seen``: bytes that were looked at, the last of them with it. Raises BlockingIOError, OSError.
+        """
+        low, high = flow.kept, seen - 1  # so many bytes, at least and at most, come before it
+        while low < high:
+            middle = (low + high) // 2
+            _, _, flags, _ = flow.receive([self._view[: middle + 1]], 0, _PEEK)
+            if flags & _CTRUNC:
+                high = middle
+            else:
+                low = middle + 1
+        if low > flow.kept:
+            nbytes, _, _, _ = flow.receive([self._view[:low]], 0, _NOW)
+            self._view[: nbytes - flow.kept] = bytes(self._view[flow.kept : nbytes])
+            nbytes -= flow.kept
+            flow.kept = 0
+            return nbytes, Cargo([])
+        if flow.kept:
+            self._read_kept(flow)
+        return self._read(flow)
+
+    def _pump_urgent(self, flow: Flow) -> None:
+        """An urgent byte (MSG_OOB) is on its way: bytes up to it, then it."""
+        if flow.kept:
+            self._read_kept(flow)
+        watch = flow.pair.watch
+        for _ in _READS:
+            if flow.outbox or flow.done:
+                return
+            urgent = bool(struct.unpack("i", fcntl.ioctl(flow.src.fileno(), _SIOCATMARK, bytes(4)))[0])
+            try:
+                if urgent:
+                    data, cargo = flow.src.recv(1, _OOB), Cargo([], urgent=True)
+                else:
+                    nbytes, found = self._read(flow)
+                    data, cargo = bytes(self._view[:nbytes]), found or Cargo([])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if urgent:  # EINVAL: it has been taken
+                    self._again[flow] = None
+                else:
+                    self.failed(flow, error)
+                return
+            if not data:
+                self.ended(flow)
+                return
+            flow.nbytes += len(data)
+            if watch is not None:
+                watch(flow.direction, monotonic_ns(), data)
+            self.forward(flow, data, cargo)
+        self._again[flow] = None
+
+    def _look_after_keepers(self, at: int) -> None:
+        """Does a byte that we keep hinder its sender from sending (net/unix/af_unix.c, unix_writable)?"""
+        looked = 0
+        for flow in list(itertools.islice(self._keepers, _FEW_LOOKS * 20)):
+            del self._keepers[flow]
+            if flow.kept and not flow.done:
+                looked += 1
+                if self._hinders(flow):
+                    flow.keeps = False
+                    self._read_kept(flow)
+                if looked >= _FEW_LOOKS:
+                    break
+        if self._keepers:
+            self.call_at(max(at, monotonic_ns()) + _HINDERED_NS // 10, self._look_after_keepers)
+
+    def _hinders(self, flow: Flow) -> bool:
+        if self._diag is None:
+            return True
+        try:
+            memory = self._diag.memory_of_peer(os.fstat(flow.src.fileno()).st_ino)
+        except OSError:
+            return True
+        return memory is not None and memory[0] * 4 > memory[1]
 
     def _flush(self, flow: Flow) -> None:
         """``dst`` takes bytes again."""
         outbox = flow.outbox
         while outbox:
-            data, descriptors = outbox[0]
+            data, cargo = outbox[0]
             try:
-                sent = self._send(flow, data, descriptors) if descriptors else flow.send(data, _SEND)
+                sent = self._send(flow, data, cargo) if cargo is not None else flow.send(data, _SEND)
             except BlockingIOError:
                 return
             except OSError as error:
                 self._refused(flow, error)
                 return
             if sent < len(data):
-                outbox[0] = (data[sent:], [])
+                outbox[0] = (data[sent:], None)
             else:
                 outbox.popleft()
         self._pump(flow, _READ_ON)
 
-    def _send(self, flow: Flow, data: memoryview, descriptors: list[int]) -> int:
-        """Send bytes with descriptors (unix(7), SCM_RIGHTS) and close our copies of these.
+    def _send(self, flow: Flow, data: memoryview, cargo: Cargo) -> int:
+        """Send bytes with what goes with them, and close our copies of that.
 
-        Raises BlockingIOError, with the descriptors kept; OSError.
+        Raises BlockingIOError, with the cargo kept; OSError.
         """
+        flags = _OOB if cargo.urgent else _SEND
         if flow.dst.family != socket.AF_UNIX:
-            sent = flow.send(data, _SEND)
-            flow.pair.descriptors_lost(f"{len(descriptors)} cannot travel over TCP")
+            sent = flow.send(data, flags)
+            if cargo.descriptors:
+                flow.pair.descriptors_lost(f"{len(cargo.descriptors)} cannot travel over TCP")
         else:
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
-            sent = flow.dst.sendmsg([data], [rights], _SEND)
-        close_all(descriptors)
+            ancillary = cargo.ancillary()
+            try:
+                sent = flow.dst.sendmsg([data], ancillary, flags) if ancillary else flow.send(data, flags)
+            except PermissionError:
+                # We may not say that we are somebody else; the kernel says who we are.
+                sent = flow.dst.sendmsg([data], cargo.ancillary(credentials=False), flags)
+        cargo.discard()
         return sent
 
     def _arm(self, flow: Flow) -> None:
@@ -513,27 +686,26 @@ class Relay:
         self._again[flow] = None
         self.wake()
 
-    def receive(self, flow: Flow, size: int = BUFFER) -> tuple[bytes, list[int]]:
-        """What came, and its descriptors; nothing at the end. Raises BlockingIOError, OSError."""
+    def receive(self, flow: Flow, size: int = BUFFER) -> tuple[bytes, Cargo | None]:
+        """What came, and what came with it; nothing at the end. Raises BlockingIOError, OSError."""
         nbytes, ancillary, flags, _ = flow.receive([self._view[:size]], ROOM, _RECEIVE)
-        descriptors = _NONE
-        if ancillary or flags & _CTRUNC:
-            descriptors = self._take_descriptors(flow, ancillary, flags)
-        return bytes(self._view[:nbytes]), descriptors
+        cargo = self._take_cargo(flow, ancillary, flags) if ancillary or flags & _CTRUNC else None
+        return bytes(self._view[:nbytes]), cargo
 
-    def forward(self, flow: Flow, data: bytes, descriptors: list[int]) -> None:
+    def forward(self, flow: Flow, data: bytes, cargo: Cargo | None) -> None:
         """Send; what is not taken waits in the outbox, which is empty now."""
         view = memoryview(data)
         try:
-            sent = self._send(flow, view, descriptors) if descriptors else flow.send(view, _SEND)
+            sent = self._send(flow, view, cargo) if cargo is not None else flow.send(view, _SEND)
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            close_all(descriptors)
+            if cargo is not None:
+                cargo.discard()
             self._refused(flow, error)
             return
         if sent < len(data):
-            flow.outbox = deque([(view[sent:], [] if sent else descriptors)])
+            flow.outbox = deque([(view[sent:], None if sent else cargo)])
             self._arm(flow)
 
     # --- endings ---
@@ -554,6 +726,8 @@ class Relay:
         flow.pair.left = flow.pair.left or flow.side
         flow.pair.errno = flow.pair.errno or errno_name(error.errno or errno.EIO)
         flow.gone = flow.done = True
+        if error.errno == errno.ECONNRESET:
+            flow.pair.reset = flow.twin.side
         self.abandon(flow.twin)
         self._end(flow.pair)
 
@@ -572,7 +746,9 @@ class Relay:
         if flow.detour is not None:
             flow.detour.clear()
         while flow.outbox:
-            close_all(flow.outbox.popleft()[1])
+            cargo = flow.outbox.popleft()[1]
+            if cargo is not None:
+                cargo.discard()
 
     def _end(self, pair: Pair) -> None:
         if pair.ended:
@@ -589,8 +765,10 @@ class Relay:
         ended, self._over = self._over, []
         for pair in ended:
             c2s, s2c = pair.c2s, pair.s2c
-            c2s.src.close()
-            s2c.src.close()
+            for flow in (c2s, s2c):
+                if flow.kept and not flow.gone and pair.reset != flow.side:
+                    self._read_kept(flow)
+                flow.src.close()
             pair.closed()
             # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
             c2s.pair = s2c.pair = c2s.twin = s2c.twin = None  # type: ignore[assignment]
@@ -598,6 +776,13 @@ class Relay:
                 c2s.detour.leave()
                 s2c.detour.leave()
                 c2s.detour = s2c.detour = None
+
+
+def _has_ended(sock: Socket) -> bool:
+    """Its peer has no more to say."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def shutdown(sock: Socket, how: int) -> None:

@@ -1,0 +1,63 @@
+"""What travels with bytes and is none: descriptors, credentials (unix(7)); and that a byte is urgent (send(2)).
+
+Rules: who takes it out of a message owns it, and passes it on or discards it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import struct
+
+MOST = 253
+"""As many descriptors as one message can carry (SCM_MAX_FD, include/net/scm.h)."""
+_RIGHTS, _CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
+_SOL_SOCKET = int(socket.SOL_SOCKET)
+_UCRED = struct.calcsize("3i")
+ROOM = socket.CMSG_SPACE(MOST * array.array("i").itemsize) + socket.CMSG_SPACE(_UCRED)
+"""For those of one message."""
+
+
+class Cargo:
+    """Of one message."""
+
+    __slots__ = ("credentials", "descriptors", "urgent")
+
+    def __init__(self, descriptors: list[int], credentials: bytes | None = None, *, urgent: bool = False) -> None:
+        self.descriptors = descriptors
+        self.credentials = credentials
+        """struct ucred."""
+        self.urgent = urgent
+
+    def discard(self) -> None:
+        """It is not passed on."""
+        close_all(self.descriptors)
+        self.descriptors = []
+
+    def ancillary(self, *, credentials: bool = True) -> list[tuple[int, int, bytes | array.array[int]]]:
+        """As sendmsg() takes it."""
+        found: list[tuple[int, int, bytes | array.array[int]]] = []
+        if self.descriptors:
+            found.append((_SOL_SOCKET, _RIGHTS, array.array("i", self.descriptors)))
+        if credentials and self.credentials is not None:
+            found.append((_SOL_SOCKET, _CREDENTIALS, self.credentials))
+        return found
+
+
+def cargo_of(ancillary: list[tuple[int, int, bytes]]) -> Cargo | None:
+    """What came with a message; None: nothing."""
+    descriptors, credentials = array.array("i"), None
+    for level, kind, data in ancillary:
+        if level == _SOL_SOCKET and kind == _RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+        elif level == _SOL_SOCKET and kind == _CREDENTIALS and len(data) >= _UCRED:
+            credentials = data[:_UCRED]
+    return Cargo(list(descriptors), credentials) if descriptors or credentials is not None else None
+
+
+def close_all(descriptors: list[int]) -> None:
+    for fd in descriptors:
+        with contextlib.suppress(OSError):  # EIO of a file system is not ours; the descriptor is gone all the same
+            os.close(fd)
