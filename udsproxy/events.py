@@ -80,6 +80,8 @@ class Listening(Event, frozen=True, kw_only=True):
 
     listen: str
     upstream: str
+    type: str | None = None
+    """``seqpacket`` or ``datagram``; None: a stream."""
     backlog: int
     mode: str | None = None
     owner: str | None = None

@@ -1,6 +1,6 @@
-"""The fixtures: a stage, proxies on it, and the site of nginx and php-fpm.
+"""The fixtures: a stage, proxies and taps on it, and the site of nginx and php-fpm.
 
-Rule: the standard error of every proxy is checked at its end, in whatever test it ran (`Proxy.check`).
+Rule: the standard error of every proxy is checked at its end, in whatever test it ran (`Running.check`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.proxy import Proxy, StartProxy
 from tests.e2e.site import Site
+from tests.e2e.tap import StartTap, Tap
 from tests.stage import Stage
 
 
@@ -33,6 +34,20 @@ def start_proxy(stage: Stage) -> Iterator[StartProxy]:
     yield start
     for proxy in started:
         proxy.end()
+
+
+@pytest.fixture
+def start_tap(stage: Stage) -> Iterator[StartTap]:
+    """Starts taps on the test's stage."""
+    started: list[Tap] = []
+
+    def start(path: str, *options: str, **settings: list[str]) -> Tap:
+        started.append(Tap(stage, path, *options, **settings))
+        return started[-1]
+
+    yield start
+    for tap in started:
+        tap.end()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
-"""A running ``udsproxy run``, as the tests see it: its socket, its events, its end.
+"""A running udsproxy, as the tests see it: its socket, its events, its end.
 
-Rules: started on a stage, with a JSON log unless told otherwise; `Proxy.check` after its end is part of every test:
-no traceback, ever.
+Rules: started on a stage, with a JSON log unless told otherwise; `Running.check` after its end is part of every
+test: no traceback, ever.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ from tests.stage import Stage
 Record = dict[str, Any]
 
 
-class Proxy:
-    """One proxy, from its start on."""
+class Running:
+    """One process, from its start on."""
 
     def __init__(
         self,
         stage: Stage,
-        listen: str,
-        upstream: str,
-        *options: str,
+        socket: str,
+        arguments: Sequence[str],
+        *,
+        command: Sequence[str] = (),
         log: Sequence[str] | None = None,
         wrap: Sequence[str] = (),
     ) -> None:
-        """``log``: options in the place of those for a JSON log file; then nothing waits until it runs.
+        """``socket``: where clients connect. ``command``: what comes after ``--``.
+
+        ``log``: options in the place of those for a JSON log file; then nothing waits until it runs.
 
         ``wrap``: a command that runs the proxy (setpriv, a shell).
         """
-        self.socket = listen.partition(",")[0]
+        self.socket = socket
         name = f"udsproxy{len(os.listdir(os.path.dirname(stage.path('proxies', ''))))}"
         self.log = stage.path("proxies", name, "log.json")
         self._said = stage.path("proxies", name, "output")
@@ -42,7 +45,7 @@ class Proxy:
             log, wait = ("--log", "json", "--log-file", self.log), True
         else:
             wait = False
-        argv = [*wrap, *UDSPROXY, "run", listen, upstream, *log, *options]
+        argv = [*wrap, *UDSPROXY, *arguments, *log, *(["--", *command] if command else [])]
         self.process = stage.spawn(name, argv, self._said)
         if wait:
             # The socket can be connected to before that, but a signal would not yet be taken.
@@ -72,8 +75,9 @@ class Proxy:
         """At least so many such events, as soon as they are there."""
 
         def found() -> list[Record]:
+            ended = self.process.poll() is not None
             events = self.events(name, **keys)
-            assert len(events) >= count or self.process.poll() is None, f"udsproxy ended: {self.said}"
+            assert len(events) >= count or not ended, f"udsproxy ended: {self.said}"
             return events if len(events) >= count else []
 
         return until(found, f"{count} x {name} {keys}")
@@ -107,6 +111,23 @@ class Proxy:
 
     def check(self) -> None:
         assert "Traceback" not in self.said, self.said
+
+
+class Proxy(Running):
+    """One ``udsproxy run``."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        listen: str,
+        upstream: str,
+        *options: str,
+        log: Sequence[str] | None = None,
+        wrap: Sequence[str] = (),
+    ) -> None:
+        """``log`` and ``wrap``: as of `Running`."""
+        arguments = ["run", listen, upstream, *options]
+        super().__init__(stage, listen.partition(",")[0], arguments, log=log, wrap=wrap)
 
 
 class StartProxy(Protocol):

@@ -31,13 +31,27 @@ LIMIT_S = 30.0
 
 UDSPROXY = (sys.executable, "-m", "udsproxy")
 
-# The search path of an ordinary user often lacks the directories that hold servers.
-SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+# The search path of an ordinary user often lacks the directories that hold servers; PostgreSQL's is in none.
+SEARCH_PATH = os.pathsep.join(
+    [
+        os.environ.get("PATH", os.defpath),
+        *("/usr/local/sbin", "/usr/sbin", "/sbin"),
+        *sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True),
+    ]
+)
 
 _PACKAGES = {
+    "curl": "curl",
+    "dbus-daemon": "dbus",
+    "dbus-send": "dbus",
     "head": "coreutils",
+    "initdb": "postgresql",
+    "logger": "bsdutils",
     "nginx": "nginx",
+    "pgbench": "postgresql",
     "php-fpm": "php-fpm",
+    "postgres": "postgresql",
+    "psql": "postgresql",
     "redis-benchmark": "redis-tools",
     "redis-cli": "redis-tools",
     "redis-server": "redis-server",

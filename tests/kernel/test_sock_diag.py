@@ -62,6 +62,17 @@ def test_the_peer_is_known_from_accept_on(diag: SockDiag, tmp_path: Path) -> Non
         assert diag.peer_of(inode(client)) == 0
 
 
+def test_a_listener_that_is_shut_down(diag: SockDiag, tmp_path: Path) -> None:
+    """Who has called shutdown() on a listener, so that nobody can connect any more, does not listen."""
+    path = str(tmp_path / "sock")
+    with listen(path, 5) as listener:
+        assert diag.serves(inode(listener))
+        listener.shutdown(socket.SHUT_RDWR)
+        assert diag.listener(path) is None
+        assert diag.queue_of(inode(listener)) is None
+        assert not diag.serves(inode(listener))
+
+
 def test_finding_a_listener(diag: SockDiag, tmp_path: Path) -> None:
     """By path, whatever it was bound as; by abstract name; not where only a dead socket's file is."""
     first, second = (os.path.relpath(tmp_path / name) for name in ("first", "second"))

@@ -336,12 +336,12 @@ async def play(steps: list[tuple[str, str, int]]) -> None:
             sender, receiver = sides(ends, direction)
             sender.shutdown(socket.SHUT_WR)
             got[direction] += await read_all(receiver)
+        ends.close()
         await ends.over.wait()
         assert got == sent
         assert ends.observed == sent
         assert (ends.pair.c2s.nbytes, ends.pair.s2c.nbytes) == (len(sent["c2s"]), len(sent["s2c"]))
         nursery.cancel_scope.cancel()
-        ends.close()
     relay.close()
 
 

@@ -57,7 +57,7 @@ async def test_upstream_not_there(site: Site, autojump_clock: trio.testing.MockC
         assert site.try_to_connect() == errno.ECONNREFUSED
         with site.serve() as listener:
             await trio.sleep(0.2)
-            with listener.accept()[0], site.connect() as client, await accepted(listener) as server:
+            with site.connect() as client, await accepted(listener) as server:
                 await server.send(b"back")
                 assert await client.recv(10) == b"back"
     told = [(e["op"], e["errno"], e["message"]) for e in site.events("upstream_error")]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
 from tests.stage import Stage
-from tests.transparency.ends import OneWay, Route
+from tests.transparency.ends import Burst, OneWay, Route
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,9 @@ def one_way(route: Route, request: pytest.FixtureRequest) -> OneWay:
     """A connection, used in each of its directions."""
     client, server = route.pair()
     return OneWay(client, server) if request.param == "client_sends" else OneWay(server, client)
+
+
+@pytest.fixture(params=["as_it_comes", "at_once"])
+def burst(request: pytest.FixtureRequest) -> Burst:
+    """What happens in ``with burst(route)`` a proxy meets as it comes, and once more all of it at once."""
+    return Route.stalled if request.param == "at_once" else lambda _: nullcontext()

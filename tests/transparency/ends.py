@@ -12,6 +12,7 @@ import fcntl
 import io
 import os
 import select
+import signal
 import socket
 import struct
 import termios
@@ -28,6 +29,9 @@ from tests.stage import Stage
 from udsproxy.kernel.sock_diag import SockDiag
 
 T = TypeVar("T")
+
+Burst = Callable[["Route"], contextlib.AbstractContextManager[None]]
+"""The fixture ``burst``."""
 
 BACKLOG = 128
 """Of a server where the test is not about that."""
@@ -130,6 +134,24 @@ class Route:
         """`serve` and `open`."""
         self.serve(backlog)
         self.open()
+
+    @contextlib.contextmanager
+    def stalled(self) -> Iterator[None]:
+        """A proxy stands still meanwhile, and so meets all that happens at once."""
+        if self._proxy is None:
+            yield
+            return
+        self._proxy.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._proxy.pid, os.WSTOPPED)
+        try:
+            yield
+        finally:
+            self._proxy.signal(signal.SIGCONT)
+
+    def open_files(self) -> int:
+        """How many descriptors the proxy has open."""
+        assert self._proxy is not None
+        return len(os.listdir(f"/proc/{self._proxy.pid}/fd"))
 
     def drain(self) -> None:
         """Take out what the tests before have left in the server's queue."""

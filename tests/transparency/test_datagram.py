@@ -18,6 +18,7 @@ from tests.transparency.ends import (
     LARGE,
     OPEN,
     ROOT,
+    Burst,
     Route,
     as_somebody_else,
     await_polled,
@@ -83,11 +84,12 @@ def test_datagram_boundaries(route: Route, server: socket.socket) -> None:
         assert [server.recv(2 * LARGE) for _ in datagrams] == datagrams
 
 
-def test_empty_datagram(route: Route, server: socket.socket) -> None:
+def test_empty_datagram(route: Route, server: socket.socket, burst: Burst) -> None:
     """An empty datagram arrives as one."""
     client = route.connect()
-    for each in (b"", b"a", b""):
-        client.send(each)
+    with burst(route):
+        for each in (b"", b"a", b""):
+            client.send(each)
     assert [server.recv(99) for _ in range(3)] == [b"", b"a", b""]
 
 
@@ -168,13 +170,13 @@ def test_large_and_empty_replies(route: Route, server: socket.socket, bound: soc
         assert [bound.recv(2 * LARGE) for _ in replies] == replies
 
 
-def test_each_client_gets_its_own_replies(route: Route, server: socket.socket) -> None:
+def test_each_client_gets_its_own_replies(route: Route, server: socket.socket, burst: Burst) -> None:
     """Replies to clients that have asked at the same time do not mix."""
     clients = [bound_client(route) for _ in range(5)]
-    asked = []
-    for number, client in enumerate(clients):
-        client.sendto(b"%d" % number, route.path)
-        asked.append(server.recvfrom(99))
+    with burst(route):
+        for number, client in enumerate(clients):
+            client.sendto(b"%d" % number, route.path)
+    asked = [server.recvfrom(99) for _ in clients]
     for data, address in reversed(asked):
         server.sendto(b"answer " + data, address)
     assert [client.recv(99) for client in clients] == [b"answer %d" % number for number in range(5)]
@@ -308,14 +310,15 @@ def test_datagram_file(fresh: Route) -> None:
 # --- what comes with a datagram ---
 
 
-def test_descriptors_with_a_datagram(route: Route, server: socket.socket) -> None:
+def test_descriptors_with_a_datagram(route: Route, server: socket.socket, burst: Burst) -> None:
     """Descriptors come with the datagram that they were sent with, an empty one or not, and with no other."""
     client = route.connect()
     writer = route.pipe().writer
-    client.send(b"a")
-    send_files(client, b"b", writer)
-    send_files(client, b"", writer, writer)
-    client.send(b"d")
+    with burst(route):
+        client.send(b"a")
+        send_files(client, b"b", writer)
+        send_files(client, b"", writer, writer)
+        client.send(b"d")
     messages = [route.receive(server, 99) for _ in range(4)]
     assert [message.data for message in messages] == [b"a", b"b", b"", b"d"]
     assert [len(message.files) for message in messages] == [0, 1, 2, 0]

@@ -15,9 +15,11 @@ import pytest
 from tests.e2e.tools import LIMIT_S, program, receive_exactly, until
 from tests.transparency.ends import (
     CLOSED,
+    HALF_CLOSED,
     LARGE,
     MIB,
     RESET,
+    Burst,
     OneWay,
     Route,
     assert_reset,
@@ -65,11 +67,12 @@ def test_close_is_the_end(one_way: OneWay) -> None:
     assert read_to_end(other) == b""
 
 
-def test_answer_then_close(one_way: OneWay) -> None:
+def test_answer_then_close(route: Route, one_way: OneWay, burst: Burst) -> None:
     """What was sent before close() is read before the end."""
     leaver, other = one_way
-    leaver.send(b"answer")
-    leaver.close()
+    with burst(route):
+        leaver.send(b"answer")
+        leaver.close()
     assert read_to_end(other) == b"answer"
 
 
@@ -85,12 +88,13 @@ def test_one_mebibyte_then_close(one_way: OneWay) -> None:
         assert read_to_end(other) == b"a" * MIB
 
 
-def test_shutdown_then_close(one_way: OneWay) -> None:
+def test_shutdown_then_close(route: Route, one_way: OneWay, burst: Burst) -> None:
     """SHUT_WR followed at once by close() is one end, behind all bytes."""
     leaver, other = one_way
-    leaver.send(b"answer")
-    leaver.shutdown(socket.SHUT_WR)
-    leaver.close()
+    with burst(route):
+        leaver.send(b"answer")
+        leaver.shutdown(socket.SHUT_WR)
+        leaver.close()
     assert read_to_end(other) == b"answer"
     await_polled(other, CLOSED)
 
@@ -177,11 +181,14 @@ def test_close_with_unread_bytes_resets(one_way: OneWay) -> None:
     assert_reset(other)
 
 
-def test_answer_then_reset(one_way: OneWay) -> None:
+def test_answer_then_reset(route: Route, one_way: OneWay, burst: Burst) -> None:
     """Who answers and closes without having read all: the answer, then ECONNRESET once, then the end."""
     leaver, other = one_way
-    leaver.send(b"answer")
-    close_without_reading(leaver, other)
+    other.send(b"?")
+    await_waiting(leaver, 1)
+    with burst(route):
+        leaver.send(b"answer")
+        leaver.close()
     assert receive_exactly(other, 6) == b"answer"
     assert_reset(other)
 
@@ -207,8 +214,22 @@ def test_reset_after_the_end_of_the_question(one_way: OneWay) -> None:
     leaver, other = one_way
     other.send(b"question")
     other.shutdown(socket.SHUT_WR)
-    await_waiting(leaver, 8)
+    await_polled(leaver, HALF_CLOSED)
     leaver.close()
+    assert_reset(other)
+
+
+def test_reset_by_who_has_sent_the_last(route: Route, one_way: OneWay, burst: Burst) -> None:
+    """Who answers, calls SHUT_WR, and closes without having read all: the answer, then ECONNRESET."""
+    leaver, other = one_way
+    other.send(b"?")
+    await_waiting(leaver, 1)
+    with burst(route):
+        leaver.send(b"answer")
+        leaver.shutdown(socket.SHUT_WR)
+        leaver.close()
+    assert receive_exactly(other, 6) == b"answer"
+    await_polled(other, RESET)
     assert_reset(other)
 
 
@@ -309,12 +330,15 @@ def test_killed_process_with_unread_bytes_resets(one_way: OneWay) -> None:
 
 
 @pytest.mark.parametrize("backlog", [2, 64])
-def test_closed_listener_resets_who_waits(fresh: Route, backlog: int) -> None:
-    """Who waits to be accepted when the server closes its listener gets ECONNRESET once, then the end."""
+def test_closed_listener_resets_who_waits(fresh: Route, burst: Burst, backlog: int) -> None:
+    """Who waits to be accepted when the server closes its listener, and has said something, gets ECONNRESET once,
+    then the end."""
     fresh.start(backlog)
-    clients = [fresh.connect() for _ in range(3)]
-    clients[0].send(b"question")
-    fresh.listener.close()
+    with burst(fresh):
+        clients = [fresh.connect() for _ in range(3)]
+        for client in clients:
+            client.send(b"question")
+        fresh.listener.close()
     for client in clients:
         assert_reset(client)
 

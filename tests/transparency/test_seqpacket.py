@@ -17,6 +17,7 @@ from tests.transparency.ends import (
     LARGE,
     OPEN,
     RESET,
+    Burst,
     OneWay,
     Route,
     as_somebody_else,
@@ -61,12 +62,13 @@ def test_record_boundaries(one_way: OneWay) -> None:
         assert receive_records(receiver, len(records)) == records
 
 
-def test_empty_record(one_way: OneWay) -> None:
+def test_empty_record(route: Route, one_way: OneWay, burst: Burst) -> None:
     """An empty record arrives as one, and is not the end."""
     sender, receiver = one_way
     records = [b"", b"a", b"", b"", b"b"]
-    for record in records:
-        sender.send(record)
+    with burst(route):
+        for record in records:
+            sender.send(record)
     assert receive_records(receiver, len(records)) == records
 
 
@@ -101,11 +103,12 @@ def test_record_ping_pong(route: Route) -> None:
         assert client.recv(99) == b"pong %d" % number
 
 
-def test_records_sent_before_accept(route: Route) -> None:
+def test_records_sent_before_accept(route: Route, burst: Burst) -> None:
     """Records that were sent before the server accepted are there after it, each as one."""
-    client = route.connect()
-    for record in (b"one", b"", b"three"):
-        client.send(record)
+    with burst(route):
+        client = route.connect()
+        for record in (b"one", b"", b"three"):
+            client.send(record)
     assert receive_records(route.accept(), 3) == [b"one", b"", b"three"]
 
 
@@ -183,9 +186,11 @@ def test_seqpacket_full_queue(fresh: Route) -> None:
 
 
 def test_seqpacket_closed_listener(fresh: Route) -> None:
-    """Who waits to be accepted when the server closes its listener gets ECONNRESET once, then the end."""
+    """Who waits to be accepted when the server closes its listener, and has said something, gets ECONNRESET once,
+    then the end."""
     fresh.start()
     client = fresh.connect()
+    client.send(b"question")
     fresh.listener.close()
     assert_reset(client)
 
@@ -197,12 +202,13 @@ def test_seqpacket_closed_server_gives_econnrefused(fresh: Route) -> None:
     assert refusal(fresh) == errno.ECONNREFUSED
 
 
-def test_seqpacket_end(one_way: OneWay) -> None:
+def test_seqpacket_end(route: Route, one_way: OneWay, burst: Burst) -> None:
     """Records that were sent before close() are read before the end."""
     leaver, other = one_way
-    leaver.send(b"last")
-    leaver.send(b"words")
-    leaver.close()
+    with burst(route):
+        leaver.send(b"last")
+        leaver.send(b"words")
+        leaver.close()
     assert receive_records(other, 3) == [b"last", b"words", b""]
     await_polled(other, CLOSED)
 
@@ -250,14 +256,15 @@ def test_seqpacket_reset_comes_before_records(one_way: OneWay) -> None:
 # --- what comes with a record ---
 
 
-def test_descriptors_with_a_record(route: Route, one_way: OneWay) -> None:
+def test_descriptors_with_a_record(route: Route, one_way: OneWay, burst: Burst) -> None:
     """Descriptors come with the record that they were sent with, and with no other."""
     sender, receiver = one_way
     first, second = route.pipe().writer, route.pipe().writer
-    sender.send(b"a")
-    send_files(sender, b"b", first)
-    send_files(sender, b"c", second, first)
-    sender.send(b"d")
+    with burst(route):
+        sender.send(b"a")
+        send_files(sender, b"b", first)
+        send_files(sender, b"c", second, first)
+        sender.send(b"d")
     messages = [route.receive(receiver, 99) for _ in range(4)]
     assert [message.data for message in messages] == [b"a", b"b", b"c", b"d"]
     assert [len(message.files) for message in messages] == [0, 1, 2, 0]

@@ -11,7 +11,7 @@ import trio
 from msgspec.structs import replace
 
 from udsproxy import endpoints
-from udsproxy.cli.common import DONE, FAILED, LISTENING, USAGE, Failure, endpoint_argument
+from udsproxy.cli.common import CONFIGURATION, DONE, FAILED, LISTENING, USAGE, Failure, endpoint_argument
 from udsproxy.cli.options import say
 from udsproxy.config import Config
 from udsproxy.control import place, serving
@@ -19,6 +19,7 @@ from udsproxy.endpoints import Listener, UnixPath
 from udsproxy.events import Summary, printable
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.console import summary_text
+from udsproxy.units import ConfigError
 
 
 def run_server(
@@ -35,6 +36,8 @@ def run_server(
         summary = trio.run(_run_until_told, server, settings, reload, meanwhile)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
+    except ConfigError as error:
+        raise Failure(USAGE if reload is None else CONFIGURATION, str(error)) from None
     except OSError as error:
         what = f"write the log to {error.filename}" if error.filename else "write the log or start"
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None

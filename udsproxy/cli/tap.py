@@ -38,7 +38,7 @@ def tap(
     Parameters
     ----------
     path
-        The socket of a server that runs.
+        The socket of a server that runs. (An abstract one, @NAME, cannot be tapped.)
     command
         After --: a command. The tap lasts as long as it runs, and ends with its exit status.
     for_
@@ -48,6 +48,7 @@ def tap(
     restore_
         Put back what a tap left at PATH that was killed, together with its guardian; nothing else is done.
     """
+    path = _require_path(path)
     if restore_:
         return _restore(path)
     options = options or Options()
@@ -85,6 +86,20 @@ def tap(
         for guardian in guardians:
             guardian.dismiss()
     return code or (status[0] if status else DONE)
+
+
+def _require_path(text: str) -> str:
+    """The path of ``PATH`` or ``unix:PATH``. Raises `Failure`: it is something that no file stands for."""
+    path = text.removeprefix("unix:")
+    if path.startswith("@"):
+        raise Failure(
+            LISTENING,
+            f"cannot tap {text}: an abstract name cannot be exchanged; use udsproxy run unix:@OTHER unix:{path}, "
+            "and have clients connect to @OTHER",
+        )
+    if text.startswith("tcp:"):
+        raise Failure(LISTENING, f"cannot tap {text}: it is no Unix socket; use udsproxy run LISTEN {text}")
+    return path
 
 
 def _restore(path: str) -> int:

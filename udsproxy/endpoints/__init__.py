@@ -3,6 +3,7 @@
 - ``spelling``: what an endpoint is, and how people write it
 - ``connecting``: making sockets, connecting them
 - ``listening``: a listening socket and its file, from opening to removing it
+- ``naming``: that socket's name, which is not that of its file at first
 - ``ownership``: owner, group, mode and ACL of that file
 
 Rules: every socket is close-on-exec, and non-blocking or used with MSG_DONTWAIT.

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from udsproxy.endpoints.connecting import AF_UNIX, STREAM, Socket, connect, tcp_socket, unix_socket
+from udsproxy.endpoints.naming import bound_as
 from udsproxy.endpoints.ownership import group_name, set_owner_and_mode, user_name
 from udsproxy.endpoints.spelling import MAX_PATH, Endpoint, ListenError, Tcp, UnixAbstract, UnixPath
 from udsproxy.events import errno_message, errno_name
@@ -216,32 +217,15 @@ class Listener:
         if not self._is_ours():
             self._require_free(path)
         at = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        beside = bound = self._beside(path)
-        # The name shows in `ss -xl` and in getpeername() for as long as the socket lives: keep the path in it.
-        if len(os.fsencode(beside)) > MAX_PATH:
-            bound = f"/proc/self/fd/{at}/.udsproxy-{os.getpid()}"
+        beside = self._beside(path)
         try:
-            sock = unix_socket(self.kind)
-            try:
-                self._bind_beside(sock, bound, beside, endpoint, listening)
-            except BaseException:
-                sock.close()
-                raise
-            return sock
+            # The name shows in `ss -xl` and in getpeername() for as long as the socket lives.
+            sock = bound_as(self._name_at(path), self.kind, at, os.path.basename(beside))
+            if sock is None:
+                sock = self._bind_beside(beside, at)
         finally:
             os.close(at)
-
-    def _bind_beside(
-        self, sock: socket.socket, bound: str, beside: str, endpoint: UnixPath, listening: bool
-    ) -> None:
-        """``bound``: what the kernel is told; ``beside``: what the file is called until it is in its place."""
-        # bind() makes the file with the mode of the socket's inode, less the umask: closed until we are done.
-        os.fchmod(sock.fileno(), 0)
-        sock.bind(bound)
         try:
-            if bound != beside:
-                os.rename(bound, beside)
-                bound = beside
             # By descriptor, not by name: nobody can put another file in between.
             pinned = os.open(beside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
@@ -251,13 +235,40 @@ class Listener:
                 os.close(pinned)
             if listening:
                 self._listen(sock, self.backlog)
-            self._put_in_place(beside, endpoint.path)
+            self._put_in_place(beside, path)
         except BaseException:
-            os.unlink(bound)
+            sock.close()
+            os.unlink(beside)
             raise
         self._file = made.st_dev, made.st_ino
         self.mode = f"{stat.S_IMODE(made.st_mode):o}"
         self.owner = f"{user_name(made.st_uid)}:{group_name(made.st_gid)}"
+        return sock
+
+    def _bind_beside(self, beside: str, at: int) -> socket.socket:
+        """A socket that is bound under the name of its file, closed to everybody. ``at``: the directory, open."""
+        sock = unix_socket(self.kind)
+        try:
+            # bind() makes the file with the mode of the socket's inode, less the umask: closed until we are done.
+            os.fchmod(sock.fileno(), 0)
+            if len(os.fsencode(beside)) <= MAX_PATH:
+                sock.bind(beside)
+            else:
+                bound = f"/proc/self/fd/{at}/.udsproxy-{os.getpid()}"
+                sock.bind(bound)
+                try:
+                    os.rename(bound, beside)
+                except BaseException:
+                    os.unlink(bound)
+                    raise
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _name_at(self, path: str) -> str:
+        """The name that clients of a socket at this path are to see."""
+        return os.path.abspath(path) if not path.startswith("/") else path
 
     def _require_free(self, path: str) -> None:
         """Raises `ListenError`: something is there that may not be replaced."""
@@ -285,9 +296,13 @@ class Listener:
 
     def _listen(self, sock: socket.socket, backlog: int) -> None:
         # Each call says anew who called it (net/unix/af_unix.c, update_peercred).
+        if self.kind == socket.SOCK_DGRAM:
+            # Before anybody can send: who sends what is said of datagrams that come from then on.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            return
         if self._act is not None:
             self._act(partial(sock.listen, backlog))
-        elif self.kind != socket.SOCK_DGRAM:
+        else:
             sock.listen(backlog)
 
 

@@ -33,7 +33,7 @@ _MOST_GROUPS = 65536
 _KEEP_NS = 1_000_000_000
 _MAX_KEPT = 1024
 
-_CAP_SETGID, _CAP_SETUID = 6, 7
+_CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 6, 7, 21
 _CALLS = {"x86_64": (116, 119, 117), "aarch64": (159, 149, 147), "riscv64": (159, 149, 147)}
 """The numbers of setgroups, setresgid and setresuid."""
 
@@ -48,7 +48,10 @@ class Peers:
 
     def of(self, sock: _socket.socket, now: int) -> Client:
         """The process that connected ``sock``, or listened on its other end. ``now`` in monotonic ns."""
-        raw = sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size)
+        return self.who(raw_peer_of(sock), now)
+
+    def who(self, raw: bytes, now: int) -> Client:
+        """The process of this struct ucred."""
         kept = self._kept.get(raw)
         if kept is not None and now - kept[0] < _KEEP_NS:
             return kept[1]
@@ -61,6 +64,11 @@ class Peers:
         return client
 
 
+def raw_peer_of(sock: _socket.socket) -> bytes:
+    """Who connected ``sock``, or called listen() for its other end: struct ucred. Raises OSError."""
+    return sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size)
+
+
 class Credentials(msgspec.Struct, frozen=True):
     """Effective user, effective group, supplementary groups."""
 
@@ -71,7 +79,7 @@ class Credentials(msgspec.Struct, frozen=True):
     @classmethod
     def of_peer(cls, sock: _socket.socket) -> Self:
         """Those of who connected ``sock``, or called listen() for its other end. Raises OSError."""
-        _, uid, gid = _UCRED.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size))
+        _, uid, gid = _UCRED.unpack(raw_peer_of(sock))
         groups = array.array("I")
         try:
             groups.frombytes(sock.getsockopt(_SOL_SOCKET, _SO_PEERGROUPS, 1024))
@@ -96,13 +104,15 @@ class Actor:
             capabilities >> number & 1 for number in (_CAP_SETUID, _CAP_SETGID)
         )
         """We may."""
+        self.speaks = self.able and bool(capabilities >> _CAP_SYS_ADMIN & 1)
+        """We may send messages in the name of other processes, their pid included (net/core/scm.c)."""
         if self.able:
             self._syscall = ctypes.CDLL(None, use_errno=True).syscall
             self._setgroups, self._setresgid, self._setresuid = _CALLS[platform.machine()]
 
     def of_peer(self, sock: _socket.socket) -> Credentials:
         """`Credentials.of_peer`, faster for who was seen before."""
-        raw = sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _UCRED.size)[4:]
+        raw = raw_peer_of(sock)[4:]
         with contextlib.suppress(OSError):
             raw += sock.getsockopt(_SOL_SOCKET, _SO_PEERGROUPS, 1024)
             found = self._kept.get(raw)

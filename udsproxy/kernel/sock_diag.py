@@ -36,11 +36,15 @@ _TWO = struct.Struct("=II")
 _MEMORY = struct.Struct("=IIII")
 """The first of SK_MEMINFO_*: rmem_alloc, rcvbuf, wmem_alloc, sndbuf."""
 _ONE = struct.Struct("=I")
+_FLAGS = struct.Struct("=B")
 _ERROR = struct.Struct("=i")
 _ANY_COOKIE = 0xFFFFFFFF
 
 _NAME, _VFS, _PEER, _RQLEN, _MEMINFO = 0, 1, 2, 4, 5
 """Attributes (UNIX_DIAG_*), and the bits that ask for them (1 << attribute: UDIAG_SHOW_*)."""
+_SHUTDOWN = 6
+"""The attribute that always comes."""
+_RCV_SHUTDOWN = 1
 _ALL_STATES = 0xFFFFFFFF
 _LISTEN = 10
 """TCP_LISTEN: AF_UNIX has TCP's names for its states."""
@@ -70,10 +74,12 @@ class UnixSocket(msgspec.Struct, frozen=True):
     backlog: int = 0
     sending: tuple[int, int] | None = None
     """What was sent and is not read, as memory, and the most that this may be."""
+    shut: bool = False
+    """shutdown(SHUT_RD) was called: nobody can connect any more (net/unix/af_unix.c, unix_stream_connect)."""
 
     @property
     def listening(self) -> bool:
-        return self.state == _LISTEN
+        return self.state == _LISTEN and not self.shut
 
 
 # --- the codec ---
@@ -126,6 +132,7 @@ def _decode_socket(data: bytes, start: int, end: int) -> UnixSocket:
     file: tuple[int, int] | None = None
     sending: tuple[int, int] | None = None
     peer = queue = backlog = 0
+    shut = False
     start += _MESSAGE.size
     while start < end:
         length, attribute = _ATTRIBUTE.unpack_from(data, start)
@@ -143,8 +150,10 @@ def _decode_socket(data: bytes, start: int, end: int) -> UnixSocket:
             queue, backlog = _TWO.unpack_from(data, value)
         elif attribute == _MEMINFO:
             sending = _MEMORY.unpack_from(data, value)[2:]
+        elif attribute == _SHUTDOWN:
+            shut = bool(_FLAGS.unpack_from(data, value)[0] & _RCV_SHUTDOWN)
         start += length + -length % 4
-    return UnixSocket(inode, kind, state, name, file, peer, queue, backlog, sending)
+    return UnixSocket(inode, kind, state, name, file, peer, queue, backlog, sending, shut)
 
 
 def _is_file(found: tuple[int, int], file: os.stat_result) -> bool:
@@ -188,15 +197,9 @@ class SockDiag:
         found = self._ask(inode, 1 << _RQLEN)
         return found is not None and (found.listening or found.type == socket.SOCK_DGRAM)
 
-    def server(self, path: str) -> UnixSocket | None:
+    def server(self, address: str | bytes) -> UnixSocket | None:
         """`listener`, or who receives datagrams there. Raises `DiagError`."""
-        found = self.listener(path)
-        if found is None:
-            file = os.stat(path)
-            for each in list(self._dump(_ALL_STATES, 1 << _NAME | 1 << _VFS | 1 << _RQLEN)):
-                if each.type == socket.SOCK_DGRAM and each.file is not None and _is_file(each.file, file):
-                    found = each
-        return found
+        return self._find(address, _ALL_STATES)
 
     def peer_of(self, inode: int) -> int:
         """The inode of the other end of our own connection: 0 while nobody has accepted it. Raises `DiagError`."""
@@ -213,13 +216,19 @@ class SockDiag:
     def listener(self, address: str | bytes) -> UnixSocket | None:
         """Who listens on a path (str), or under an abstract name (bytes, without the NUL); None: nobody that the
         kernel shows us. Raises `DiagError`."""
+        return self._find(address, 1 << _LISTEN)
+
+    def _find(self, address: str | bytes, states: int) -> UnixSocket | None:
         found = None
         file = os.stat(address) if isinstance(address, str) else None
         # To its end: the kernel answers no other question before (EBUSY).
-        for each in list(self._dump(1 << _LISTEN, 1 << _NAME | 1 << _VFS | 1 << _RQLEN)):
+        for each in list(self._dump(states, 1 << _NAME | 1 << _VFS | 1 << _RQLEN)):
+            if not (each.listening or each.type == socket.SOCK_DGRAM):
+                continue
             if file is None:
-                if each.name == b"\0" + address:  # type: ignore[operator]
-                    return each
+                # (A name stands for a socket of each type.)
+                if each.name == b"\0" + address and (found is None or each.listening):  # type: ignore[operator]
+                    found = each
             elif each.file is not None and each.file[1] == file.st_ino & 0xFFFFFFFF:
                 # Some file systems show stat() another device than the kernel's own (btrfs, overlayfs).
                 found = found or each

@@ -17,7 +17,10 @@ from typing import Protocol
 
 import msgspec
 
-from udsproxy.events import Direction, Event
+from udsproxy.events import Direction, Event, Message, printable
+
+_SHOWN = 200
+"""Bytes of a datagram that its message shows."""
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -102,6 +105,32 @@ class RawDecoder:
 
     def close(self, at: int, why: str) -> Sequence[Event]:
         return ()
+
+
+class DatagramDecoder(RawDecoder):
+    """Each chunk of bytes is a message."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__()
+        self._scope = scope
+
+    def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
+        scope = self._scope
+        if not scope.messages:
+            return ()
+        text = printable(data[:_SHOWN]) + ("..." if len(data) > _SHOWN else "")
+        return (
+            Message(
+                at=at,
+                proxy=scope.proxy,
+                conn=scope.conn,
+                direction=direction,
+                protocol="datagram",
+                kind="DATAGRAM",
+                nbytes=len(data),
+                fields={"text": text},
+            ),
+        )
 
 
 class ProtocolEntry(msgspec.Struct, frozen=True):

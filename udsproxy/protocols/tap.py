@@ -33,7 +33,7 @@ from udsproxy.events import (
     UpstreamError,
     printable,
 )
-from udsproxy.protocols.decoder import Decoder, RawDecoder, Scope
+from udsproxy.protocols.decoder import DatagramDecoder, Decoder, RawDecoder, Scope
 from udsproxy.protocols.registry import make_decoder
 
 QUEUE_BYTES = 16 * 1024 * 1024
@@ -81,10 +81,11 @@ class Mark(msgspec.Struct, frozen=True):
 class Observation:
     """One connection, as the tap sees it. Made by `Tap.observe`."""
 
-    __slots__ = ("_blind", "_decoder", "_offsets", "_tap", "conn", "proxy")
+    __slots__ = ("_blind", "_decoder", "_is_stream", "_offsets", "_tap", "conn", "proxy")
 
-    def __init__(self, tap: Tap, decoder: Decoder | None, proxy: str, conn: int) -> None:
+    def __init__(self, tap: Tap, decoder: Decoder | None, proxy: str, conn: int, *, is_stream: bool = True) -> None:
         self._tap = tap
+        self._is_stream = is_stream
         self._decoder = decoder
         self._offsets: dict[Direction, int] = {}
         self._blind: frozenset[Direction] = _NEITHER
@@ -100,7 +101,7 @@ class Observation:
         """Bytes that were forwarded. ``at``: when they were read, ns."""
         tap = self._tap
         held = tap.held + len(data) + _ITEM_BYTES
-        if held > tap.limit or direction in self._blind:
+        if held > tap.limit or (direction in self._blind and self._is_stream):
             self._drop(direction, at, data)
             return
         tap.held = held
@@ -267,16 +268,18 @@ class Tap:
 
     # --- the traffic's side ---
 
-    def observe(self, proxy: str, conn: int, accept_wait_s: float | None = None) -> Observation:
-        """The observation of a new connection."""
+    def observe(
+        self, proxy: str, conn: int, accept_wait_s: float | None = None, *, is_stream: bool = True
+    ) -> Observation:
+        """The observation of a new connection. ``is_stream``: else each chunk of its bytes is a datagram."""
         choice = self._choices[proxy]
         if choice == "none" and self._verbosity >= 2:
             choice = "raw"  # the bytes themselves are asked for
         decoder = None
         if self._sinks and choice != "none":
             scope = Scope(proxy, conn, self._verbosity >= 1, self._verbosity >= 2, self._secrets, accept_wait_s)
-            decoder = make_decoder(choice, scope)
-        return Observation(self, decoder, proxy, conn)
+            decoder = make_decoder(choice, scope) if is_stream else DatagramDecoder(scope)
+        return Observation(self, decoder, proxy, conn, is_stream=is_stream)
 
     def put(self, event: Event) -> None:
         """An event that is not decoded from bytes."""

@@ -10,7 +10,11 @@ import contextlib
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
+from udsproxy.endpoints import Socket
+
+_OWN_PID = struct.pack("i", os.getpid())
 MOST = 253
 """As many descriptors as one message can carry (SCM_MAX_FD, include/net/scm.h)."""
 _RIGHTS, _CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
@@ -18,6 +22,8 @@ _SOL_SOCKET = int(socket.SOL_SOCKET)
 _UCRED = struct.calcsize("3i")
 ROOM = socket.CMSG_SPACE(MOST * array.array("i").itemsize) + socket.CMSG_SPACE(_UCRED)
 """For those of one message."""
+ROOM_FOR_SENDER = socket.CMSG_SPACE(_UCRED)
+"""For credentials alone: that there are descriptors shows by MSG_CTRUNC."""
 
 
 class Cargo:
@@ -55,6 +61,24 @@ def cargo_of(ancillary: list[tuple[int, int, bytes]]) -> Cargo | None:
         elif level == _SOL_SOCKET and kind == _CREDENTIALS and len(data) >= _UCRED:
             credentials = data[:_UCRED]
     return Cargo(list(descriptors), credentials) if descriptors or credentials is not None else None
+
+
+def send_as(
+    dst: Socket,
+    sender: bytes,
+    data: memoryview | bytes,
+    flags: int,
+    ancillary: Sequence[tuple[int, int, bytes | array.array[int]]] = (),
+    to: str | bytes | None = None,
+) -> int:
+    """sendmsg() in the name of ``sender`` (struct ucred), of its user where the process has ended, or where that is
+    not permitted in our own. Raises as that does (net/core/scm.c, scm_check_creds)."""
+    for name in (sender, _OWN_PID + sender[4:]):
+        try:
+            return dst.sendmsg((data,), [*ancillary, (_SOL_SOCKET, _CREDENTIALS, name)], flags, to)
+        except (PermissionError, ProcessLookupError):
+            pass
+    return dst.sendmsg((data,), ancillary, flags, to)
 
 
 def close_all(descriptors: list[int]) -> None:

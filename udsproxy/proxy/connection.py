@@ -5,6 +5,7 @@ Rules: opening one is a plain call. A connection is here from `Connections.open`
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
@@ -13,7 +14,7 @@ import msgspec
 import trio
 
 from udsproxy.endpoints import Socket
-from udsproxy.events import Accepted, Client, Close, Open, ProxyError
+from udsproxy.events import Accepted, Client, Close, Open, ProxyError, Side
 from udsproxy.faults.kinds import AcceptDelay, Stream
 from udsproxy.faults.path import Path
 from udsproxy.faults.rules import Book, Rule
@@ -21,6 +22,7 @@ from udsproxy.faults.spelling import format_fault
 from udsproxy.kernel.credentials import Credentials, Peers
 from udsproxy.protocols.tap import Mark, Observation, Tap
 from udsproxy.proxy.detour import Detour
+from udsproxy.proxy.records import Records
 from udsproxy.proxy.relay import Pair, Relay
 
 _WHY = {
@@ -96,18 +98,14 @@ class Connection(Pair):
         if observation is None:
             self._of.tap.count_connection(self.c2s.nbytes, self.s2c.nbytes)
             return
-        at = monotonic_ns()
-        event = Close(
-            at=at,
-            proxy=self._of.proxy,
-            conn=self.number,
-            by=self.by,
-            errno=self.errno,
-            c2s_bytes=self.c2s.nbytes,
-            s2c_bytes=self.s2c.nbytes,
-            total_s=(at - self.opened_at) / 1e9,
-            faults=self.faults or None,
-            requests=0,
+        event = self._of.close_event(
+            self.number,
+            self.opened_at,
+            self.by,
+            self.c2s.nbytes,
+            self.s2c.nbytes,
+            self.errno,
+            self.faults or None,
         )
         # If neither left before the other had said its last, an answer that is not whole was the upstream's doing.
         why = _WHY[self.left or "upstream"]
@@ -152,6 +150,8 @@ class Connections:
         self.book = book
         self.rest: Callable[[float], None] = lambda _: None
         """Accept nobody for so long (s)."""
+        self.asks_who_sends = False
+        """What passes is sent on in the name of who sent it."""
         self.own: Credentials | None = None
         """We, where all clients are we to the server, and that has not been warned of."""
         self.proxy = proxy
@@ -165,6 +165,8 @@ class Connections:
         """Somebody waits until none is open."""
         self.freed: Callable[[], None] | None = None
         """Is called when a connection has ended."""
+        self.senders: Callable[[int], list[ConnectionState]] | None = None
+        """Where what comes is datagrams: who sends them."""
         self.count = 0
         """How many there have been."""
 
@@ -190,6 +192,12 @@ class Connections:
         observation = None if tap.quiet else tap.observe(self.proxy, number, accept_wait_s)
         connection = Connection(self, number, client, upstream, observation)
         self.active += 1
+        if self.asks_who_sends:
+            connection.c2s.ask_who_sends()
+            connection.s2c.ask_who_sends()
+        if client.type == socket.SOCK_SEQPACKET:
+            for flow in (connection.c2s, connection.s2c):
+                flow.detour = Records(relay, flow)
         # What comes first is forwarded before there is time to tell of the connection, and told of after it.
         early: list[tuple[Any, ...]] = []
         if observation is not None and observation.wants_data:
@@ -205,10 +213,7 @@ class Connections:
         finally:
             if observation is not None:
                 at = connection.opened_at
-                who = self._peers.of(client, at) if self._unix_clients else None
-                if self.own is not None and who is not None:
-                    self._compare(who, self.own)
-                tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
+                self._tell_open(number, at, self._peers.of(client, at) if self._unix_clients else None, connect_s)
                 if accept_wait_s is not None:
                     tap.put(Accepted(at=at, proxy=self.proxy, conn=number, accept_wait_s=accept_wait_s))
                 if observation.wants_data:
@@ -217,6 +222,59 @@ class Connections:
                 tell(*what)
             connection.tell = _now
         return connection
+
+    def open_sender(self, credentials: bytes | None, at: int) -> tuple[int, Client | None, Observation | None]:
+        """Somebody who sends datagrams (struct ucred) is one more connection, until `close_sender`: its number, who
+        it is, its observation (None: nobody looks)."""
+        number = self.number()
+        self.active += 1
+        if self.tap.quiet:
+            return number, None, None
+        who = None if credentials is None else self._peers.who(credentials, at)
+        observation = self.tap.observe(self.proxy, number, is_stream=False)
+        self._tell_open(number, at, who, None)
+        return number, who, observation
+
+    def close_sender(
+        self, number: int, observation: Observation | None, opened_at: int, by: Side, c2s_bytes: int, s2c_bytes: int
+    ) -> None:
+        """It is forgotten."""
+        self.forget()
+        if observation is None:
+            self.tap.count_connection(c2s_bytes, s2c_bytes)
+        else:
+            observation.close(self.close_event(number, opened_at, by, c2s_bytes, s2c_bytes), _WHY[by])
+            self.tap.wake()
+
+    def close_event(
+        self,
+        number: int,
+        opened_at: int,
+        by: Side,
+        c2s_bytes: int,
+        s2c_bytes: int,
+        errno: str | None = None,
+        faults: tuple[str, ...] | None = None,
+    ) -> Close:
+        """The end of a connection, now."""
+        at = monotonic_ns()
+        return Close(
+            at=at,
+            proxy=self.proxy,
+            conn=number,
+            by=by,
+            errno=errno,
+            c2s_bytes=c2s_bytes,
+            s2c_bytes=s2c_bytes,
+            total_s=(at - opened_at) / 1e9,
+            faults=faults,
+            requests=0,
+        )
+
+    def _tell_open(self, number: int, at: int, who: Client | None, connect_s: float | None) -> None:
+        if self.own is not None and who is not None:
+            self._compare(who, self.own)
+        self.tap.put(Open(at=at, proxy=self.proxy, conn=number, client=who, connect_s=connect_s))
 
     def _compare(self, who: Client, own: Credentials) -> None:
         """Warn, once, where the server will take a client for somebody else."""
@@ -247,12 +305,13 @@ class Connections:
                 self.rest(rule.fault.delay_s)
             else:
                 streams.append(rule)
-        if streams or for_requests:
+        if (streams or for_requests) and client.type == socket.SOCK_STREAM:
             connection.divert(self._relay, Path(self.book, number, now, streams, for_requests, connection.met))
 
     def states(self, now: int) -> list[ConnectionState]:
         """What is open."""
-        return [
+        senders = [] if self.senders is None else self.senders(now)
+        return senders + [
             ConnectionState(
                 proxy=self.proxy,
                 conn=connection.number,

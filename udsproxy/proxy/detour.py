@@ -21,7 +21,8 @@ from time import monotonic_ns
 from udsproxy.endpoints import Socket
 from udsproxy.faults.path import Path
 from udsproxy.faults.stages import Ending
-from udsproxy.proxy.cargo import MOST, ROOM, Cargo, cargo_of
+from udsproxy.kernel.receive_queue import waiting
+from udsproxy.proxy.cargo import MOST, ROOM_FOR_SENDER, Cargo
 from udsproxy.proxy.relay import Due, Flow, Relay, shutdown
 
 _READS = range(4)
@@ -151,7 +152,7 @@ class Detour:
     def _go_on(self) -> None:
         """Less waits now: read on where nothing was read for that."""
         for detour in (self, self._flow.twin.detour):
-            if detour is not None and detour._paused and not detour._crowded:
+            if isinstance(detour, Detour) and detour._paused and not detour._crowded:
                 detour._paused = False
                 self._relay.read_on(detour._flow)
 
@@ -188,9 +189,10 @@ class Detour:
             return data
         ended = _has_ended(flow.src)  # (before the look: what comes after it is then seen by the next)
         peeked, with_cargo = _peek(flow.src)
-        # A byte that descriptors came with is not kept: no look would go past it.
-        keep = 1 if self._path.may_reset and not with_cargo else 0
         new = peeked[flow.kept :]
+        # No look goes past a byte that descriptors came with, nor from what one process sent to another's.
+        is_last_look = with_cargo or (not new and waiting(flow.src) > flow.kept)
+        keep = 1 if self._path.may_reset and not is_last_look else 0
         if not new and not ended and keep:
             raise BlockingIOError(errno.EAGAIN, "nothing new")
         if len(peeked) > keep:
@@ -198,6 +200,7 @@ class Detour:
             self._carry(now, cargo)
         flow.kept = keep if peeked else 0
         if not new and not ended:
+            self._relay.read_on(flow)  # the next look begins with what somebody else has sent
             raise BlockingIOError(errno.EAGAIN, "nothing new")
         return new
 
@@ -239,7 +242,7 @@ class Detour:
         server.gone = True
         shutdown(client.src, socket.SHUT_WR)
         shutdown(server.src, socket.SHUT_RDWR)
-        assert client.detour is not None
+        assert isinstance(client.detour, Detour)
         client.detour._draining = True
         client.done = False
         relay.read_on(client)
@@ -266,10 +269,8 @@ class Detour:
 
 def _peek(sock: Socket) -> tuple[bytes, bool]:
     """What stands in the receive queue, up to what descriptors came with; and whether any did."""
-    data, ancillary, flags, _ = sock.recvmsg(_PEEKED, ROOM, _PEEK)
-    if (cargo := cargo_of(ancillary)) is not None:
-        cargo.discard()  # each look makes them anew
-    return data, bool(ancillary) or bool(flags & socket.MSG_CTRUNC)
+    data, _, flags, _ = sock.recvmsg(_PEEKED, ROOM_FOR_SENDER, _PEEK)
+    return data, bool(flags & socket.MSG_CTRUNC)
 
 
 def _has_ended(sock: Socket) -> bool:

@@ -36,6 +36,8 @@ STARVED = {
 }
 """Errnos that say that we ran out of something, and what helps."""
 
+_KINDS = tuple(int(kind) for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM))
+
 
 class Gone(Exception):
     """connect() to the upstream failed with ``number``, and would for everybody."""
@@ -78,7 +80,7 @@ class Door(Protocol):
         ...
 
     def close(self) -> None:
-        """Connections to the upstream that no client has got are closed."""
+        """Connections to the upstream that no client has got are closed, and clients who have none."""
         ...
 
 
@@ -92,7 +94,12 @@ class Upstream:
         actor: Actor | None = None,
     ) -> None:
         self._dial = endpoints.dialer(address)
-        self._kind = kind
+        self.kind = kind
+        """The type of the sockets that it connects."""
+        # (An abstract name can be had once for each type: unix_find_abstract.)
+        is_abstract = isinstance(address, endpoints.UnixAbstract)
+        self._another = errno.ECONNREFUSED if is_abstract else errno.EPROTOTYPE
+        """What connect() says of a socket of another type."""
         self._actor = actor
         self.as_client = actor is not None
         """A client is to be accepted before the connection for it is made (`connect_for`)."""
@@ -123,7 +130,7 @@ class Upstream:
 
         Raises `Gone`; OSError (what we ran out of); with ``as_`` PermissionError.
         """
-        sock = self._spare or endpoints.plain_socket(self._kind)
+        sock = self._spare or endpoints.plain_socket(self.kind)
         began = monotonic_ns()
         if as_ is None or self._actor is None or as_ == self._actor.own:
             as_ = None
@@ -149,7 +156,21 @@ class Upstream:
 
     def probe(self) -> int:
         """What connect() says: 0 or the errno. (A connection is closed at once.)"""
-        with endpoints.unix_socket(self._kind) as sock:
+        return self._probe_as(self.kind)
+
+    def seek(self) -> int:
+        """`probe`; where the server's socket is of another type than it was, `kind` is that from now on."""
+        first = self.probe()
+        if first == self._another:
+            for kind in _KINDS:
+                if kind != self.kind and (failed := self._probe_as(kind)) != self._another:
+                    self.close()
+                    self.kind = kind
+                    return failed
+        return first
+
+    def _probe_as(self, kind: int) -> int:
+        with endpoints.unix_socket(kind) as sock:
             return self._dial(sock)
 
     def close(self) -> None:
@@ -246,10 +267,7 @@ class ConnectFirst:
         self._client = None
         try:
             connected = self._upstream.connect_for(client)
-        except Gone:
-            client.close()
-            raise
-        except OSError:
+        except (Gone, OSError):
             self._client = client
             raise
         if connected is None:

@@ -28,7 +28,9 @@ from udsproxy.faults.rules import Book, GateState, Rule
 from udsproxy.kernel.credentials import Actor, Credentials
 from udsproxy.kernel.procfs import servers_of
 from udsproxy.protocols.tap import Tap
+from udsproxy.proxy import socket_types
 from udsproxy.proxy.connection import Connections
+from udsproxy.proxy.datagrams import Datagrams
 from udsproxy.proxy.doors import (
     STARVED,
     AcceptFirst,
@@ -41,16 +43,20 @@ from udsproxy.proxy.doors import (
     Unseen,
     Upstream,
 )
-from udsproxy.proxy.mirror import Mirrored, backlog_of
+from udsproxy.proxy.mirror import Mirrored, backlog_of, is_listening
 from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
 from udsproxy.takeover.guardian import GuardianError
 from udsproxy.takeover.listener import TakenOver
+from udsproxy.units import ConfigError
 
 RETRY_FULL_S = 0.002
 """How soon a full upstream is tried again. EAGAIN on AF_UNIX is never pollable."""
 RETRY_STARVED_S = 0.1
 """How long accepting rests where we ran out of something. accept() at the limit leaves the listener readable."""
+SHORTAGE_S = 10.0
+"""A shortage is over when it was not met for so long. (At the limit on descriptors, with clients who leave and others
+who come in their place, it is met many times a second.)"""
 RETRY_GONE_S = 0.05
 """How soon it is tried whether the upstream is back."""
 LOOK_S = 0.01
@@ -85,6 +91,7 @@ class AcceptLoop:
             self._upstream = Upstream(
                 config.upstream, listener.kind, self._actor if wanted and self._actor.able else None
             )
+            self.connections.asks_who_sends = wanted and self._actor.speaks
             if wanted and not self._actor.able:
                 self.connections.own = self._actor.own
         self._door: Door | None = None
@@ -92,7 +99,10 @@ class AcceptLoop:
         self._connecting = 0
         """Clients that wait for a TCP upstream."""
         self._upstream_full = False
-        self._starved = False
+        self._short_of = 0
+        """What we ran out of, as it was told (errno)."""
+        self._short_until = 0.0
+        """Until then it is not told again."""
         self._parked = trio.Event()
         """Set while nobody is to be accepted: until a time, or until the upstream is back."""
         self._parked_until = 0.0
@@ -157,7 +167,7 @@ class AcceptLoop:
             return
         try:
             door.admit()
-            self._upstream_full = self._starved = False
+            self._upstream_full = False
         except Full:
             self._wait_for_room()
             return
@@ -208,13 +218,18 @@ class AcceptLoop:
         """Begin to accept, as the faults in force have it. Raises `Gone`, OSError."""
         assert self._nursery is not None
         self._door = door = self._make_door()
-        if self._upstream is not None and self._upstream.as_client:
+        if self._upstream is not None and self._upstream.as_client and not isinstance(door, Datagrams):
             self._upstream.connected = self._learn_who_listens
         self._edge = door.edge
         self._relay.watch(self.listener.sock, self._ready)
         if isinstance(door, Mirrored):
             self._nursery.start_soon(self._count_servers, door)
-        if self._gate.eagain is not None and not self._draining:
+        if self.listener.kind != socket.SOCK_STREAM:
+            self._tell_unfit()
+        if isinstance(door, Datagrams):
+            if self._taken is None:
+                self._nursery.start_soon(self._watch_server, door)
+        elif self._gate.eagain is not None and not self._draining:
             starved = partial(self._tell_starved, op="socket")
             self._plugging = Plugging(self.listener, self._take_waiting, self._heed_plug, starved)
             chance = random.Random(f"{self.book.seed}/eagain")  # noqa: S311 - reproducible is what it must be
@@ -226,11 +241,17 @@ class AcceptLoop:
 
     def _close_door(self) -> None:
         """Accept no more; what was made for clients who are not accepted yet is closed."""
+        door = self._leave_door()
+        if door is not None:
+            door.close()
+
+    def _leave_door(self) -> Door | None:
+        """Accept no more. The door is to be closed; until then it keeps what it holds."""
         self._stop_plugging()
-        if self._door is not None:
-            self._door.close()
-            self._door = None
+        door, self._door = self._door, None
+        if door is not None:
             self._relay.unwatch(self.listener.sock)
+        return door
 
     def _reopen(self) -> None:
         """Begin to accept, or begin not to be there: as the faults in force have it. What fails is tried again."""
@@ -238,8 +259,7 @@ class AcceptLoop:
             if self._gate.shut is not None:
                 self.listener.withdraw(self._gate.shut)
                 return
-            if self.listener.withdrawn:
-                self.listener.restore()
+            self._restore()
             self._open_door()
         except Gone as gone:
             self._withdraw(gone)
@@ -255,6 +275,13 @@ class AcceptLoop:
         """Put the gate faults that are in the book now in force, and take away those that no longer are."""
         gate = self.book.gate()
         if gate == self._gate or self._nursery is None:
+            return
+        if isinstance(self._door, Datagrams) and gate.shut == self._gate.shut:
+            # It stays: who has sent keeps the name that the server knows.
+            self._gate = gate
+            self._heed(not gate.hold)
+            if self._door.holds:
+                self._look()
             return
         self._close_door()
         self._gate = gate
@@ -288,6 +315,18 @@ class AcceptLoop:
         if upstream is None:
             return AcceptFirst(listener, self._start_connecting)
         assert not isinstance(config.upstream, Tcp)
+        if listener.kind == socket.SOCK_DGRAM:
+            upstream.connected = None  # the kernel does not say who receives datagrams
+            return Datagrams(
+                listener,
+                upstream,
+                config.upstream,
+                self.connections,
+                self._relay,
+                self._look,
+                self._heed,
+                self._tell_queue,
+            )
         gate = self._gate
         if gate.workers is not None:
             backlog = gate.backlog
@@ -358,7 +397,6 @@ class AcceptLoop:
             if scope.cancelled_caught:
                 self._tell_upstream_error("connect", errno.ETIMEDOUT, number)
                 return
-            self._starved = False
             self.connections.open(client, server, number, (monotonic_ns() - began) / 1e9)
             client = None  # type: ignore[assignment]  # the relay's now
         except socket.gaierror as error:
@@ -395,8 +433,15 @@ class AcceptLoop:
     # --- the upstream is gone ---
 
     def _withdraw(self, gone: Gone) -> None:
-        """Who waits in our queue gets what the kernel gives to those in a queue whose server ends: ECONNRESET."""
-        self._close_door()
+        """Who waits in our queue gets what the kernel gives to those in a queue whose server ends: ECONNRESET.
+
+        So does who was accepted already and has sent something (net/unix/af_unix.c, unix_release_sock: it was not
+        read); else the end. But that comes last: whom it tells to try again is to meet what the upstream's clients
+        meet.
+        """
+        door = self._leave_door()
+        if isinstance(door, Datagrams):
+            door.ended_by = "upstream"
         self._tell_upstream_error("connect", gone.number, None)
         self._gone = gone
         self._parked.set()
@@ -404,6 +449,9 @@ class AcceptLoop:
             self.listener.step_aside(gone.number)
         except (ListenError, OSError) as error:
             self._tell_error("listen", gone.number, str(error))
+        finally:
+            if door is not None:
+                door.close()
 
     async def _watch_path(self, taken: TakenOver) -> None:
         """Notice that the server has ended, or the path was taken from us, before a client does: nobody may be
@@ -434,11 +482,37 @@ class AcceptLoop:
             if not (taken.withdrawn or self._draining):
                 self._withdraw(Gone(number))
 
+    async def _watch_server(self, door: Datagrams) -> None:
+        """Notice that who receives datagrams has ended before senders do: what they send meanwhile is lost."""
+        while door is self._door:
+            await trio.sleep(LOOK_S)
+            if door is self._door and (number := door.look()) is not None:
+                self._withdraw(Gone(number))
+
     def _probe(self) -> int:
         """What clients would meet at the upstream."""
         if self._taken is not None:
             return self._taken.there()
-        return 0 if self._upstream is None else self._upstream.probe()
+        upstream, address = self._upstream, self._config.upstream
+        if upstream is None:
+            return 0
+        # To connect is the last resort: a server that has just come back would get a client who says nothing.
+        if not isinstance(address, Tcp) and is_listening(address, upstream.kind):
+            return 0
+        # (A TCP client cannot be given messages.)
+        return upstream.seek() if self.listener.is_unix else upstream.probe()
+
+    def _restore(self) -> None:
+        """Listen, on a socket of the type that the upstream's has. Raises `ListenError`, OSError."""
+        listener, upstream = self.listener, self._upstream
+        if upstream is not None and self._taken is None and listener.kind != upstream.kind:
+            if not listener.withdrawn:
+                listener.withdraw(errno.ECONNREFUSED)
+            listener.kind = upstream.kind
+        if listener.withdrawn:
+            listener.restore()
+        if upstream is not None:
+            upstream.kind = listener.kind  # (who takes a path over has seen of what type that is)
 
     async def _until_restored(self) -> None:
         """Until the upstream is back and we accept again; what fails in that is told once, and tried again."""
@@ -456,8 +530,7 @@ class AcceptLoop:
                     if self._gate.shut is not None:
                         self.listener.withdraw(self._gate.shut)
                     else:
-                        if self.listener.withdrawn:
-                            self.listener.restore()
+                        self._restore()
                         self._open_door()
                     self._gone = self._not_listening = None
                     self._tell_listening()
@@ -482,6 +555,7 @@ class AcceptLoop:
                 proxy=self._config.name,
                 listen=printable(str(self.listener.endpoint)),
                 upstream=printable(str(self._config.upstream)),
+                type=socket_types.NAMES.get(self.listener.kind),
                 backlog=self.listener.backlog if self._door is None else max(0, self._door.backlog),
                 mode=self.listener.mode,
                 owner=self.listener.owner,
@@ -522,6 +596,13 @@ class AcceptLoop:
             hint = "we connect as the client; --credentials own connects as ourselves"
             self._tell_error("connect", denied.number, errno_message(denied.number), hint)
 
+    def _tell_unfit(self) -> None:
+        """What was asked for before the type of the upstream's socket was known."""
+        try:
+            socket_types.require_fit(self._config, self.book.in_force, self.listener.kind)
+        except ConfigError as error:
+            self._tell_error("listen", errno.EOPNOTSUPP, str(error), "it has no effect")
+
     def _tell_unseen(self, unseen: Unseen) -> None:
         hint = "clients will wait where the upstream would refuse them; --backlog N sets a limit"
         self._tell_error("sock_diag", errno.EOPNOTSUPP, f"the upstream's queue is not mirrored: {unseen}", hint)
@@ -533,11 +614,12 @@ class AcceptLoop:
             self._tell_error("listen", getattr(error, "errno", None) or errno.EADDRINUSE, str(error))
 
     def _tell_starved(self, error: OSError, op: str) -> None:
-        """Once, until something has worked again."""
-        if not self._starved:
-            self._starved = True
-            number = error.errno or 0
+        """Once for each shortage."""
+        number, now = error.errno or 0, trio.current_time()
+        if number != self._short_of or now >= self._short_until:
+            self._short_of = number
             self._tell_error(op, number, errno_message(number), STARVED.get(number))
+        self._short_until = now + SHORTAGE_S
 
     def _tell_error(self, op: str, number: int, message: str, hint: str | None = None) -> None:
         self._tap.put(

@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
 
-from udsproxy.endpoints import Listener, Socket, UnixAbstract, UnixPath
+from udsproxy.endpoints import Listener, Socket, UnixAbstract, UnixPath, connect, unix_socket
 from udsproxy.events import errno_message
 from udsproxy.kernel.credentials import Credentials
 from udsproxy.kernel.sock_diag import DiagError, SockDiag, UnixSocket
@@ -58,6 +58,22 @@ def backlog_of(address: UnixPath | UnixAbstract) -> int | None:
             return None if found is None else found.backlog
     except OSError:
         return None
+
+
+def is_listening(address: UnixPath | UnixAbstract, kind: int) -> bool:
+    """Does somebody listen there, to whom we may connect? The server does not notice that this is asked; False also
+    where the kernel does not show it."""
+    try:
+        if isinstance(address, UnixPath):
+            # A socket of another type finds the file, may connect to it or not, and does not (unix_find_bsd).
+            with unix_socket(socket.SOCK_STREAM if kind == socket.SOCK_DGRAM else socket.SOCK_DGRAM) as other:
+                if connect(other, address) != errno.EPROTOTYPE:
+                    return False
+        with SockDiag() as diag:
+            found = diag.listener(_as_asked(address))
+            return found is not None and found.type == kind
+    except OSError:
+        return False
 
 
 def _as_asked(address: UnixPath | UnixAbstract) -> str | bytes:
@@ -212,10 +228,7 @@ class Mirrored:
             client = self._held.popleft()
             try:
                 connected = self._upstream.connect_for(client)
-            except Gone:
-                client.close()
-                raise
-            except OSError:
+            except (Gone, OSError):
                 self._held.appendleft(client)
                 raise
             if connected is None:

@@ -15,6 +15,8 @@ Rules:
   a reset, that byte is what makes the kernel report a reset to the other: close() with unread data. And the look
   tells where in the bytes descriptors are: they go on in a message of their own.
 * The byte that is kept must not keep its sender from sending: after a while it is looked whether it does.
+* Where we may speak for others, each chunk is sent in the name of who wrote it (SCM_CREDENTIALS); what different
+  processes wrote comes in different reads, and so a short read does not mean that there is no more.
 * A flow that faults apply to goes by a detour (`udsproxy.proxy.detour`); of the others none pays for that.
 * Sockets are closed after the batch of events in which they ended, so that a descriptor's number cannot be
   taken again while an event of its former owner is still to come.
@@ -24,27 +26,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import heapq
 import itertools
 import os
 import select
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import trio
 
 from udsproxy.endpoints import Socket
 from udsproxy.events import Direction, Side, errno_name
+from udsproxy.kernel.credentials import raw_peer_of
+from udsproxy.kernel.receive_queue import bytes_before_descriptors, is_at_mark, knows_marks, unread, waiting
 from udsproxy.kernel.sock_diag import SockDiag
-from udsproxy.proxy.cargo import ROOM, Cargo, cargo_of
-
-if TYPE_CHECKING:
-    from udsproxy.proxy.detour import Detour
+from udsproxy.proxy.cargo import ROOM, ROOM_FOR_SENDER, Cargo, cargo_of, send_as
 
 BUFFER = 256 * 1024
 """Bytes read at once, and so held at most per direction. AF_UNIX's send buffer is 208 KiB by default."""
@@ -80,20 +80,23 @@ _UNITS = 4
 _OUT, _RDHUP = select.EPOLLOUT, select.EPOLLRDHUP
 _WATCH = select.EPOLLIN | select.EPOLLPRI | _RDHUP | select.EPOLLET
 _GONE = select.EPOLLHUP | select.EPOLLERR
-_RARE = _OUT | _GONE
+_RARE = _OUT | _GONE | select.EPOLLPRI
 _READ_ON = select.EPOLLPRI | select.EPOLLERR
 """With these, a short read does not mean that the source is drained: out-of-band data cuts reads short, and an
 error is still to be had."""
-_PRI = select.EPOLLPRI
+_UNASKED = select.EPOLLERR
+"""Stands for what epoll would say, where it was not asked."""
+_PRI, _ERROR = select.EPOLLPRI, select.EPOLLERR
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _CTRUNC = int(socket.MSG_CTRUNC)
 _NOW = int(socket.MSG_DONTWAIT)
 _OOB = int(socket.MSG_OOB | socket.MSG_DONTWAIT)
-_SIOCATMARK = 0x8905
+_SOL_SOCKET, _SO_PASSCRED = int(socket.SOL_SOCKET), int(socket.SO_PASSCRED)
+_SEQPACKET = int(socket.SOCK_SEQPACKET)
 _SEND = int(socket.MSG_DONTWAIT)
 """Said with each call: so a client's socket needs no call that makes it non-blocking first."""
-_SHUT_RD, _SHUT_WR = int(socket.SHUT_RD), int(socket.SHUT_WR)
+_SHUT_RD, _SHUT_WR, _SHUT_RDWR = int(socket.SHUT_RD), int(socket.SHUT_WR), int(socket.SHUT_RDWR)
 
 Watch = Callable[[Direction, int, bytes], None]
 """Who is given a copy of what was forwarded: which way, when it was read (ns), the bytes."""
@@ -110,6 +113,26 @@ class Observer(Protocol):
         ...
 
     def work(self, units: int) -> bool: ...
+
+
+class Way(Protocol):
+    """How the bytes of a flow go, where not as plain ones do: through faults, or as records."""
+
+    def pump(self) -> None:
+        """Read and forward."""
+        ...
+
+    def release(self, now: int) -> None:
+        """Faults have changed: send what is due."""
+        ...
+
+    def clear(self) -> None:
+        """Nothing more can pass."""
+        ...
+
+    def leave(self) -> None:
+        """The flow goes another way now, or has ended."""
+        ...
 
 
 class Due:
@@ -139,9 +162,12 @@ class Flow:
         "outbox",
         "pair",
         "receive",
+        "room",
         "send",
+        "sender",
         "src",
         "twin",
+        "urgent",
     )  # fmt: skip
 
     twin: Flow
@@ -152,9 +178,9 @@ class Flow:
         self.src = src
         self.dst = dst
         self.receive = src.recvmsg_into
-        self.send = dst.send
-        self.detour: Detour | None = None
-        """Its bytes go through faults."""
+        self.send: Callable[..., int] = dst.send
+        self.detour: Way | None = None
+        """Its bytes do not go as plain ones do."""
         self.outbox = _NOTHING
         """What ``dst`` did not take yet, and what goes with it."""
         self.looks = src.family == socket.AF_UNIX
@@ -163,9 +189,15 @@ class Flow:
         """The last byte is to be left unread."""
         self.kept = 0
         """1: the first byte in ``src``'s receive queue has been forwarded."""
+        self.room = 0
+        """For the credentials that come with each look; 0: none do."""
+        self.sender = b""
+        """Who wrote what comes now (struct ucred)."""
         self.nbytes = 0
         self.armed = False
         """EPOLLOUT of ``dst`` is asked for."""
+        self.urgent = False
+        """An urgent byte (MSG_OOB) is on its way."""
         self.gone = False
         """``src``'s peer has closed altogether: it reads nothing more either."""
         self.done = False
@@ -176,11 +208,22 @@ class Flow:
         """Whose ``src`` is."""
         return "client" if self.direction == "c2s" else "upstream"
 
+    def ask_who_sends(self) -> None:
+        """From now on what comes says who sent it (SO_PASSCRED), and is sent in that name. Raises OSError."""
+        self.src.setsockopt(_SOL_SOCKET, _SO_PASSCRED, 1)
+        self.room = ROOM_FOR_SENDER
+
+    def speak_as(self, sender: bytes) -> None:
+        """What comes now was sent by this one (struct ucred; pid 0: the kernel does not know)."""
+        self.sender = sender
+        speaks_as = sender if any(sender[:4]) else raw_peer_of(self.src)
+        self.send = partial(send_as, self.dst, speaks_as)
+
 
 class Pair:
     """A relayed connection: two sockets, and the flows between them. Who owns it says what its end means."""
 
-    __slots__ = ("c2s", "ended", "errno", "first_eof", "left", "reset", "s2c", "watch")
+    __slots__ = ("c2s", "ended", "errno", "first_eof", "left", "lingers", "reset", "s2c", "watch")
 
     def __init__(self, client: Socket, upstream: Socket, watch: Watch | None = None) -> None:
         c2s = self.c2s = Flow(self, "c2s", client, upstream)
@@ -195,6 +238,8 @@ class Pair:
         self.ended = False
         self.reset: Side | None = None
         """Who is to get a reset at the end."""
+        self.lingers: Side | None = None
+        """Who has shut down both ways with bytes unread, and has not closed yet."""
 
     @property
     def by(self) -> Side:
@@ -230,6 +275,7 @@ class Relay:
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
         self._look_into = [self._view[:_LOOK]]
+        self._marks = knows_marks()
         self._waiting = False
         self._calls_due: list[tuple[int, int, Due]] = []
         """A heap: when (ns), a number that keeps the order, what."""
@@ -276,6 +322,7 @@ class Relay:
         """End a pair from our side, now, whatever it still holds. (Its sockets are closed a moment later.)"""
         if not pair.ended:
             pair.left = pair.left or "proxy"
+            pair.lingers = None
             self._end(pair)
             self.wake()
 
@@ -420,7 +467,7 @@ class Relay:
             again, self._again = self._again, {}
             for flow in again:
                 if not (flow.done or flow.outbox):
-                    self._pump(flow, _READ_ON)
+                    self._pump(flow, _UNASKED)
         flow_of = self._flows.get
         for fd, mask in events:
             found = flow_of(fd)
@@ -441,14 +488,25 @@ class Relay:
     def _rare(self, flow: Flow, mask: int) -> None:
         """Besides that it is readable, something happened on ``flow.src``, which is also where its twin writes."""
         twin, pair = flow.twin, flow.pair
+        if mask & _ERROR:
+            pair.reset, pair.errno = twin.side, pair.errno or "ECONNRESET"
+        if pair.lingers and mask & _GONE:
+            if mask & _ERROR or self._has_closed(flow.src):
+                pair.lingers = None
+                self._end(pair)
+            return
         if mask & _GONE and not flow.gone:
             flow.gone = True
+            if not mask & _ERROR and unread(flow.src):
+                pair.lingers = flow.side  # who closes with bytes unread makes an error: it has not closed yet
             if not twin.done:
                 pair.left = pair.left or flow.side
                 self.abandon(twin)
             if flow.done:
                 self._end(pair)
                 return
+        if mask & _PRI:
+            flow.urgent = True
         if mask & _OUT and twin.outbox:
             self._flush(twin)
         if mask & ~_OUT and not (flow.done or flow.outbox):
@@ -463,29 +521,35 @@ class Relay:
             flow.detour.pump()
             return
         watch = flow.pair.watch
-        if mask & _PRI:
-            self._pump_urgent(flow)
-            return
         looks = flow.looks
         for _ in _READS:
+            if flow.urgent:
+                self._pump_urgent(flow)
+                return
             kept, cargo = flow.kept, None
             try:
                 if looks:
-                    nbytes, _, flags, _ = flow.receive(self._look_into, 0, _PEEK)
+                    nbytes, ancillary, flags, _ = flow.receive(self._look_into, flow.room, _PEEK)
+                    if not kept and self._marks and is_at_mark(flow.src):
+                        flow.urgent = True  # a look that begins there leaves it out
+                        continue
                     if nbytes == kept and nbytes:
-                        # Nothing new. (Where that was not asked of the kernel just now, its end may have come.)
-                        if mask & _GONE or (flow.gone and not mask & ~_READ_ON):
-                            self._read_kept(flow)
+                        if self._is_more_behind_kept(flow, mask):
                             continue
-                        if mask & _RDHUP or (not mask & ~_READ_ON and _has_ended(flow.src)):
-                            self.ended(flow)
                         return
+                    if flow.room and nbytes and ancillary[0][2] != flow.sender:
+                        flow.speak_as(ancillary[0][2])
+                    if nbytes == _LOOK and not flags & _CTRUNC:
+                        # Read what has come by now, if that is so of all of it (and no more: what comes meanwhile
+                        # may have descriptors). A look of no length goes through the whole queue.
+                        come = waiting(flow.src)
+                        _, _, flags, _ = flow.receive((), flow.room, _PEEK)
+                        if not flags & _CTRUNC:
+                            nbytes, _, _, _ = flow.receive([self._view[:come]], 0, _NOW)
+                            flow.kept = 0
                     if flags & _CTRUNC:
-                        nbytes, cargo = self._read_with_cargo(flow, nbytes)
+                        nbytes, cargo = self._read_with_cargo(flow)
                         kept = 0
-                    elif nbytes == _LOOK:
-                        nbytes, cargo = self._read(flow)
-                        flow.kept = 0
                 else:
                     nbytes, cargo = self._read(flow)
             except BlockingIOError:
@@ -517,6 +581,7 @@ class Relay:
                 self._arm(flow)
             if looks and drained:
                 self._take_out(flow, nbytes)
+                drained = not flow.room or waiting(flow.src) == flow.kept
             if flow.outbox or flow.done:
                 return
             if drained and not mask & _READ_ON:
@@ -529,13 +594,19 @@ class Relay:
     def _read(self, flow: Flow) -> tuple[int, Cargo | None]:
         """Raises BlockingIOError, OSError."""
         nbytes, ancillary, flags, _ = flow.receive(self._into, ROOM, _RECEIVE)
-        return nbytes, self._take_cargo(flow, ancillary, flags) if ancillary or flags & _CTRUNC else None
+        return nbytes, self.take_cargo(flow, ancillary, flags) if ancillary or flags & _CTRUNC else None
 
     @staticmethod
-    def _take_cargo(flow: Flow, ancillary: list[tuple[int, int, bytes]], flags: int) -> Cargo | None:
+    def take_cargo(flow: Flow, ancillary: list[tuple[int, int, bytes]], flags: int) -> Cargo | None:
+        """What came with a message, and has to go on with it."""
         if flags & _CTRUNC:
             flow.pair.descriptors_lost("some could not be taken (open files are at their limit)")
-        return cargo_of(ancillary)
+        cargo = cargo_of(ancillary)
+        if cargo is not None and cargo.credentials is not None:
+            if flow.room and cargo.credentials != flow.sender:
+                flow.speak_as(cargo.credentials)
+            cargo.credentials = None
+        return cargo if cargo is not None and cargo.descriptors else None
 
     def _take_out(self, flow: Flow, nbytes: int) -> None:
         """These bytes were forwarded: read them, but for the last."""
@@ -543,66 +614,80 @@ class Relay:
         if nbytes > keep:
             # (Into where what is forwarded was: it has been copied where it had to be.)
             flow.receive([self._view[: nbytes - keep]], 0, _NOW)
-        if keep and not flow.kept:
+        if keep:
+            self.keep(flow)
+        else:
+            flow.kept = 0
+
+    def keep(self, flow: Flow) -> None:
+        """The last byte, or record, has been forwarded and not been read."""
+        if not flow.kept:
             if not self._keepers:
                 self.call_at(monotonic_ns() + _HINDERED_NS, self._look_after_keepers)
             self._keepers[flow] = None
-        flow.kept = int(keep)
+        flow.kept = 1
 
-    def _read_kept(self, flow: Flow) -> None:
+    def _is_more_behind_kept(self, flow: Flow, mask: int) -> bool:
+        """A look has shown the byte that is kept, and no other. Is it to be looked again, without that byte?"""
+        if waiting(flow.src) > flow.kept:
+            self.read_kept(flow)  # what comes now was sent by somebody else, or is urgent
+            flow.urgent = self._marks and is_at_mark(flow.src)
+            return True
+        # (Where that was not asked of the kernel just now, its end may have come.)
+        if mask & _GONE or (flow.gone and not mask & ~_READ_ON):
+            self.read_kept(flow)
+            return True
+        if mask & _RDHUP or (not mask & ~_READ_ON and _has_ended(flow.src)):
+            self.ended(flow)
+        return False
+
+    def read_kept(self, flow: Flow) -> None:
+        """Take that out."""
         flow.kept = 0
         with contextlib.suppress(OSError):
             flow.src.recv(1, _NOW)
 
-    def _read_with_cargo(self, flow: Flow, seen: int) -> tuple[int, Cargo | None]:
-        """Read what stands before the message that something comes with; or, where that is next, it.
+    def _read_with_cargo(self, flow: Flow) -> tuple[int, Cargo | None]:
+        """Read what stands before the message that descriptors come with; or, where that is next, it.
 
-        ``seen``: bytes that were looked at, the last of them with it. Raises BlockingIOError, OSError.
+        Raises BlockingIOError, OSError.
         """
-        low, high = flow.kept, seen - 1  # so many bytes, at least and at most, come before it
-        while low < high:
-            middle = (low + high) // 2
-            _, _, flags, _ = flow.receive([self._view[: middle + 1]], 0, _PEEK)
-            if flags & _CTRUNC:
-                high = middle
-            else:
-                low = middle + 1
-        if low > flow.kept:
-            nbytes, _, _, _ = flow.receive([self._view[:low]], 0, _NOW)
+        before = bytes_before_descriptors(flow.receive, self._view)
+        if before > flow.kept:
+            nbytes, _, _, _ = flow.receive([self._view[:before]], 0, _NOW)
             self._view[: nbytes - flow.kept] = bytes(self._view[flow.kept : nbytes])
             nbytes -= flow.kept
             flow.kept = 0
             return nbytes, Cargo([])
         if flow.kept:
-            self._read_kept(flow)
+            self.read_kept(flow)
         return self._read(flow)
 
     def _pump_urgent(self, flow: Flow) -> None:
-        """An urgent byte (MSG_OOB) is on its way: bytes up to it, then it."""
+        """Bytes up to the urgent one, then it."""
         if flow.kept:
-            self._read_kept(flow)
+            self.read_kept(flow)
+        # In its place in the stream, so that it is known who sent it: MSG_OOB does not tell.
+        flow.src.setsockopt(_SOL_SOCKET, socket.SO_OOBINLINE, 1)
         watch = flow.pair.watch
         for _ in _READS:
             if flow.outbox or flow.done:
                 return
-            urgent = bool(struct.unpack("i", fcntl.ioctl(flow.src.fileno(), _SIOCATMARK, bytes(4)))[0])
             try:
-                if urgent:
-                    data, cargo = flow.src.recv(1, _OOB), Cargo([], urgent=True)
-                else:
-                    nbytes, found = self._read(flow)
-                    data, cargo = bytes(self._view[:nbytes]), found or Cargo([])
+                urgent = is_at_mark(flow.src)
+                data, cargo = self.receive(flow, 1 if urgent else BUFFER)
             except BlockingIOError:
+                flow.urgent = False
                 return
             except OSError as error:
-                if urgent:  # EINVAL: it has been taken
-                    self._again[flow] = None
-                else:
-                    self.failed(flow, error)
+                self.failed(flow, error)
                 return
             if not data:
                 self.ended(flow)
                 return
+            if urgent:
+                cargo = cargo or Cargo([])
+                cargo.urgent = True
             flow.nbytes += len(data)
             if watch is not None:
                 watch(flow.direction, monotonic_ns(), data)
@@ -618,7 +703,7 @@ class Relay:
                 looked += 1
                 if self._hinders(flow):
                     flow.keeps = False
-                    self._read_kept(flow)
+                    self.read_kept(flow)
                 if looked >= _FEW_LOOKS:
                     break
         if self._keepers:
@@ -632,6 +717,13 @@ class Relay:
         except OSError:
             return True
         return memory is not None and memory[0] * 4 > memory[1]
+
+    def _has_closed(self, sock: Socket) -> bool:
+        """Is its other end closed, and not only shut down?"""
+        with contextlib.suppress(OSError):
+            if self._diag is not None:
+                return not self._diag.peer_of(os.fstat(sock.fileno()).st_ino)
+        return True
 
     def _flush(self, flow: Flow) -> None:
         """``dst`` takes bytes again."""
@@ -649,7 +741,7 @@ class Relay:
                 outbox[0] = (data[sent:], None)
             else:
                 outbox.popleft()
-        self._pump(flow, _READ_ON)
+        self._pump(flow, _UNASKED)
 
     def _send(self, flow: Flow, data: memoryview, cargo: Cargo) -> int:
         """Send bytes with what goes with them, and close our copies of that.
@@ -662,12 +754,12 @@ class Relay:
             if cargo.descriptors:
                 flow.pair.descriptors_lost(f"{len(cargo.descriptors)} cannot travel over TCP")
         else:
-            ancillary = cargo.ancillary()
-            try:
-                sent = flow.dst.sendmsg([data], ancillary, flags) if ancillary else flow.send(data, flags)
-            except PermissionError:
-                # We may not say that we are somebody else; the kernel says who we are.
-                sent = flow.dst.sendmsg([data], cargo.ancillary(credentials=False), flags)
+            if not cargo.descriptors:
+                sent = flow.send(data, flags)
+            elif flow.sender:
+                sent = flow.send(data, flags, cargo.ancillary())
+            else:
+                sent = flow.dst.sendmsg([data], cargo.ancillary(), flags)
         cargo.discard()
         return sent
 
@@ -679,7 +771,7 @@ class Relay:
             if fd in self._flows:
                 self._epoll.modify(fd, _WATCH | _OUT)
 
-    # --- for detours ---
+    # --- for other ways ---
 
     def read_on(self, flow: Flow) -> None:
         """There may be more to read, or to send, that no event will tell of."""
@@ -689,8 +781,22 @@ class Relay:
     def receive(self, flow: Flow, size: int = BUFFER) -> tuple[bytes, Cargo | None]:
         """What came, and what came with it; nothing at the end. Raises BlockingIOError, OSError."""
         nbytes, ancillary, flags, _ = flow.receive([self._view[:size]], ROOM, _RECEIVE)
-        cargo = self._take_cargo(flow, ancillary, flags) if ancillary or flags & _CTRUNC else None
+        cargo = self.take_cargo(flow, ancillary, flags) if ancillary or flags & _CTRUNC else None
         return bytes(self._view[:nbytes]), cargo
+
+    def look(self, flow: Flow, flags: int) -> tuple[bytes, list[tuple[int, int, bytes]], int]:
+        """The next record, which is not taken out: all of it, what came with it, and recvmsg()'s flags. ``flags``
+        include MSG_TRUNC; each look begins where the one before has ended (SO_PEEK_OFF).
+
+        Raises BlockingIOError, OSError.
+        """
+        nbytes, ancillary, found, _ = flow.receive(self._into, ROOM, flags)
+        data = bytes(self._view[:nbytes])
+        if nbytes > BUFFER:
+            rest = bytearray(nbytes - BUFFER)
+            flow.receive([rest], 0, flags)  # (copies of descriptors came with the first part)
+            data += rest
+        return data, ancillary, found
 
     def forward(self, flow: Flow, data: bytes, cargo: Cargo | None) -> None:
         """Send; what is not taken waits in the outbox, which is empty now."""
@@ -698,7 +804,9 @@ class Relay:
         try:
             sent = self._send(flow, view, cargo) if cargo is not None else flow.send(view, _SEND)
         except BlockingIOError:
-            sent = 0
+            flow.outbox = deque([(view, cargo)])  # (also where that is an empty record)
+            self._arm(flow)
+            return
         except OSError as error:
             if cargo is not None:
                 cargo.discard()
@@ -753,6 +861,10 @@ class Relay:
     def _end(self, pair: Pair) -> None:
         if pair.ended:
             return
+        if pair.lingers:
+            # SHUT_RDWR, so far; where a close follows, so does a reset.
+            shutdown((pair.s2c if pair.lingers == "client" else pair.c2s).src, _SHUT_RDWR)
+            return
         pair.ended = True
         for flow in (pair.c2s, pair.s2c):
             flow.done = True
@@ -766,8 +878,8 @@ class Relay:
         for pair in ended:
             c2s, s2c = pair.c2s, pair.s2c
             for flow in (c2s, s2c):
-                if flow.kept and not flow.gone and pair.reset != flow.side:
-                    self._read_kept(flow)
+                if pair.reset != flow.side and (flow.kept or waiting(flow.src)):
+                    self._read_out(flow)
                 flow.src.close()
             pair.closed()
             # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
@@ -776,6 +888,17 @@ class Relay:
                 c2s.detour.leave()
                 s2c.detour.leave()
                 c2s.detour = s2c.detour = None
+
+    def _read_out(self, flow: Flow) -> None:
+        """What its peer sent when nobody was to read it any more: close() would make a reset of that."""
+        with contextlib.suppress(OSError):
+            shutdown(flow.src, _SHUT_RD)
+            if flow.src.type == _SEQPACKET:
+                while flow.receive(self._into, ROOM_FOR_SENDER, _NOW)[1]:  # (no record comes without credentials)
+                    pass
+            else:
+                while flow.receive(self._into, 0, _NOW)[0] == BUFFER:
+                    pass
 
 
 def _has_ended(sock: Socket) -> bool:

@@ -15,6 +15,7 @@ from udsproxy.config import ProxyConfig
 from udsproxy.faults.rules import Book, Rule
 from udsproxy.faults.spelling import format_rule, named_apart
 from udsproxy.proxy.listener import AcceptLoop
+from udsproxy.proxy.socket_types import require_fit
 from udsproxy.units import ConfigError, hint
 
 
@@ -70,7 +71,8 @@ class RunningFaults:
 
     def check(self, proxy: str, rules: tuple[Rule, ...]) -> None:
         """May these be meant there? Raises `ConfigError`."""
-        replace(self._proxies[proxy][0], faults=rules)
+        config, loop = self._proxies[proxy]
+        require_fit(replace(config, faults=rules), rules, loop.listener.kind)
 
     def set(self, proxy: str, rules: tuple[Rule, ...], off: frozenset[str] = frozenset()) -> None:
         """These rules, which have been checked, and no others. Not in force are those named in ``off``."""

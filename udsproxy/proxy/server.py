@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import socket
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
@@ -19,7 +20,7 @@ import trio
 from msgspec.structs import replace
 
 from udsproxy.config import LogConfig, ProxyConfig
-from udsproxy.endpoints import Listener
+from udsproxy.endpoints import Listener, ListenError, Tcp
 from udsproxy.events import Summary, printable
 from udsproxy.faults.rules import Book
 from udsproxy.protocols.tap import Tap
@@ -27,6 +28,7 @@ from udsproxy.proxy.connection import ConnectionState
 from udsproxy.proxy.listener import AcceptLoop
 from udsproxy.proxy.relay import Relay
 from udsproxy.proxy.running_faults import RunningFaults
+from udsproxy.proxy.socket_types import require_fit, type_of
 from udsproxy.sinks import make_sinks
 from udsproxy.sinks.sink import TextSink
 
@@ -89,14 +91,17 @@ class Server:
     def open(self) -> list[Listener]:
         """Open the output, listen. From then on clients can connect, and wait until `run` takes them.
 
-        Raises `udsproxy.endpoints.ListenError`, and OSError where the log file cannot be opened.
+        Raises `udsproxy.endpoints.ListenError`; `ConfigError`: a setting does not fit the upstream's socket; and
+        OSError where the log file cannot be opened.
         """
         raise_fd_limit()
         self._began = monotonic_ns()
         try:
             self._sinks = make_sinks(self._log, several=len(self._proxies) > 1)
             for proxy in self._proxies:
-                self._listeners.append(self._listen(proxy))
+                listener = self._listen(proxy)
+                self._listeners.append(listener)
+                require_fit(proxy, proxy.faults, listener.kind)
         except BaseException:
             self._close()
             raise
@@ -219,7 +224,13 @@ class Server:
 
 
 def _listen(proxy: ProxyConfig) -> Listener:
-    return Listener(proxy.listen, like=proxy.upstream, backlog=proxy.backlog)
+    """On a socket of the type that the upstream's has. Raises `ListenError`."""
+    kind = None if isinstance(proxy.upstream, Tcp) else type_of(proxy.upstream)
+    if kind is None:
+        kind = socket.SOCK_STREAM
+    if isinstance(proxy.listen, Tcp) and kind != socket.SOCK_STREAM:
+        raise ListenError(f"cannot listen on {proxy.listen}: {proxy.upstream} takes messages, and TCP has none")
+    return Listener(proxy.listen, like=proxy.upstream, backlog=proxy.backlog, kind=kind)
 
 
 def _nobody() -> None:

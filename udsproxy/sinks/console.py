@@ -176,8 +176,10 @@ class ConsoleRenderer:
 
     def _listening(self, event: Listening) -> str:
         rights = f" (mode {event.mode}, {event.owner})" if event.mode else ""
+        type_ = f", {event.type}" if event.type else ""
         return (
-            f"{self._start(event)} {self._paint('listening', _BOLD)} on {event.listen}{rights} for {event.upstream}"
+            f"{self._start(event)} {self._paint('listening', _BOLD)} on {event.listen}{rights}"
+            f" for {event.upstream}{type_}"
         )
 
     def _queue(self, event: Queue) -> str:

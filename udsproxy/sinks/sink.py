@@ -4,7 +4,7 @@ Rules:
 
 * Rendering is pure and done by the tap's worker, in steps; only writing waits, and that is the thread's.
 * Past `HELD_BYTES` events are dropped, before they are rendered, and counted. As soon as there is room again a
-  `Dropped` event stands where they would have been.
+  `Dropped` event stands where they would have been; one that cannot be written is told again.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class TextSink:
         self._limit = limit
         self._batch: list[bytes] = []
         self._batched = 0
+        self._tellings: list[tuple[int, int]] = []
+        """The `Dropped` in the batch: where each ends, and its count."""
         self._dropped = 0
         self._dropped_bytes = 0
-        self._lost_lines_told = 0
+        self._told = 0
         self._bug: str | None = None
         self._stalled = 0
-        self.total_dropped = 0
 
     def emit(self, event: Event) -> Iterator[None] | None:
         if (not self._batch or self._writer.dead) and not self._has_room(event):  # looked at once for each batch
@@ -61,19 +62,20 @@ class TextSink:
 
     def flush(self) -> None:
         if self._batch:
-            self._writer.put(b"".join(self._batch))
+            self._writer.put(b"".join(self._batch), self._tellings)
             self._batch.clear()
+            self._tellings.clear()
             self._batched = 0
 
     def _has_room(self, event: Event) -> bool:
         """Is there room for another batch? Else this event is dropped; before the next stands a `Dropped`."""
         if self._writer.held > self._limit or self._writer.dead:
             self._dropped += 1
-            self.total_dropped += 1
             if isinstance(event, Data):
                 self._dropped_bytes += len(event.data)
             return False
-        if self._dropped or self._untold:
+        # While writing fails the telling would be lost too.
+        if self._untold and self._writer.error is None:
             self._tell_dropped(event)
         return True
 
@@ -84,40 +86,43 @@ class TextSink:
             self._stalled = self._writer.held
 
     @property
+    def total_dropped(self) -> int:
+        """Events that were not written."""
+        return self._dropped + self._writer.lost_lines
+
+    @property
     def _untold(self) -> int:
-        """Lines lost by the writer that no `Dropped` has told of."""
-        return self._writer.lost_lines - self._lost_lines_told
+        """Of these, how many no `Dropped` has told of that was written, or may be yet."""
+        return self.total_dropped + self._writer.lost_counts - self._told
 
     @property
     def failure(self) -> str | None:
         """Why output is not, or not all, where it should be; None: it is."""
         error = self._writer.error
         if error is not None:
-            return f"{self.name}: {error.strerror}; {self.total_dropped + self._untold} events were not written"
+            return f"{self.name}: {error.strerror}; {self.total_dropped} events were not written"
         if self._stalled:
             return f"{self.name}: nobody reads it, the last {self._stalled} bytes were not written"
         return None if self._bug is None else f"{self.name}: {self._bug} (a bug of udsproxy)"
 
     def _tell_dropped(self, event: Event) -> None:
-        lost = self._untold
-        if lost and self._writer.error is not None and not self._dropped:
-            return  # still failing: the telling would be lost too
-        self._lost_lines_told += lost
-        self.total_dropped += lost
+        count = self._untold
+        self._told += count
         told = Dropped(
             at=event.at,
             proxy=event.proxy,
             observer=self.name,
-            count=self._dropped + lost,
+            count=count,
             nbytes=self._dropped_bytes or None,
         )
-        self._dropped = self._dropped_bytes = 0
+        self._dropped_bytes = 0
         try:
             rendered = self._renderer.render(told)
         except Exception as error:
             self._give_up(error)
             return
         if isinstance(rendered, bytes):
+            self._tellings.append((self._batched + len(rendered), count))
             self._add(rendered)
 
     def _add(self, line: bytes) -> None:
@@ -138,5 +143,4 @@ class TextSink:
         """A renderer's bug costs the event and nothing else."""
         self._bug = f"{type(error).__name__}: {error}"
         self._dropped += 1
-        self.total_dropped += 1
         self.flush()  # so that it is told before the next event

@@ -3,17 +3,20 @@
 Rules:
 
 * `Writer.put` never waits. ``held`` says how much waits to be written; who puts keeps it bounded.
-* What cannot be written (a full disk) is lost and counted in lines, and later writes are tried again. A reader
-  that has gone (EPIPE) ends the writer: ``dead`` is set.
+* What cannot be written (a full disk) is lost and counted in lines, and later writes are tried again. Of a line
+  that could not be written whole nothing stays in a file. A reader that has gone (EPIPE) ends the writer: ``dead``
+  is set.
 * The thread ends with the process, also where a write is stuck for good.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 from collections import deque
+from collections.abc import Iterable
 from threading import Event, Thread
 
 _GATHER_S = 0.01
@@ -30,15 +33,21 @@ class Writer:
         self.error: OSError | None = None
         """Why the last write failed; None once one has succeeded again."""
         self.lost_lines = 0
+        """But for those that tell of others."""
+        self.lost_counts = 0
+        """What lines that are lost have told of."""
         self._fd = fd
         self._owned = owned
         self._queue: deque[bytes] = deque()
         self._filled = Event()
         self._closing = Event()
         # Each counter has one writer: what was put is counted by the caller, what was written by the thread.
+        self._tellings: deque[tuple[int, int]] = deque()
+        """Lines that tell of others that are missing: where such a line ends (in all that was put), and how many."""
         self._put = 0
         self._written = 0
         self._torn = False
+        """A line has begun that will not be completed."""
         self._thread = Thread(target=self._run, name=f"udsproxy-{name}", daemon=True)
         self._thread.start()
 
@@ -47,8 +56,10 @@ class Writer:
         """Bytes that wait to be written."""
         return self._put - self._written
 
-    def put(self, data: bytes) -> None:
-        """Have whole lines written."""
+    def put(self, data: bytes, tellings: Iterable[tuple[int, int]] = ()) -> None:
+        """Have whole lines written. ``tellings``: lines among them that tell of others that are missing: where such a
+        line ends, and of how many."""
+        self._tellings += [(self._put + end, count) for end, count in tellings]
         self._put += len(data)
         self._queue.append(data)
         if not self._filled.is_set():
@@ -68,30 +79,51 @@ class Writer:
             closing = self._closing.is_set()
             self._filled.clear()  # before the queue is emptied: what comes after that sets it again
             data = b"".join([self._queue.popleft() for _ in range(len(self._queue))])
-            if self.dead:
-                self.lost_lines += data.count(b"\n")
-            elif data:
-                self._write(data)
+            self._settle(data, 0 if self.dead else self._write(data))
             self._written += len(data)
             if closing:
                 break
         if self._owned:
             os.close(self._fd)
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(b"\n" + data if self._torn else data)
+    def _settle(self, data: bytes, written: int) -> None:
+        """Count what is missing, where only so many bytes of this were written."""
+        self.lost_lines += data.count(b"\n", written)
+        while self._tellings and self._tellings[0][0] <= self._written + len(data):
+            end, count = self._tellings.popleft()
+            if end > self._written + written:
+                self.lost_lines -= 1
+                self.lost_counts += count
+
+    def _write(self, data: bytes) -> int:
+        """Returns how many bytes were written."""
+        closes = int(self._torn)
+        view = memoryview(b"\n" * closes + data)  # what was begun ends here
+        left = len(view)
         try:
-            while view:
-                view = view[self._write_some(view) :]
+            while left:
+                left -= self._write_some(view[-left:])
         except OSError as error:
             self.error = error
             self.dead = error.errno == errno.EPIPE
-            self.lost_lines += data[-len(view) :].count(b"\n")
-            if len(view) < len(data):
-                self._torn = data[-len(view) - 1 : -len(view)] != b"\n"
         else:
             self.error = None
-            self._torn = False
+        if left <= len(data):
+            written = len(data) - left
+            half = written - (data.rfind(b"\n", 0, written) + 1)
+            self._torn = half > 0 and not self._take_back(half)
+        return max(0, len(data) - left)
+
+    def _take_back(self, nbytes: int) -> bool:
+        """Remove what was written last. Returns whether that could be done: not where this is no file, or somebody
+        else has written behind it."""
+        with contextlib.suppress(OSError):
+            end = os.lseek(self._fd, 0, os.SEEK_CUR)
+            if os.fstat(self._fd).st_size == end:
+                os.ftruncate(self._fd, end - nbytes)
+                os.lseek(self._fd, end - nbytes, os.SEEK_SET)
+                return True
+        return False
 
     def _write_some(self, view: memoryview) -> int:
         while True:

@@ -82,6 +82,8 @@ class TakenOver(Listener):
         self._mine: set[Identity] = set()
         self._real_inode = 0
         """Of the real socket itself, as sock_diag knows it; 0: that is not to be had."""
+        self._real_name: str | None = None
+        """That its server has bound it under, where that is known."""
         self._standing = False
         """We have taken the path over, and have not given it back."""
         self._nameless: Identity | None = None
@@ -114,11 +116,15 @@ class TakenOver(Listener):
                 with contextlib.suppress(DiagError):
                     found = self._diag.server(f"/proc/self/fd/{pinned}")
             if found is None and (self._diag is not None or not answers(path)):
+                if not self._standing and identity(self._aside) is not None:
+                    raise self._left_over()
                 raise ListenError(f"cannot tap {path}: nobody listens there (ECONNREFUSED); start the server first")
             if found is not None and self._actor.able and not self._standing:
                 self._listen_as_holder_of(found.inode)
             os.dup2(pinned, self._place.slot, inheritable=False)
             self._real_inode = 0 if found is None else found.inode
+            name = b"" if found is None or found.name is None else found.name.partition(b"\0")[0]
+            self._real_name = os.fsdecode(name) or None
             return found
         finally:
             os.close(pinned)
@@ -206,14 +212,20 @@ class TakenOver(Listener):
             who = _holders(self._aside, self._diag) if alive else ""
             if alive:
                 raise ListenError(f"cannot tap {self._path}: it is tapped already{who}; stop that first")
-            raise ListenError(
-                f"cannot tap {self._path}: {self._aside} is left from a tap that was killed; "
-                f"udsproxy tap --restore {self._path} puts things right"
-            )
+            raise self._left_over()
         os.unlink(self._aside)
+
+    def _left_over(self) -> ListenError:
+        return ListenError(
+            f"cannot tap {self._path}: {self._aside} is left from a tap that was killed; "
+            f"udsproxy tap --restore {self._path} puts things right"
+        )
 
     def _require_free(self, path: str) -> None:
         """It is not, and shall not be."""
+
+    def _name_at(self, path: str) -> str:
+        return self._real_name or super()._name_at(path)
 
     def _beside(self, path: str) -> str:
         return super()._beside(path) if self._standing else self._aside
@@ -231,8 +243,9 @@ class TakenOver(Listener):
             return
         exchange(beside, path)
         self._standing = True
-        # Whatever stood there in that moment is the real one.
-        with contextlib.suppress(ListenError):
+        # Whatever stood there in that moment is the real one. (Nothing may fail from here on: its file would be
+        # taken for ours.)
+        with contextlib.suppress(ListenError, OSError):
             self._look_at(self._aside)
 
     def step_aside(self, number: int) -> None:
@@ -242,6 +255,9 @@ class TakenOver(Listener):
             # Whoever removed the server's file has removed ours; it has none until it ends, or binds another.
             self._standing = False
             self._nameless = identity(self._aside)
+            # Nothing of ours is left; the next file may have the inode number of one that was.
+            self._file = None
+            self._mine = set()
         else:
             self._give_back()
 
