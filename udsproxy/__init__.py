@@ -10,20 +10,26 @@ The architecture in a page::
                                 tap (bounded; forwards first) ──► decoders ──► events ──► sinks
 
 * ``endpoints``  where sockets are; the only module that makes them
-* ``proxy``      the traffic's path: server, listener, connection, relay
+* ``proxy``      the traffic's path: server, listener, connection, relay; ``records`` for SOCK_SEQPACKET, and
+  ``datagrams``, where nobody is accepted and each message is sent on
+* ``takeover``   a listener in place of a live socket, and the guardian that puts that back when we are killed
 * ``faults``     what is done wrong on purpose: rules, kinds, and pure stages that bytes pass through
 * ``control``    HTTP over a Unix socket of its own, to look at a running process and change its faults
 * ``protocols``  what bytes mean: the tap, the decoders (FastCGI), their registry
-* ``kernel``     what the kernel and /proc tell of sockets and processes
+* ``kernel``     what the kernel and /proc tell of sockets and processes; being a client for one system call
 * ``sinks``      where events go: console, JSON lines, socat's format; each writes in a thread of its own
 * ``events``     every record that leaves the traffic's path
 * ``config``     the settings of a proxy and of its output
 * ``lab``        something to call and to call it with: a FastCGI server, a client, the demonstration
 * ``cli``        the command line, a module a command
 
+Where no fault is asked for client and server are to notice nothing (docs/transparency.md has what they do):
+what comes is looked at, forwarded, and then read, but for a last byte that can still become a reset; descriptors,
+and the credentials of who sent it, go with it.
+
 What waits is a task; what need not wait is a call; bytes have one engine. Observers never touch the path: what
 they cannot keep up with they lose, and say how much. Imports point one way, ``cli → {lab, control} → proxy →
-{faults, kernel, sinks} → protocols → events``; tests/test_imports.py holds that.
+{takeover, faults, kernel, sinks} → protocols → events``; tests/test_imports.py holds that.
 """
 
 from udsproxy.config import LogConfig, ProxyConfig

@@ -23,7 +23,7 @@ from udsproxy.units import MAX_BACKLOG, ConfigError, hint, parse_duration, parse
 Decode = Literal["auto", "fastcgi", "raw", "none"]
 LogFormat = Literal["console", "json", "socat", "none"]
 Color = Literal["auto", "always", "never"]
-WhoConnects = Literal["client", "own"]
+WhoConnects = Literal["client", "messages", "own"]
 
 MAX_FAULTS = 200
 """For one proxy."""

@@ -171,7 +171,7 @@ def test_a_reader_that_has_gone() -> None:
         pass
     sink.emit(opened())
     sink.close(10)
-    assert sink.total_dropped == 1
+    assert sink.total_dropped == 2
     assert sink.failure == "console: Broken pipe; 2 events were not written"
 
 
@@ -208,3 +208,32 @@ def test_slow_rendering_is_driven_on() -> None:
     sink.close(10)
     with contextlib.closing(os.fdopen(read, "rb")) as reader:
         assert reader.read() == b""
+
+
+def test_a_line_that_could_not_be_written_whole_leaves_nothing_in_a_file(tmp_path: Path) -> None:
+    """When a file cannot grow in the middle of a line, what stays in it are whole lines; a `dropped` that is lost
+    itself is told again, with what was lost since."""
+    path = tmp_path / "log"
+    writer = Writer(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "test", owned=True)
+    sink = TextSink("test", Names(), writer)
+    outcomes = ["whole", "torn", "whole", "torn", "whole", "whole"]
+    write_some = writer._write_some
+
+    def write_or_tear(view: memoryview) -> int:
+        outcome = outcomes.pop(0)
+        if outcome == "failed":
+            raise OSError(28, "full")
+        if outcome == "torn":
+            outcomes.insert(0, "failed")
+            view = view[:3]
+        return write_some(view)
+
+    writer._write_some = write_or_tear  # type: ignore[method-assign]  # a disk that fills at the right byte
+    for _ in range(6):
+        sink.emit(opened())
+        sink.flush()
+        while writer.held:
+            pass
+    sink.close(10)
+    assert path.read_bytes().split() == b"open open open dropped 2 0 open".split()
+    assert sink.total_dropped == 2

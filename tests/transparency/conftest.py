@@ -21,6 +21,12 @@ def kind() -> socket.SocketKind:
     return socket.SOCK_STREAM
 
 
+@pytest.fixture(scope="module")
+def options() -> tuple[str, ...]:
+    """Of the proxy; modules that need some have a fixture of their own."""
+    return ()
+
+
 @pytest.fixture(scope="module", params=["direct", "proxied"])
 def proxied(request: pytest.FixtureRequest) -> bool:
     """Is there a proxy between?"""
@@ -28,10 +34,10 @@ def proxied(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="module")
-def shared_route(kind: socket.SocketKind, proxied: bool) -> Iterator[Route]:
+def shared_route(kind: socket.SocketKind, proxied: bool, options: tuple[str, ...]) -> Iterator[Route]:
     """The module's. Tests take `route`."""
     with Stage() as stage:
-        route = Route(stage, kind, proxied=proxied)
+        route = Route(stage, kind, proxied=proxied, options=options)
         try:
             route.start()
             yield route
@@ -48,10 +54,10 @@ def route(shared_route: Route) -> Iterator[Route]:
 
 
 @pytest.fixture
-def fresh(kind: socket.SocketKind, proxied: bool) -> Iterator[Route]:
+def fresh(kind: socket.SocketKind, proxied: bool, options: tuple[str, ...]) -> Iterator[Route]:
     """A route of the test's own, with neither server nor proxy yet."""
     with Stage() as stage:
-        route = Route(stage, kind, proxied=proxied)
+        route = Route(stage, kind, proxied=proxied, options=options)
         yield route
         route.close()
 

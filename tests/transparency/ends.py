@@ -96,12 +96,16 @@ class Route:
     listener: socket.socket
     """The server's: it listens, or receives datagrams."""
 
-    def __init__(self, stage: Stage, kind: socket.SocketKind, *, proxied: bool) -> None:
+    def __init__(
+        self, stage: Stage, kind: socket.SocketKind, *, proxied: bool, options: tuple[str, ...] = ()
+    ) -> None:
+        """``options``: of the proxy."""
         self.server_path = stage.path("server.sock")
         self.path = stage.path("proxy.sock") if proxied else self.server_path
         """Where clients connect."""
         self._stage = stage
         self._kind = kind
+        self._options = options
         self._proxy: Proxy | None = None
         self._held = contextlib.ExitStack()
         self._names = 0
@@ -122,7 +126,7 @@ class Route:
     def open(self) -> None:
         """Start the proxy, if there is one between."""
         if self.path != self.server_path:
-            options = ("--control", "none")
+            options = ("--control", "none", *self._options)
             self._proxy = Proxy(self._stage, self.path, self.server_path, *options, log=("--log", "none"))
             until(self._is_there, f"a socket at {self.path}")
 

@@ -31,6 +31,12 @@ from tests.transparency.ends import (
 SELF = os.geteuid(), os.getegid()
 
 
+@pytest.fixture(scope="module")
+def options() -> tuple[str, ...]:
+    """Without it the proxy passes credentials on from when it has seen that somebody asks."""
+    return ("--credentials", "messages")
+
+
 def assert_from(credentials: list[Credentials], user: tuple[int, int]) -> None:
     """There are credentials, of this process as this user."""
     [found] = credentials

@@ -40,19 +40,15 @@ class Options:
     show_secrets
         Mask nothing.
     backlog
-        mirror: our accept queue is full for a client when the upstream's would be (else as long as the system
-        allows: for TCP, or where the kernel does not show it); N: a limit of its own, N + 1 clients may wait.
+        mirror: our accept queue is full when the upstream's is, where that can be seen; N: N + 1 clients may wait.
     fault
-        A fault: 'backlog=2,workers=2', 'refuse for=30s', 'latency=250ms±50ms if script=/slow.php p=0.1'; may be
-        given several times. udsproxy fault kinds lists them.
+        A fault, such as 'refuse for=30s' or 'latency=250ms p=0.1'; may be repeated. udsproxy fault kinds lists all.
     seed
         Of the faults' chance: the same seed and the same traffic give the same faults.
     credentials
-        Who connects to the server: client, so that it sees the client's user and group (where we may: as root),
-        or own.
+        The server sees the client's user and group (client; as root), each message's sender too (messages), or own.
     control
-        The socket by which udsproxy fault changes faults while it runs: a PATH, auto ($XDG_RUNTIME_DIR/udsproxy or
-        /run/udsproxy), or none.
+        Where udsproxy fault finds us: a PATH, none, or auto ($XDG_RUNTIME_DIR/udsproxy or /run/udsproxy).
     name
         What the proxy is called in the log; without it, the last part of the path.
     color

@@ -19,6 +19,9 @@ from udsproxy.proxy.server import Server
 from udsproxy.takeover.guardian import Guardian, GuardianError
 from udsproxy.takeover.listener import Place, TakenOver, restore
 
+_TIMED_OUT = 124
+"""Exit status of a command that lasted longer than --for: timeout(1)'s."""
+
 
 def tap(
     path: Annotated[str, Parameter(name="PATH")],
@@ -31,22 +34,26 @@ def tap(
 ) -> int:
     """Take the place of the live socket at PATH, and show what flows; at the end all is as it was.
 
-    Nothing is configured or restarted: from then on every new connection is seen. While it runs the server's own
-    socket is at PATH.udsproxy. Ctrl-C ends it; connections that are open then go on until they end, or until
-    Ctrl-C is pressed again.
+    Nothing is configured or restarted. Every new connection is shown, none that is open already.
+
+    While it runs the server's own socket is at PATH.udsproxy; if udsproxy is killed it is put back at PATH.
+
+    Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again.
+
+    Run it as root: the server then sees its clients' users, and not udsproxy's.
 
     Parameters
     ----------
     path
         The socket of a server that runs. (An abstract one, @NAME, cannot be tapped.)
     command
-        After --: a command. The tap lasts as long as it runs, and ends with its exit status.
+        After --: a command. The tap lasts as long as it runs, and has its exit status; where --for ends both, 124.
     for_
         How long the tap lasts (60s, 5m).
     grace
         How long open connections may go on at the end (5s); without it, as long as they like.
     restore_
-        Put back what a tap left at PATH that was killed, together with its guardian; nothing else is done.
+        Do nothing but this: put the server's socket back, where a tap and its guardian were both killed.
     """
     path = _require_path(path)
     if restore_:
@@ -74,11 +81,13 @@ def tap(
 
     async def meanwhile() -> None:
         say(printable(f"in place of {place.path}; " + ("Ctrl-C puts it back" if not command else "while it runs:")))
-        with trio.move_on_after(lasts_s):
+        with trio.move_on_after(lasts_s) as scope:
             if command:
                 status.append(await _run_command(command))
             else:
                 await trio.sleep_forever()
+        if scope.cancelled_caught and command:
+            status.append(_TIMED_OUT)
 
     try:
         code = run_server(server, settings, meanwhile=meanwhile)

@@ -194,7 +194,10 @@ class Listener:
             self.endpoint = Tcp(endpoint.host, sock.getsockname()[1])
             return sock
         except OSError as error:
-            raise ListenError(f"cannot listen on {endpoint}: {_reason(error)}") from None
+            raise self._cannot(error) from None
+
+    def _cannot(self, error: OSError) -> ListenError:
+        return ListenError(f"cannot listen on {self.endpoint}: {_reason(error)}")
 
     def _listening(self, sock: socket.socket, address: bytes | tuple[Any, ...]) -> socket.socket:
         """``sock``, bound and listening; closed where that fails. Raises OSError."""

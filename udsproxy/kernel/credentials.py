@@ -16,7 +16,7 @@ import platform
 import socket
 import struct
 from collections.abc import Callable
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -49,6 +49,10 @@ class Peers:
     def of(self, sock: _socket.socket, now: int) -> Client:
         """The process that connected ``sock``, or listened on its other end. ``now`` in monotonic ns."""
         return self.who(raw_peer_of(sock), now)
+
+    def pids(self) -> list[int]:
+        """Of those who came lately."""
+        return [client.pid for _, client in self._kept.values() if client.pid > 0]
 
     def who(self, raw: bytes, now: int) -> Client:
         """The process of this struct ucred."""
@@ -107,8 +111,12 @@ class Actor:
         self.speaks = self.able and bool(capabilities >> _CAP_SYS_ADMIN & 1)
         """We may send messages in the name of other processes, their pid included (net/core/scm.c)."""
         if self.able:
-            self._syscall = ctypes.CDLL(None, use_errno=True).syscall
-            self._setgroups, self._setresgid, self._setresuid = _CALLS[platform.machine()]
+            # (Not CDLL, which lets other threads run at each call: these return at once.)
+            self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
+        self._as: Credentials | None = None
+        """Of whom these are the system calls that make us that one, and ourselves again."""
+        self._become: list[tuple[Any, ...]] = []
+        self._return: list[tuple[Any, ...]] = []
 
     def of_peer(self, sock: _socket.socket) -> Credentials:
         """`Credentials.of_peer`, faster for who was seen before."""
@@ -125,28 +133,33 @@ class Actor:
 
     def act(self, as_: Credentials, call: Callable[[], T]) -> T:
         """Make this call, which must not wait. Raises PermissionError: it may not be so; and what the call does."""
-        own = self.own
+        if as_ is not self._as:
+            self._become = _steps(self.own, as_)
+            self._return = _steps(as_, self.own)[::-1]
+            self._as = as_
+        syscall = self._syscall
         try:
-            self._groups(as_.groups)
-            self._ids(self._setresgid, as_.gid)
-            self._ids(self._setresuid, as_.uid)
+            for step in self._become:
+                if syscall(*step):
+                    number = ctypes.get_errno()
+                    raise PermissionError(number, os.strerror(number))
             return call()
         finally:
-            try:
-                self._ids(self._setresuid, own.uid)
-                self._ids(self._setresgid, own.gid)
-                self._groups(own.groups)
-            except OSError:
-                os.abort()
+            for step in self._return:
+                if syscall(*step):
+                    os.abort()
 
-    def _ids(self, number: int, effective: int) -> None:
-        self._check(self._syscall(number, -1, ctypes.c_uint(effective), -1))
 
-    def _groups(self, groups: tuple[int, ...]) -> None:
-        self._check(self._syscall(self._setgroups, len(groups), (ctypes.c_uint * len(groups))(*groups)))
-
-    @staticmethod
-    def _check(result: int) -> None:
-        if result:
-            number = ctypes.get_errno()
-            raise PermissionError(number, os.strerror(number))
+def _steps(before: Credentials, after: Credentials) -> list[tuple[Any, ...]]:
+    """System calls that lead from one to the other, the user last: who is not root may not change the rest."""
+    setgroups, setresgid, setresuid = (ctypes.c_long(number) for number in _CALLS[platform.machine()])
+    same = ctypes.c_long(-1)
+    steps: list[tuple[Any, ...]] = []
+    if after.groups != before.groups:
+        count = len(after.groups)
+        steps.append((setgroups, ctypes.c_long(count), (ctypes.c_uint * count)(*after.groups)))
+    if after.gid != before.gid:
+        steps.append((setresgid, same, ctypes.c_ulong(after.gid), same))
+    if after.uid != before.uid:
+        steps.append((setresuid, same, ctypes.c_ulong(after.uid), same))
+    return steps

@@ -1,6 +1,6 @@
 """What waits in the receive queue of a connected Unix stream socket, or in its peer's, without taking it out.
 
-Rule: nothing here changes the queue.
+Rule: nothing here takes anything out.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import mmap
 import socket
 import struct
 import termios
-from collections.abc import Callable
-from typing import Any
 
 _INT = struct.Struct("i")
 _NONE = bytes(_INT.size)
 _SIOCATMARK = 0x8905
+_SOL_SOCKET, _SO_PEEK_OFF = int(socket.SOL_SOCKET), 42
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 _page = mmap.mmap(-1, mmap.PAGESIZE)
@@ -52,23 +51,33 @@ def knows_marks() -> bool:
     return True
 
 
-def bytes_before_descriptors(receive: Callable[..., tuple[int, Any, int, Any]], view: memoryview) -> int:
-    """How many bytes come before the message that descriptors come with (SCM_RIGHTS), which there is.
+def set_peek_offset(sock: _socket.socket, nbytes: int) -> None:
+    """Looks begin behind so many bytes, and each where the one before has ended (SO_PEEK_OFF, socket(7)); -1: each
+    at the head of the queue. Raises OSError."""
+    sock.setsockopt(_SOL_SOCKET, _SO_PEEK_OFF, nbytes)
 
-    ``receive``: recvmsg_into() of the socket; ``view``: room for all that the sender can have sent. A read ends
+
+def bytes_before_descriptors(sock: _socket.socket, view: memoryview) -> int:
+    """How many bytes come before the message that descriptors come with (SCM_RIGHTS), which there is. Looks begin
+    at the head of the queue after that.
+
+    ``view``: room for all that the sender can have sent. A read ends
     with that message, and joins it with what is before. To tell them apart, it is read into memory whose last byte
     cannot be written: the kernel counts whole messages, up to the one that does not fit
     (net/unix/af_unix.c, unix_stream_read_generic).
 
     Raises BlockingIOError, OSError.
     """
-    nbytes, _, _, _ = receive([view], 0, _PEEK)
-    if nbytes < 2:
-        return 0
+    set_peek_offset(sock, 0)
     try:
-        before, _, _, _ = receive([view[: nbytes - 1], _forbidden], 0, _PEEK)
+        nbytes, _, _, _ = sock.recvmsg_into([view], 0, _PEEK)
+        if nbytes < 2:
+            return 0
+        set_peek_offset(sock, 0)
+        return sock.recvmsg_into([view[: nbytes - 1], _forbidden], 0, _PEEK)[0]
     except OSError as error:
         if error.errno == errno.EFAULT:
             return 0
         raise
-    return before
+    finally:
+        set_peek_offset(sock, 0)

@@ -59,8 +59,11 @@ class Sink(Protocol):
     """Where events go. Neither call may wait."""
 
     name: str
-    total_dropped: int
-    """Events that it could not keep up with."""
+
+    @property
+    def total_dropped(self) -> int:
+        """Events that it could not keep up with."""
+        ...
 
     def emit(self, event: Event) -> Iterator[None] | None:
         """Take an event. Slow rendering comes back as an iterator, to be driven on in small steps."""

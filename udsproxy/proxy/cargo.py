@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from udsproxy.endpoints import Socket
 
@@ -20,6 +20,8 @@ MOST = 253
 _RIGHTS, _CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
 _SOL_SOCKET = int(socket.SOL_SOCKET)
 _UCRED = struct.calcsize("3i")
+Ancillary = Sequence[tuple[int, int, "bytes | array.array[int]"]]
+"""As sendmsg() takes it."""
 ROOM = socket.CMSG_SPACE(MOST * array.array("i").itemsize) + socket.CMSG_SPACE(_UCRED)
 """For those of one message."""
 ROOM_FOR_SENDER = socket.CMSG_SPACE(_UCRED)
@@ -68,7 +70,7 @@ def send_as(
     sender: bytes,
     data: memoryview | bytes,
     flags: int,
-    ancillary: Sequence[tuple[int, int, bytes | array.array[int]]] = (),
+    ancillary: Ancillary = (),
     to: str | bytes | None = None,
 ) -> int:
     """sendmsg() in the name of ``sender`` (struct ucred), of its user where the process has ended, or where that is
@@ -79,6 +81,22 @@ def send_as(
         except (PermissionError, ProcessLookupError):
             pass
     return dst.sendmsg((data,), ancillary, flags, to)
+
+
+def speaker(dst: Socket, sender: bytes) -> Callable[..., int]:
+    """`send_as` of these two, for a sender of whom much comes."""
+    sendmsg = dst.sendmsg
+    says = [(_SOL_SOCKET, _CREDENTIALS, sender)]
+
+    def send(data: memoryview, flags: int, ancillary: Ancillary = ()) -> int:
+        if not ancillary:
+            try:
+                return sendmsg((data,), says, flags)
+            except (PermissionError, ProcessLookupError):
+                pass
+        return send_as(dst, sender, data, flags, ancillary)
+
+    return send
 
 
 def close_all(descriptors: list[int]) -> None:

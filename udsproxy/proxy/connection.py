@@ -5,6 +5,7 @@ Rules: opening one is a plain call. A connection is here from `Connections.open`
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from time import monotonic_ns
@@ -21,6 +22,7 @@ from udsproxy.faults.rules import Book, Rule
 from udsproxy.faults.spelling import format_fault
 from udsproxy.kernel.credentials import Credentials, Peers
 from udsproxy.protocols.tap import Mark, Observation, Tap
+from udsproxy.proxy.asking import LOOK_NS, MOST_LOOKS
 from udsproxy.proxy.detour import Detour
 from udsproxy.proxy.records import Records
 from udsproxy.proxy.relay import Pair, Relay
@@ -68,7 +70,7 @@ class Connection(Pair):
         if path is not self.path:
             self.path = path
             for flow in (self.c2s, self.s2c):
-                flow.detour = Detour(relay, flow, path)
+                relay.divert(flow, Detour(relay, flow, path))
 
     def release(self, now: int) -> None:
         """Faults have changed: send what is due."""
@@ -78,9 +80,7 @@ class Connection(Pair):
         if self.path is not None and self.path.is_over and not self.ended:
             self.path = None
             for flow in (self.c2s, self.s2c):
-                if flow.detour is not None:
-                    flow.detour.leave()
-                    flow.detour = None
+                self._of.relay.undivert(flow)
 
     def met(self, rule: Rule, request: int | None) -> None:
         """A rule applies, to a request or to all of it."""
@@ -150,14 +150,22 @@ class Connections:
         self.book = book
         self.rest: Callable[[float], None] = lambda _: None
         """Accept nobody for so long (s)."""
+        self.speaks = False
+        """Messages may be sent in the name of who sent them."""
         self.asks_who_sends = False
-        """What passes is sent on in the name of who sent it."""
+        """And are."""
+        self.look_who_asks: Callable[[list[int]], None] | None = None
+        """Is called once in a while with the pids of some clients: is that still to be?"""
+        self._looks_at = 0
+        """When next."""
+        self._looks = 0
+        """How often without a new connection."""
         self.own: Credentials | None = None
         """We, where all clients are we to the server, and that has not been warned of."""
         self.proxy = proxy
         self._unix_clients = unix_clients
         self.tap = tap
-        self._relay = relay
+        self.relay = relay
         self._peers = Peers()
         self.active = 0
         """How many are open."""
@@ -188,11 +196,15 @@ class Connections:
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
         """
-        tap, relay = self.tap, self._relay
+        tap, relay = self.tap, self.relay
         observation = None if tap.quiet else tap.observe(self.proxy, number, accept_wait_s)
         connection = Connection(self, number, client, upstream, observation)
         self.active += 1
-        if self.asks_who_sends:
+        if self.look_who_asks is not None and (at := monotonic_ns()) > self._looks_at:
+            self._looks = 0
+            self._peers.of(client, at)
+            self._look(at)
+        if self.asks_who_sends or (self.speaks and client.type == socket.SOCK_SEQPACKET):
             connection.c2s.ask_who_sends()
             connection.s2c.ask_who_sends()
         if client.type == socket.SOCK_SEQPACKET:
@@ -306,7 +318,7 @@ class Connections:
             else:
                 streams.append(rule)
         if (streams or for_requests) and client.type == socket.SOCK_STREAM:
-            connection.divert(self._relay, Path(self.book, number, now, streams, for_requests, connection.met))
+            connection.divert(self.relay, Path(self.book, number, now, streams, for_requests, connection.met))
 
     def states(self, now: int) -> list[ConnectionState]:
         """What is open."""
@@ -325,7 +337,7 @@ class Connections:
         ]
 
     def _open_ones(self) -> list[Connection]:
-        return [pair for pair in self._relay.pairs() if isinstance(pair, Connection) and pair.belongs_to(self)]
+        return [pair for pair in self.relay.pairs() if isinstance(pair, Connection) and pair.belongs_to(self)]
 
     def change_faults(self, before: tuple[Rule, ...]) -> None:
         """The rules in force are others now than these: those that are gone let go of what they hold, and those
@@ -345,8 +357,26 @@ class Connections:
                 if self.book.applies_to_open(rule, connection.number, who):
                     path = connection.path or Path(self.book, connection.number, now, [], (), connection.met)
                     path.add(now, rule)
-                    connection.divert(self._relay, path)
+                    connection.divert(self.relay, path)
             connection.release(now)
+
+    def _look(self, at: int) -> None:
+        self._looks_at = at + LOOK_NS
+        if self.look_who_asks is not None:
+            self.look_who_asks(self._peers.pids())
+            self._looks += 1
+            if self.asks_who_sends and self._looks < MOST_LOOKS:
+                self.relay.call_at(self._looks_at, self._look)
+
+    def ask_who_sends(self, *, wanted: bool) -> None:
+        """Send what passes in the name of who sent it, or not, from now on."""
+        if wanted != self.asks_who_sends:
+            self.asks_who_sends = wanted
+            for connection in self._open_ones():
+                for flow in (connection.c2s, connection.s2c):
+                    if flow.src.type == socket.SOCK_STREAM:
+                        with contextlib.suppress(OSError):
+                            (flow.ask_who_sends if wanted else flow.ask_no_more)()
 
     def forget(self) -> None:
         """The relay has closed one."""

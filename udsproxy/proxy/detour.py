@@ -183,22 +183,22 @@ class Detour:
     def _read(self, now: int) -> bytes:
         """What is new; nothing at the end. Raises BlockingIOError, OSError."""
         flow = self._flow
-        if not flow.kept and not (flow.direction == "c2s" and self._path.may_reset):
+        if not flow.unread and not (flow.direction == "c2s" and self._path.may_reset):
             data, cargo = self._relay.receive(flow)
             self._carry(now, cargo)
             return data
         ended = _has_ended(flow.src)  # (before the look: what comes after it is then seen by the next)
         peeked, with_cargo = _peek(flow.src)
-        new = peeked[flow.kept :]
+        new = peeked[flow.unread :]
         # No look goes past a byte that descriptors came with, nor from what one process sent to another's.
-        is_last_look = with_cargo or (not new and waiting(flow.src) > flow.kept)
+        is_last_look = with_cargo or (not new and waiting(flow.src) > flow.unread)
         keep = 1 if self._path.may_reset and not is_last_look else 0
         if not new and not ended and keep:
             raise BlockingIOError(errno.EAGAIN, "nothing new")
         if len(peeked) > keep:
             _, cargo = self._relay.receive(flow, len(peeked) - keep)
             self._carry(now, cargo)
-        flow.kept = keep if peeked else 0
+        flow.unread = keep if peeked else 0
         if not new and not ended:
             self._relay.read_on(flow)  # the next look begins with what somebody else has sent
             raise BlockingIOError(errno.EAGAIN, "nothing new")
@@ -254,7 +254,7 @@ class Detour:
         try:
             for _ in _READS:
                 data, cargo = self._relay.receive(flow)
-                flow.kept = 0
+                flow.unread = 0
                 if cargo is not None:
                     cargo.discard()
                 if not data:

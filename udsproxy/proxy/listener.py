@@ -29,6 +29,7 @@ from udsproxy.kernel.credentials import Actor, Credentials
 from udsproxy.kernel.procfs import servers_of
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy import socket_types
+from udsproxy.proxy.asking import Asking
 from udsproxy.proxy.connection import Connections
 from udsproxy.proxy.datagrams import Datagrams
 from udsproxy.proxy.doors import (
@@ -55,8 +56,8 @@ RETRY_FULL_S = 0.002
 RETRY_STARVED_S = 0.1
 """How long accepting rests where we ran out of something. accept() at the limit leaves the listener readable."""
 SHORTAGE_S = 10.0
-"""A shortage is over when it was not met for so long. (At the limit on descriptors, with clients who leave and others
-who come in their place, it is met many times a second.)"""
+"""A shortage is over when it was not met for so long. (At the limit on descriptors, with clients who leave and
+others who come in their place, it is met many times a second.)"""
 RETRY_GONE_S = 0.05
 """How soon it is tried whether the upstream is back."""
 LOOK_S = 0.01
@@ -87,11 +88,14 @@ class AcceptLoop:
         self._upstream: Upstream | None = None
         self._actor = Actor()
         if not isinstance(config.upstream, Tcp):
-            wanted = listener.is_unix and config.credentials == "client"
+            wanted = listener.is_unix and config.credentials != "own"
             self._upstream = Upstream(
                 config.upstream, listener.kind, self._actor if wanted and self._actor.able else None
             )
-            self.connections.asks_who_sends = wanted and self._actor.speaks
+            self.connections.speaks = self.connections.asks_who_sends = wanted and self._actor.speaks
+            if config.credentials == "client" and self.connections.speaks:
+                self._asking = Asking(config.upstream)
+                self.connections.look_who_asks = self._look_who_asks
             if wanted and not self._actor.able:
                 self.connections.own = self._actor.own
         self._door: Door | None = None
@@ -582,6 +586,14 @@ class AcceptLoop:
         self._tap.put(
             Queue(at=monotonic_ns(), proxy=self._config.name, queue=queue, backlog=backlog, active=active)
         )
+
+    def _look_who_asks(self, clients: list[int]) -> None:
+        if self._nursery is not None and self.listener.kind == socket.SOCK_STREAM and not self.listener.withdrawn:
+            self._nursery.start_soon(self._see_who_asks, clients, self.listener.sock.getsockname())
+
+    async def _see_who_asks(self, clients: list[int], name: str | bytes) -> None:
+        wanted = await trio.to_thread.run_sync(self._asking.look, clients, name, abandon_on_cancel=True)
+        self.connections.ask_who_sends(wanted=wanted)
 
     def _learn_who_listens(self, upstream: Socket) -> None:
         """Our clients are to see the server's user, as it is at the other end of this connection."""

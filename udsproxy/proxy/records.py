@@ -5,7 +5,7 @@ Rules:
 * One record is one read and one send. It is looked at, forwarded, and taken out when the next has come: so close()
   has something unread where a reset is to be passed on (as `udsproxy.proxy.relay` keeps a byte).
 * A look starts behind what was looked at before (SO_PEEK_OFF). A record that has descriptors is taken out at once:
-  while it is in our queue they are open.
+  while it is in our queue they are open. So is a long one: it could keep its sender from sending.
 * The credentials that come with each record, and not with the end, tell an empty record from the end.
 """
 
@@ -15,14 +15,14 @@ import contextlib
 import socket
 from time import monotonic_ns
 
+from udsproxy.kernel.receive_queue import set_peek_offset
 from udsproxy.proxy.cargo import Cargo
-from udsproxy.proxy.relay import Flow, Relay
+from udsproxy.proxy.relay import LOOK, Flow, Relay
 
-_SO_PEEK_OFF = 42
 _SO_SNDBUFFORCE = 32
 _READS = range(4)
 """Records that a flow may take before the others have their turn."""
-_LOOK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_TRUNC | socket.MSG_CMSG_CLOEXEC)
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT | socket.MSG_TRUNC | socket.MSG_CMSG_CLOEXEC)
 _OVERHEAD = 32
 """A record has to be so much shorter than the send buffer (net/unix/af_unix.c, unix_dgram_sendmsg)."""
 
@@ -34,7 +34,7 @@ class Records:
         """Raises OSError."""
         self._relay = relay
         self._flow = flow
-        flow.src.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
+        set_peek_offset(flow.src, 0)
         flow.src.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._longest = _longest(flow)
         """Longest record that can be sent on."""
@@ -69,17 +69,17 @@ class Records:
     def _next(self) -> tuple[bytes, Cargo | None] | None:
         """The next record; None: the end. Raises BlockingIOError, OSError."""
         flow, relay = self._flow, self._relay
-        data, ancillary, flags = relay.look(flow, _LOOK)
+        data, ancillary, flags = relay.look(flow, _PEEK)
         if not ancillary:
             return None
-        if flow.kept:
-            relay.read_kept(flow)
-        cargo = relay.take_cargo(flow, ancillary, flags)
-        if cargo is None and flow.keeps:
-            relay.keep(flow)
+        if flow.unread:
+            relay.read_unread(flow)
         else:
-            flow.kept = 1
-            relay.read_kept(flow)
+            relay.look_after(flow)
+        flow.unread = 1
+        cargo = relay.take_cargo(flow, ancillary, flags)
+        if cargo is not None or not flow.keeps or len(data) >= LOOK:
+            relay.read_unread(flow)
         return data, cargo
 
     def _forward(self, data: bytes, cargo: Cargo | None) -> None:

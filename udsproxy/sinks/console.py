@@ -177,10 +177,10 @@ class ConsoleRenderer:
     def _listening(self, event: Listening) -> str:
         rights = f" (mode {event.mode}, {event.owner})" if event.mode else ""
         type_ = f", {event.type}" if event.type else ""
-        return (
-            f"{self._start(event)} {self._paint('listening', _BOLD)} on {event.listen}{rights}"
-            f" for {event.upstream}{type_}"
-        )
+        where = f"on {event.listen}{rights} for {event.upstream}"
+        if event.listen == event.upstream:
+            where = f"in place of {event.listen}{rights}"
+        return f"{self._start(event)} {self._paint('listening', _BOLD)} {where}{type_}"
 
     def _queue(self, event: Queue) -> str:
         full = event.queue > event.backlog

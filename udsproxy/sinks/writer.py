@@ -41,9 +41,9 @@ class Writer:
         self._queue: deque[bytes] = deque()
         self._filled = Event()
         self._closing = Event()
-        # Each counter has one writer: what was put is counted by the caller, what was written by the thread.
         self._tellings: deque[tuple[int, int]] = deque()
-        """Lines that tell of others that are missing: where such a line ends (in all that was put), and how many."""
+        """Lines that tell of others that are missing: where they end (in all that was put), and of how many."""
+        # Each counter has one writer: what was put is counted by the caller, what was written by the thread.
         self._put = 0
         self._written = 0
         self._torn = False
@@ -57,8 +57,8 @@ class Writer:
         return self._put - self._written
 
     def put(self, data: bytes, tellings: Iterable[tuple[int, int]] = ()) -> None:
-        """Have whole lines written. ``tellings``: lines among them that tell of others that are missing: where such a
-        line ends, and of how many."""
+        """Have whole lines written. ``tellings``: those of them that tell of others that are missing: where such
+        a line ends, and of how many."""
         self._tellings += [(self._put + end, count) for end, count in tellings]
         self._put += len(data)
         self._queue.append(data)
@@ -79,24 +79,28 @@ class Writer:
             closing = self._closing.is_set()
             self._filled.clear()  # before the queue is emptied: what comes after that sets it again
             data = b"".join([self._queue.popleft() for _ in range(len(self._queue))])
-            self._settle(data, 0 if self.dead else self._write(data))
+            if self.dead:
+                self._count_lost(data, 0)
+            elif data:
+                self._write(data)
             self._written += len(data)
             if closing:
                 break
         if self._owned:
             os.close(self._fd)
 
-    def _settle(self, data: bytes, written: int) -> None:
-        """Count what is missing, where only so many bytes of this were written."""
-        self.lost_lines += data.count(b"\n", written)
+    def _count_lost(self, data: bytes, written: int) -> None:
+        """Count what is missing where so many bytes of this were written."""
+        lines, counts = data.count(b"\n", written), 0
         while self._tellings and self._tellings[0][0] <= self._written + len(data):
             end, count = self._tellings.popleft()
             if end > self._written + written:
-                self.lost_lines -= 1
-                self.lost_counts += count
+                lines -= 1
+                counts += count
+        self.lost_lines += lines
+        self.lost_counts += counts
 
-    def _write(self, data: bytes) -> int:
-        """Returns how many bytes were written."""
+    def _write(self, data: bytes) -> None:
         closes = int(self._torn)
         view = memoryview(b"\n" * closes + data)  # what was begun ends here
         left = len(view)
@@ -108,11 +112,11 @@ class Writer:
             self.dead = error.errno == errno.EPIPE
         else:
             self.error = None
+        written = max(0, len(data) - left)
+        self._count_lost(data, written)
         if left <= len(data):
-            written = len(data) - left
             half = written - (data.rfind(b"\n", 0, written) + 1)
-            self._torn = half > 0 and not self._take_back(half)
-        return max(0, len(data) - left)
+            self._torn = left > 0 and half > 0 and not self._take_back(half)
 
     def _take_back(self, nbytes: int) -> bool:
         """Remove what was written last. Returns whether that could be done: not where this is no file, or somebody

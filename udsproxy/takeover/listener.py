@@ -209,7 +209,7 @@ class TakenOver(Listener):
             return
         if there not in self._mine:
             alive = answers(self._aside)
-            who = _holders(self._aside, self._diag) if alive else ""
+            who = _holders(self._path, self._diag) if alive else ""
             if alive:
                 raise ListenError(f"cannot tap {self._path}: it is tapped already{who}; stop that first")
             raise self._left_over()
@@ -226,6 +226,9 @@ class TakenOver(Listener):
 
     def _name_at(self, path: str) -> str:
         return self._real_name or super()._name_at(path)
+
+    def _cannot(self, error: OSError) -> ListenError:
+        return ListenError(self._place.why_not(error))
 
     def _beside(self, path: str) -> str:
         return super()._beside(path) if self._standing else self._aside
