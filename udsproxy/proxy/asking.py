@@ -21,8 +21,10 @@ from udsproxy.kernel.sock_diag import SockDiag
 
 LOOK_NS = 1_000_000_000
 """How often, while connections come."""
+FIRST_LOOK_NS = 20_000_000
+"""When first, where nothing is known; each time twice as long, up to that."""
 MOST_LOOKS = 10
-"""How often while none comes."""
+"""So often also while none comes."""
 _FEW = 8
 """Processes that are looked at at once, at each end."""
 

@@ -22,10 +22,10 @@ from udsproxy.faults.rules import Book, Rule
 from udsproxy.faults.spelling import format_fault
 from udsproxy.kernel.credentials import Credentials, Peers
 from udsproxy.protocols.tap import Mark, Observation, Tap
-from udsproxy.proxy.asking import LOOK_NS, MOST_LOOKS
+from udsproxy.proxy.asking import FIRST_LOOK_NS, LOOK_NS, MOST_LOOKS
 from udsproxy.proxy.detour import Detour
 from udsproxy.proxy.records import Records
-from udsproxy.proxy.relay import Pair, Relay
+from udsproxy.proxy.relay import Due, Pair, Relay
 
 _WHY = {
     "client": "client left",
@@ -159,7 +159,7 @@ class Connections:
         self._looks_at = 0
         """When next."""
         self._looks = 0
-        """How often without a new connection."""
+        self._look_due: Due | None = None
         self.own: Credentials | None = None
         """We, where all clients are we to the server, and that has not been warned of."""
         self.proxy = proxy
@@ -200,8 +200,7 @@ class Connections:
         observation = None if tap.quiet else tap.observe(self.proxy, number, accept_wait_s)
         connection = Connection(self, number, client, upstream, observation)
         self.active += 1
-        if self.look_who_asks is not None and (at := monotonic_ns()) > self._looks_at:
-            self._looks = 0
+        if self._look_due is None and self.look_who_asks is not None and (at := monotonic_ns()) > self._looks_at:
             self._peers.of(client, at)
             self._look(at)
         if self.asks_who_sends or (self.speaks and client.type == socket.SOCK_SEQPACKET):
@@ -361,12 +360,14 @@ class Connections:
             connection.release(now)
 
     def _look(self, at: int) -> None:
-        self._looks_at = at + LOOK_NS
+        """Now, and once more soon, or (with the next connection) later."""
+        self._look_due = None
         if self.look_who_asks is not None:
             self.look_who_asks(self._peers.pids())
             self._looks += 1
+            self._looks_at = at + LOOK_NS
             if self.asks_who_sends and self._looks < MOST_LOOKS:
-                self.relay.call_at(self._looks_at, self._look)
+                self._look_due = self.relay.call_at(at + min(FIRST_LOOK_NS << self._looks, LOOK_NS), self._look)
 
     def ask_who_sends(self, *, wanted: bool) -> None:
         """Send what passes in the name of who sent it, or not, from now on."""

@@ -96,6 +96,7 @@ _UNITS = 4
 _OUT, _RDHUP = select.EPOLLOUT, select.EPOLLRDHUP
 _WATCH = select.EPOLLIN | select.EPOLLPRI | _RDHUP | select.EPOLLET
 _GONE = select.EPOLLHUP | select.EPOLLERR
+_ENDS = _RDHUP | _GONE
 _RARE = _OUT | _GONE | select.EPOLLPRI
 _READ_ON = select.EPOLLPRI | select.EPOLLERR
 """With these, a short read does not mean that the source is drained: out-of-band data cuts reads short, and an
@@ -174,6 +175,7 @@ class Flow:
         "done",
         "dst",
         "eof",
+        "follows",
         "gone",
         "keeps",
         "looks",
@@ -210,6 +212,8 @@ class Flow:
         """Something is to be left unread."""
         self.unread = 0
         """So many bytes at the head of ``src``'s receive queue have been forwarded. (Of records: 0 or 1.)"""
+        self.follows = False
+        """Looks begin behind these. (Until there is a second one that need not be.)"""
         self.charge = 0
         """What they cost the sender, about."""
         self.most = _MOST_CHARGE
@@ -337,9 +341,6 @@ class Relay:
         there is forwarded before anything else, so that the server need not go to sleep again for want of it.
         """
         c2s, s2c = pair.c2s, pair.s2c
-        for flow in (c2s, s2c):
-            if flow.looks and flow.detour is None:
-                set_peek_offset(flow.src, 0)
         self._pump(c2s, 0)
         if pair.ended:
             self.wake()
@@ -574,6 +575,10 @@ class Relay:
             start, cargo = 0, None
             try:
                 if looks:
+                    if flow.unread and not flow.follows:
+                        if is_told and not mask & _ENDS and waiting(flow.src) == flow.unread:
+                            return  # epoll tells of what is unread when it is asked for the first time
+                        self._follow(flow, flow.unread)
                     nbytes, ancillary, flags, _ = flow.receive(self._look_into, flow.room, _PEEK)
                     if not (flow.unread or is_told) and self._marks and is_at_mark(flow.src):
                         flow.urgent = True  # a look that begins there leaves it out
@@ -659,6 +664,11 @@ class Relay:
             cargo.credentials = None
         return cargo if cargo is not None and cargo.descriptors else None
 
+    @staticmethod
+    def _follow(flow: Flow, nbytes: int) -> None:
+        set_peek_offset(flow.src, nbytes)
+        flow.follows = True
+
     def look_after(self, flow: Flow) -> None:
         """From now on something is left unread."""
         if not self._keepers:
@@ -703,6 +713,7 @@ class Relay:
         Raises BlockingIOError, OSError.
         """
         self.read_unread(flow)
+        flow.follows = True
         before = bytes_before_descriptors(flow.src, self._view)
         if before:
             nbytes, _, _, _ = flow.receive([self._view[:before]], 0, _NOW)
@@ -713,7 +724,7 @@ class Relay:
         """Bytes up to the urgent one, then it."""
         if flow.looks:
             self.read_unread(flow)
-            set_peek_offset(flow.src, 0)
+            self._follow(flow, 0)
         watch = flow.pair.watch
         for _ in _READS:
             if flow.outbox or flow.done:
@@ -831,6 +842,7 @@ class Relay:
         if flow.looks and flow.detour is None:
             self._read_most(flow)
             set_peek_offset(flow.src, -1)
+            flow.follows = False
         flow.detour = way
 
     def undivert(self, flow: Flow) -> None:
@@ -838,8 +850,6 @@ class Relay:
         if flow.detour is not None:
             flow.detour.leave()
             flow.detour = None
-            if flow.looks:
-                set_peek_offset(flow.src, flow.unread)
 
     def read_on(self, flow: Flow) -> None:
         """There may be more to read, or to send, that no event will tell of."""
@@ -951,14 +961,10 @@ class Relay:
             c2s, s2c = pair.c2s, pair.s2c
             for flow in (c2s, s2c):
                 if pair.reset != flow.side:
-                    if not flow.eof:
-                        shutdown(flow.src, _SHUT_RD)
-                    # (Empty records count for nothing there.)
-                    if (come := waiting(flow.src)) or flow.detour is not None:
-                        if come == flow.unread and flow.looks and flow.detour is None:
-                            self.read_unread(flow)
-                        else:
-                            self._read_out(flow)
+                    if not flow.eof or flow.detour is not None:
+                        self._read_out(flow)
+                    elif flow.unread:
+                        self.read_unread(flow)
                 flow.src.close()
             pair.closed()
             # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
@@ -970,14 +976,17 @@ class Relay:
 
     def _read_out(self, flow: Flow) -> None:
         """What its peer sent when nobody was to read it any more: close() would make a reset of that."""
-        with contextlib.suppress(OSError):
-            shutdown(flow.src, _SHUT_RD)
+        shutdown(flow.src, _SHUT_RD)
+        try:
             if flow.src.type == _SEQPACKET:
                 while flow.receive(self._into, ROOM_FOR_SENDER, _NOW)[1]:  # (no record comes without credentials)
                     pass
-            else:
-                while flow.receive(self._into, 0, _NOW)[0]:  # (a read ends with descriptors, and with a sender)
+            # (A read ends with descriptors, and with a sender; what was forwarded is read with what is behind it.)
+            elif flow.receive(self._into, 0, _NOW)[0] != flow.unread or flow.room:
+                while flow.receive(self._into, 0, _NOW)[0]:
                     pass
+        except OSError:
+            pass
 
 
 def _polls(sock: Socket, mask: int) -> bool:
