@@ -14,7 +14,8 @@ import trio.testing
 
 from tests.proxy.site import Site
 from udsproxy.events import Direction
-from udsproxy.proxy.relay import Pair, Relay
+from udsproxy.proxy.flow import Pair
+from udsproxy.proxy.relay import Relay
 
 READ = 1 << 20
 

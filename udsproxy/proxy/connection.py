@@ -24,8 +24,9 @@ from udsproxy.kernel.credentials import Credentials, Peers
 from udsproxy.protocols.tap import Mark, Observation, Tap
 from udsproxy.proxy.asking import FIRST_LOOK_NS, LOOK_NS, MOST_LOOKS
 from udsproxy.proxy.detour import Detour
+from udsproxy.proxy.flow import Pair
 from udsproxy.proxy.records import Records
-from udsproxy.proxy.relay import Due, Pair, Relay
+from udsproxy.proxy.relay import Due, Relay
 
 _WHY = {
     "client": "client left",

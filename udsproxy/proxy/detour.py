@@ -23,7 +23,8 @@ from udsproxy.faults.path import Path
 from udsproxy.faults.stages import Ending
 from udsproxy.kernel.receive_queue import waiting
 from udsproxy.proxy.cargo import MOST, ROOM_FOR_SENDER, Cargo
-from udsproxy.proxy.relay import Due, Flow, Relay, shutdown
+from udsproxy.proxy.flow import Flow, shutdown
+from udsproxy.proxy.relay import Due, Relay
 
 _READS = range(4)
 _TURN_NS = 500_000

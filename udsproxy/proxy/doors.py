@@ -103,6 +103,8 @@ class Upstream:
         self._actor = actor
         self.as_client = actor is not None
         """A client is to be accepted before the connection for it is made (`connect_for`)."""
+        self.asks_who_sends = False
+        """A connection asks (SO_PASSCRED) as soon as there is one: before it, connect() would give it a name."""
         self.last: Credentials | None = None
         """Of the client who came last."""
         self.connected: Callable[[Socket], None] | None = None
@@ -134,9 +136,9 @@ class Upstream:
         began = monotonic_ns()
         if as_ is None or self._actor is None or as_ == self._actor.own:
             as_ = None
-            failed = self._dial(sock)
+            failed = self._connect(sock)
         else:
-            failed = self._actor.act(as_, partial(self._dial, sock))
+            failed = self._actor.act(as_, partial(self._connect, sock))
         if not failed:
             self._spare = None
             took_s = (monotonic_ns() - began) / 1e9
@@ -153,6 +155,12 @@ class Upstream:
         if failed in STARVED:
             raise OSError(failed, errno_message(failed))
         raise Gone(failed)
+
+    def _connect(self, sock: Socket) -> int:
+        failed = self._dial(sock)
+        if self.asks_who_sends and not failed and self.kind != socket.SOCK_DGRAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        return failed
 
     def probe(self) -> int:
         """What connect() says: 0 or the errno. (A connection is closed at once.)"""

@@ -93,6 +93,7 @@ class AcceptLoop:
                 config.upstream, listener.kind, self._actor if wanted and self._actor.able else None
             )
             self.connections.speaks = self.connections.asks_who_sends = wanted and self._actor.speaks
+            self._upstream.asks_who_sends = self.connections.speaks
             if config.credentials == "client" and self.connections.speaks:
                 self._asking = Asking(config.upstream)
                 self.connections.look_who_asks = self._look_who_asks
@@ -594,6 +595,8 @@ class AcceptLoop:
     async def _see_who_asks(self, clients: list[int], name: str | bytes) -> None:
         wanted = await trio.to_thread.run_sync(self._asking.look, clients, name, abandon_on_cancel=True)
         self.connections.ask_who_sends(wanted=wanted)
+        if self._upstream is not None:
+            self._upstream.asks_who_sends = wanted
 
     def _learn_who_listens(self, upstream: Socket) -> None:
         """Our clients are to see the server's user, as it is at the other end of this connection."""

@@ -17,7 +17,9 @@ from time import monotonic_ns
 
 from udsproxy.kernel.receive_queue import set_peek_offset
 from udsproxy.proxy.cargo import Cargo
-from udsproxy.proxy.relay import LOOK, Flow, Relay
+from udsproxy.proxy.flow import Flow
+from udsproxy.proxy.relay import Relay
+from udsproxy.proxy.unread import LOOK
 
 _SO_SNDBUFFORCE = 32
 _READS = range(4)
@@ -28,7 +30,7 @@ _OVERHEAD = 32
 
 
 class Records:
-    """The way of one flow (`udsproxy.proxy.relay.Way`)."""
+    """The way of one flow (`udsproxy.proxy.flow.Way`)."""
 
     def __init__(self, relay: Relay, flow: Flow) -> None:
         """Raises OSError."""
@@ -73,13 +75,13 @@ class Records:
         if not ancillary:
             return None
         if flow.unread:
-            relay.read_unread(flow)
+            relay.unread.read_all(flow)
         else:
-            relay.look_after(flow)
+            relay.unread.look_after(flow)
         flow.unread = 1
         cargo = relay.take_cargo(flow, ancillary, flags)
         if cargo is not None or not flow.keeps or len(data) >= LOOK:
-            relay.read_unread(flow)
+            relay.unread.read_all(flow)
         return data, cargo
 
     def _forward(self, data: bytes, cargo: Cargo | None) -> None:

@@ -42,8 +42,7 @@ from typing import Protocol
 import trio
 
 from udsproxy.endpoints import Socket
-from udsproxy.events import Direction, Side, errno_name
-from udsproxy.kernel.credentials import raw_peer_of
+from udsproxy.events import errno_name
 from udsproxy.kernel.receive_queue import (
     bytes_before_descriptors,
     is_at_mark,
@@ -52,26 +51,12 @@ from udsproxy.kernel.receive_queue import (
     unread,
     waiting,
 )
-from udsproxy.kernel.sock_diag import SockDiag
-from udsproxy.proxy.cargo import ROOM, ROOM_FOR_SENDER, Cargo, cargo_of, speaker
+from udsproxy.proxy.cargo import ROOM, Cargo, cargo_of
+from udsproxy.proxy.flow import CHUNK, Flow, Pair, Way, shutdown
+from udsproxy.proxy.unread import LOOK, Unread
 
 BUFFER = 256 * 1024
 """Bytes read at once, and so held at most per direction. AF_UNIX's send buffer is 208 KiB by default."""
-
-LOOK = 16 * 1024
-"""So much is looked at before it is read. Where there is more nothing of it is kept unread: all of a message counts
-as unread with its sender until its last byte is read, and he may not be told that he can send before it is less."""
-_MOST_CHARGE = 8 * 1024
-"""So much of what was forwarded stays unread: its bytes, and `_CHUNK` for each chunk of them."""
-_CHUNK = 1024
-"""About what the kernel charges the sender for a message besides its bytes."""
-_LARGE_SEND_BUFFER = 64 * 1024
-"""With less to send into, a sender may notice that much."""
-_HINDERED_NS = 50_000_000
-"""After so long it is looked whether what we leave unread hinders its sender."""
-_LOOKS_NS = 500_000
-"""How long these looks may take at once; they take a twentieth of the time at most. (One takes 15 µs, and 300 µs on
-a system with 10,000 Unix sockets: net/unix/diag.c looks for one among all.)"""
 
 _READS = range(4)
 """Reads that a flow may do before the others have their turn."""
@@ -117,12 +102,6 @@ _SEND = int(socket.MSG_DONTWAIT)
 """Said with each call: so a client's socket needs no call that makes it non-blocking first."""
 _SHUT_RD, _SHUT_WR, _SHUT_RDWR = int(socket.SHUT_RD), int(socket.SHUT_WR), int(socket.SHUT_RDWR)
 
-Watch = Callable[[Direction, int, bytes], None]
-"""Who is given a copy of what was forwarded: which way, when it was read (ns), the bytes."""
-
-_NOTHING: deque[tuple[memoryview, Cargo | None]] = deque(maxlen=0)
-"""The outbox of a flow that never was blocked, which is most of them."""
-
 
 class Observer(Protocol):
     """The tap, as the relay sees it."""
@@ -134,26 +113,6 @@ class Observer(Protocol):
     def work(self, units: int) -> bool: ...
 
 
-class Way(Protocol):
-    """How the bytes of a flow go, where not as plain ones do: through faults, or as records."""
-
-    def pump(self) -> None:
-        """Read and forward."""
-        ...
-
-    def release(self, now: int) -> None:
-        """Faults have changed: send what is due."""
-        ...
-
-    def clear(self) -> None:
-        """Nothing more can pass."""
-        ...
-
-    def leave(self) -> None:
-        """The flow goes another way now, or has ended."""
-        ...
-
-
 class Due:
     """A call that is to be made."""
 
@@ -162,132 +121,6 @@ class Due:
     def __init__(self, at: int, call: Callable[[int], None]) -> None:
         self.at = at
         self.call: Callable[[int], None] | None = call
-
-
-class Flow:
-    """One direction of one connection: from ``src`` to ``dst``."""
-
-    __slots__ = (
-        "armed",
-        "charge",
-        "detour",
-        "direction",
-        "done",
-        "dst",
-        "eof",
-        "follows",
-        "gone",
-        "keeps",
-        "looks",
-        "most",
-        "nbytes",
-        "outbox",
-        "pair",
-        "receive",
-        "room",
-        "send",
-        "sender",
-        "src",
-        "twin",
-        "unread",
-        "urgent",
-    )  # fmt: skip
-
-    twin: Flow
-
-    def __init__(self, pair: Pair, direction: Direction, src: Socket, dst: Socket) -> None:
-        self.pair = pair
-        self.direction = direction
-        self.src = src
-        self.dst = dst
-        self.receive = src.recvmsg_into
-        self.send: Callable[..., int] = dst.send
-        self.detour: Way | None = None
-        """Its bytes do not go as plain ones do."""
-        self.outbox = _NOTHING
-        """What ``dst`` did not take yet, and what goes with it."""
-        self.looks = src.family == socket.AF_UNIX
-        """It is looked at what comes before that is read."""
-        self.keeps = self.looks
-        """Something is to be left unread."""
-        self.unread = 0
-        """So many bytes at the head of ``src``'s receive queue have been forwarded. (Of records: 0 or 1.)"""
-        self.follows = False
-        """Looks begin behind these. (Until there is a second one that need not be.)"""
-        self.charge = 0
-        """What they cost the sender, about."""
-        self.most = _MOST_CHARGE
-        """How much that may be."""
-        self.room = 0
-        """For the credentials that come with each look; 0: none do."""
-        self.sender = b""
-        """Who wrote what comes now (struct ucred)."""
-        self.nbytes = 0
-        self.armed = False
-        """EPOLLOUT of ``dst`` is asked for."""
-        self.urgent = False
-        """An urgent byte (MSG_OOB) is on its way."""
-        self.gone = False
-        """``src``'s peer has closed altogether: it reads nothing more either."""
-        self.done = False
-        """Nothing more will pass."""
-        self.eof = False
-        """``src``'s peer has no more to say."""
-
-    @property
-    def side(self) -> Side:
-        """Whose ``src`` is."""
-        return "client" if self.direction == "c2s" else "upstream"
-
-    def ask_who_sends(self) -> None:
-        """From now on what comes says who sent it (SO_PASSCRED), and is sent in that name. Raises OSError."""
-        self.src.setsockopt(_SOL_SOCKET, _SO_PASSCRED, 1)
-        self.room = ROOM_FOR_SENDER
-
-    def ask_no_more(self) -> None:
-        """The other way round. Raises OSError."""
-        self.src.setsockopt(_SOL_SOCKET, _SO_PASSCRED, 0)
-        self.room, self.sender, self.send = 0, b"", self.dst.send
-
-    def speak_as(self, sender: bytes) -> None:
-        """What comes now was sent by this one (struct ucred; pid 0: the kernel does not know)."""
-        self.sender = sender
-        self.send = speaker(self.dst, sender if any(sender[:4]) else raw_peer_of(self.src))
-
-
-class Pair:
-    """A relayed connection: two sockets, and the flows between them. Who owns it says what its end means."""
-
-    __slots__ = ("c2s", "ended", "errno", "first_eof", "left", "lingers", "reset", "s2c", "watch")
-
-    def __init__(self, client: Socket, upstream: Socket, watch: Watch | None = None) -> None:
-        c2s = self.c2s = Flow(self, "c2s", client, upstream)
-        s2c = self.s2c = Flow(self, "s2c", upstream, client)
-        c2s.twin, s2c.twin = s2c, c2s
-        self.watch = watch
-        self.errno: str | None = None
-        self.first_eof: Side | None = None
-        """Which side was first to have no more to say."""
-        self.left: Side | None = None
-        """Who left while the other still had something to say, or to be told."""
-        self.ended = False
-        self.reset: Side | None = None
-        """Who is to get a reset at the end."""
-        self.lingers: Side | None = None
-        """Who has shut down both ways with bytes unread, and has not closed yet."""
-
-    @property
-    def by(self) -> Side:
-        """Who ended it: who left; else who was the first to say its last."""
-        return self.left or self.first_eof or "proxy"
-
-    def closed(self) -> None:
-        """Both sockets are closed; the attributes say how it ended."""
-        raise NotImplementedError
-
-    def descriptors_lost(self, why: str) -> None:
-        """Descriptors (SCM_RIGHTS) were not passed on, and are closed."""
-        raise NotImplementedError
 
 
 class Relay:
@@ -301,19 +134,14 @@ class Relay:
         self._again: dict[Flow, None] = {}
         """Flows that had their share and have more to read: epoll will not tell of that again."""
         self._over: list[Pair] = []
-        self._keepers: dict[Flow, None] = {}
-        """Of whom it has not been looked whether what they leave unread hinders somebody."""
         self._unsure: dict[Flow, None] = {}
         """There may be more to read than was seen: of another sender."""
         self._sure_at = 0
-        self._diag: SockDiag | None = None
-        with contextlib.suppress(OSError):
-            self._diag = SockDiag()
         self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._into = [self._buffer]
         self._look_into = [self._view[:LOOK]]
-        self._scratch = memoryview(bytearray(LOOK + _MOST_CHARGE))
+        self.unread = Unread(self.call_at, self._into)
         self._marks = knows_marks()
         self._waiting = False
         self._calls_due: list[tuple[int, int, Due]] = []
@@ -434,8 +262,7 @@ class Relay:
         self._close_ended()
         self._epoll.close()
         os.close(self._wake_fd)
-        if self._diag is not None:
-            self._diag.close()
+        self.unread.close()
 
     # --- the loop ---
 
@@ -534,7 +361,7 @@ class Relay:
         if mask & _ERROR:
             pair.reset, pair.errno = twin.side, pair.errno or "ECONNRESET"
         if pair.lingers and mask & _GONE:
-            if mask & _ERROR or self._has_closed(flow.src):
+            if mask & _ERROR or self.unread.has_closed(flow.src):
                 pair.lingers = None
                 self._end(pair)
             return
@@ -578,14 +405,14 @@ class Relay:
                     if flow.unread and not flow.follows:
                         if is_told and not mask & _ENDS and waiting(flow.src) == flow.unread:
                             return  # epoll tells of what is unread when it is asked for the first time
-                        self._follow(flow, flow.unread)
+                        self.unread.follow(flow, flow.unread)
                     nbytes, ancillary, flags, _ = flow.receive(self._look_into, flow.room, _PEEK)
                     if not (flow.unread or is_told) and self._marks and is_at_mark(flow.src):
                         flow.urgent = True  # a look that begins there leaves it out
                         continue
                     is_told = False
                     if flow.room and nbytes and ancillary[0][2] != flow.sender:
-                        self.read_unread(flow)  # (no read goes from one sender's bytes on to another's)
+                        self.unread.read_all(flow)  # (no read goes from one sender's bytes on to another's)
                         flow.speak_as(ancillary[0][2])
                     if nbytes == LOOK and not flags & _CTRUNC:
                         # Read what has come by now, if that is so of all of it (and no more: what comes meanwhile
@@ -629,11 +456,11 @@ class Relay:
                 self._arm(flow)
             if looks and drained:
                 if not flow.unread:
-                    self.look_after(flow)
+                    self.unread.look_after(flow)
                 flow.unread += nbytes
-                flow.charge += nbytes + _CHUNK
+                flow.charge += nbytes + CHUNK
                 if flow.charge > flow.most:
-                    self._read_most(flow)
+                    self.unread.read_most(flow)
                 if flow.room:
                     self._unsure[flow] = None
             if flow.outbox or flow.done:
@@ -664,42 +491,6 @@ class Relay:
             cargo.credentials = None
         return cargo if cargo is not None and cargo.descriptors else None
 
-    @staticmethod
-    def _follow(flow: Flow, nbytes: int) -> None:
-        set_peek_offset(flow.src, nbytes)
-        flow.follows = True
-
-    def look_after(self, flow: Flow) -> None:
-        """From now on something is left unread."""
-        if not self._keepers:
-            self.call_at(monotonic_ns() + _HINDERED_NS, self._look_after_keepers)
-        self._keepers[flow] = None
-
-    def _read_most(self, flow: Flow) -> None:
-        """Take out what was forwarded, but for the last byte; that too where nothing is to be left."""
-        left = int(flow.keeps)
-        if flow.unread > left:
-            self._take_out(flow, flow.unread - left)
-            flow.unread, flow.charge = left, _CHUNK
-
-    def read_unread(self, flow: Flow) -> None:
-        """Take out what was forwarded."""
-        if flow.unread:
-            self._take_out(flow, flow.unread)
-            flow.unread = flow.charge = 0
-
-    def _take_out(self, flow: Flow, nbytes: int) -> None:
-        for _ in range(2):
-            try:
-                flow.receive([self._scratch[:nbytes]], 0, _NOW)
-            except ConnectionResetError:
-                # Of records the kernel tells that first, and only once (__skb_try_recv_datagram).
-                flow.pair.reset, flow.pair.errno = flow.twin.side, "ECONNRESET"
-            except OSError:
-                return
-            else:
-                return
-
     def _make_sure(self, now: int) -> None:
         self._sure_at = now
         unsure, self._unsure = self._unsure, {}
@@ -712,7 +503,7 @@ class Relay:
 
         Raises BlockingIOError, OSError.
         """
-        self.read_unread(flow)
+        self.unread.read_all(flow)
         flow.follows = True
         before = bytes_before_descriptors(flow.src, self._view)
         if before:
@@ -723,8 +514,8 @@ class Relay:
     def _pump_urgent(self, flow: Flow) -> None:
         """Bytes up to the urgent one, then it."""
         if flow.looks:
-            self.read_unread(flow)
-            self._follow(flow, 0)
+            self.unread.read_all(flow)
+            self.unread.follow(flow, 0)
         watch = flow.pair.watch
         for _ in _READS:
             if flow.outbox or flow.done:
@@ -752,42 +543,6 @@ class Relay:
                 watch(flow.direction, monotonic_ns(), data)
             self.forward(flow, data, cargo)
         self._again[flow] = None
-
-    def _look_after_keepers(self, at: int) -> None:
-        """Does what we leave unread hinder its sender from sending (net/unix/af_unix.c, unix_writable)?"""
-        began = now = max(at, monotonic_ns())
-        while self._keepers and now - began < _LOOKS_NS:
-            flow = next(iter(self._keepers))
-            del self._keepers[flow]
-            if flow.unread and not flow.done and self._hinders(flow):
-                flow.keeps = False
-                flow.most = 0
-                self.read_unread(flow)
-            now = monotonic_ns()
-        if self._keepers:
-            self.call_at(now + max(_HINDERED_NS // 10, 20 * (now - began)), self._look_after_keepers)
-
-    def _hinders(self, flow: Flow) -> bool:
-        if self._diag is None:
-            return True
-        try:
-            memory = self._diag.memory_of_peer(os.fstat(flow.src.fileno()).st_ino)
-        except OSError:
-            return True
-        if memory is None:
-            return False
-        used, most = memory
-        if most < _LARGE_SEND_BUFFER:
-            flow.most = 0
-            self._read_most(flow)
-        return used * 4 > most
-
-    def _has_closed(self, sock: Socket) -> bool:
-        """Is its other end closed, and not only shut down?"""
-        with contextlib.suppress(OSError):
-            if self._diag is not None:
-                return not self._diag.peer_of(os.fstat(sock.fileno()).st_ino)
-        return True
 
     def _flush(self, flow: Flow) -> None:
         """``dst`` takes bytes again."""
@@ -840,7 +595,7 @@ class Relay:
     def divert(self, flow: Flow, way: Way) -> None:
         """From now on its bytes go this way, whose looks begin at the head of the queue."""
         if flow.looks and flow.detour is None:
-            self._read_most(flow)
+            self.unread.read_most(flow)
             set_peek_offset(flow.src, -1)
             flow.follows = False
         flow.detour = way
@@ -927,8 +682,8 @@ class Relay:
         shutdown(flow.src, _SHUT_RD)
         if flow.twin.done:
             self._end(flow.pair)
-        elif flow.looks and self._hinders(flow):
-            self._read_out(flow)  # a sender that waits for POLLOUT shall have it, and then EPIPE
+        elif flow.looks and self.unread.hinders(flow):
+            self.unread.read_out(flow)  # a sender that waits for POLLOUT shall have it, and then EPIPE
 
     def abandon(self, flow: Flow) -> None:
         """Nothing more can pass here; what is held has no reader."""
@@ -962,9 +717,9 @@ class Relay:
             for flow in (c2s, s2c):
                 if pair.reset != flow.side:
                     if not flow.eof or flow.detour is not None:
-                        self._read_out(flow)
+                        self.unread.read_out(flow)
                     elif flow.unread:
-                        self.read_unread(flow)
+                        self.unread.read_all(flow)
                 flow.src.close()
             pair.closed()
             # The three hold each other: taken apart, they are freed now, and not by the collector in some pause.
@@ -974,31 +729,9 @@ class Relay:
                 s2c.detour.leave()
                 c2s.detour = s2c.detour = None
 
-    def _read_out(self, flow: Flow) -> None:
-        """What its peer sent when nobody was to read it any more: close() would make a reset of that."""
-        shutdown(flow.src, _SHUT_RD)
-        try:
-            if flow.src.type == _SEQPACKET:
-                while flow.receive(self._into, ROOM_FOR_SENDER, _NOW)[1]:  # (no record comes without credentials)
-                    pass
-            # (A read ends with descriptors, and with a sender; what was forwarded is read with what is behind it.)
-            elif flow.receive(self._into, 0, _NOW)[0] != flow.unread or flow.room:
-                while flow.receive(self._into, 0, _NOW)[0]:
-                    pass
-        except OSError:
-            pass
-
 
 def _polls(sock: Socket, mask: int) -> bool:
     """Does poll() say one of these now?"""
     poll = select.poll()
     poll.register(sock, mask)
     return bool(poll.poll(0))
-
-
-def shutdown(sock: Socket, how: int) -> None:
-    """shutdown(2), where the other end has not gone first."""
-    try:  # noqa: SIM105 - contextlib.suppress costs more than the call
-        sock.shutdown(how)
-    except OSError:
-        pass  # ENOTCONN: the other end went first
