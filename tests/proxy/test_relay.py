@@ -391,3 +391,25 @@ async def test_errors_of_reading_are_named(ends: Ends) -> None:
     ends.upstream.close()
     await ends.over.wait()
     assert ends.pair.errno == errno.errorcode[errno.ECONNRESET]
+
+
+async def test_who_left_first_is_who_left(relay: Relay) -> None:
+    """A client leaves while its answer is on the way, and the upstream closes for that reason, before the relay is
+    told of either: the client has left."""
+    other, ends = Ends(relay), Ends(relay)
+
+    def client_leaves(direction: str, at: int, data: bytes) -> None:
+        os.write(ends.upstream.fileno(), b"more")
+        ends.client.close()
+
+    def upstream_closes(direction: str, at: int, data: bytes) -> None:
+        ends.upstream.close()
+
+    other.pair.watch, ends.pair.watch = client_leaves, upstream_closes
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    # Both come in one batch of events, and while the first is forwarded the client of the second leaves.
+    os.write(other.upstream.fileno(), b"x")
+    os.write(ends.upstream.fileno(), b"answer")
+    await ends.over.wait()
+    assert ends.pair.by == "client"
+    other.close()

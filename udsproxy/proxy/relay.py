@@ -674,6 +674,9 @@ class Relay:
 
     def _refused(self, flow: Flow, error: OSError) -> None:
         """``dst`` takes nothing more (EPIPE, ECONNRESET): the sender shall meet the same."""
+        if _polls(flow.dst, 0):
+            # It has closed. What epoll says of that may come after what it says of the sender's answer to it.
+            flow.pair.left = flow.pair.left or flow.twin.side
         if error.errno != errno.EPIPE:
             flow.pair.errno = flow.pair.errno or errno_name(error.errno or errno.EIO)
         if error.errno == errno.ECONNRESET:
@@ -731,7 +734,7 @@ class Relay:
 
 
 def _polls(sock: Socket, mask: int) -> bool:
-    """Does poll() say one of these now?"""
+    """Does poll() say one of these now (or POLLHUP, or POLLERR, which it says unasked)?"""
     poll = select.poll()
     poll.register(sock, mask)
     return bool(poll.poll(0))
