@@ -14,6 +14,7 @@ import trio.testing
 from tests.proxy.site import Site, running
 from udsproxy import endpoints
 from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.proxy.asking import LOOK_NS, MOST_LOOKS, Asking
 
 
 class Crowd:
@@ -188,3 +189,26 @@ async def test_a_queue_that_cannot_be_seen(
     assert error["op"] == "sock_diag"
     assert "not mirrored" in error["message"]
     assert "--backlog" in error["hint"]
+
+
+async def test_who_waited_while_senders_were_asked_for(
+    site: Site,
+    crowd: Callable[[int], Crowd],
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Connections that were made while it was asked who sends (SO_PASSCRED), and are accepted when it no longer is,
+    carry every byte."""
+    asks = [True]
+    monkeypatch.setattr(Asking, "look", lambda *_: asks[0])
+    at = crowd(5)
+    async with running(site.server(grace_s=0.05)):
+        assert await at.come_until_full() == 6
+        asks[0] = False
+        await trio.sleep(MOST_LOOKS * LOOK_NS / 1e9)
+        for client in at.clients:
+            server = at.accept()
+            for number in range(5):
+                server.send(b"%d: hello" % number)
+                await trio.sleep(0.01)
+            assert client.recv(1000) == b"".join(b"%d: hello" % number for number in range(5))

@@ -413,3 +413,14 @@ async def test_who_left_first_is_who_left(relay: Relay) -> None:
     await ends.over.wait()
     assert ends.pair.by == "client"
     other.close()
+
+
+async def test_credentials_that_nobody_asked_for(ends: Ends) -> None:
+    """Where a socket has SO_PASSCRED and the relay does not know, every byte goes on all the same, once."""
+    ends.pair.s2c.src.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    sent = b""
+    for number in range(5):
+        sent += b"%d: hello" % number
+        await ends.upstream.send(b"%d: hello" % number)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert await ends.client.recv(1000) == sent

@@ -207,6 +207,8 @@ class Connections:
         if self.asks_who_sends or (self.speaks and client.type == socket.SOCK_SEQPACKET):
             connection.c2s.ask_who_sends()
             connection.s2c.ask_who_sends()
+        elif self.speaks:
+            connection.s2c.ask_no_more()  # it may have been made while we asked
         if client.type == socket.SOCK_SEQPACKET:
             for flow in (connection.c2s, connection.s2c):
                 flow.detour = Records(relay, flow)

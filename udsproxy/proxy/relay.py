@@ -498,7 +498,7 @@ class Relay:
             if not (flow.done or flow.outbox) and waiting(flow.src) > flow.unread:
                 self._pump(flow, _UNASKED)
 
-    def _read_with_cargo(self, flow: Flow) -> tuple[int, Cargo | None]:
+    def _read_with_cargo(self, flow: Flow) -> tuple[int, Cargo]:
         """Read what stands before the message that descriptors come with; or, where that is next, it.
 
         Raises BlockingIOError, OSError.
@@ -509,7 +509,8 @@ class Relay:
         if before:
             nbytes, _, _, _ = flow.receive([self._view[:before]], 0, _NOW)
             return nbytes, Cargo([])
-        return self._read(flow)
+        nbytes, cargo = self._read(flow)
+        return nbytes, cargo or Cargo([])  # (None would stand for bytes that have only been looked at)
 
     def _pump_urgent(self, flow: Flow) -> None:
         """Bytes up to the urgent one, then it."""
