@@ -59,6 +59,65 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     comm: str | None = None
 
 
+class Worker(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A process of the server."""
+
+    pid: int
+    comm: str | None = None
+
+
+What = Literal[
+    "cpu", "accept", "socket", "file", "pipe", "lock", "sleep", "child", "thread", "disk", "stopped", "ended",
+    "unknown",
+]  # fmt: skip
+"""What a process waits for: a connection to accept, a socket, a file, a pipe, a lock on a file, time, a child,
+another thread or process (a futex), the disk; or it runs (``cpu``), or is stopped, or has ended."""
+
+
+class Doing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a process was seen to do."""
+
+    what: What
+    call: str | None = None
+    """The system call in which it waits."""
+    on: str | None = None
+    """``tcp 10.0.0.5:3306``, ``unix /run/x.sock``, a path."""
+    who: str | None = None
+    """The process behind that: ``mysqld (pid 9)``; of a lock, who holds it."""
+    for_s: float | None = None
+    """So long at least: it was seen in the same wait before."""
+    wchan: str | None = None
+    """The kernel function in which it waits."""
+    stack: tuple[str, ...] | None = None
+    """The kernel's stack, innermost first."""
+
+    @property
+    def text(self) -> str:
+        """``poll() on tcp 10.0.0.5:3306 (mysqld, pid 9)``."""
+        call = f"{self.call}()" if self.call else _WITHOUT_CALL[self.what]
+        on = f" on {self.on}" if self.on else ""
+        who = f" ({'held by ' if self.what == 'lock' else ''}{self.who})" if self.who else ""
+        where = f" in {self.wchan}" if self.wchan and not (self.call or self.what == "cpu") else ""
+        return call + on + who + where
+
+
+_WITHOUT_CALL: dict[What, str] = {
+    "cpu": "running on CPU",
+    "accept": "waiting for a connection",
+    "socket": "waiting on a socket",
+    "file": "waiting on a file",
+    "pipe": "waiting on a pipe",
+    "lock": "waiting for a lock",
+    "sleep": "sleeping",
+    "child": "waiting for a child",
+    "thread": "waiting for a thread",
+    "disk": "waiting for the disk",
+    "stopped": "stopped",
+    "ended": "ended",
+    "unknown": "waiting",
+}
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What all events have. ``conn`` is the connection's number, counted from 1 in each proxy.
 

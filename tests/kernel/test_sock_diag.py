@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udsproxy.kernel.sock_diag import DiagError, SockDiag, UnixSocket, decode
+from udsproxy.kernel.diag_codec import DiagError, UnixSocket, decode
+from udsproxy.kernel.sock_diag import SockDiag
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from udsproxy.cli.fault import fault
 from udsproxy.cli.request import request
 from udsproxy.cli.run import run
 from udsproxy.cli.serve import serve
+from udsproxy.cli.state import state
 from udsproxy.cli.tap import tap
 from udsproxy.events import printable
 
@@ -28,10 +29,10 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-_COMMANDS: tuple[Callable[..., int], ...] = (run, tap, request, serve, demo)
+_COMMANDS: tuple[Callable[..., int], ...] = (run, tap, state, request, serve, demo)
 for _sort_key, _command in enumerate(_COMMANDS):
     app.command(_command, sort_key=_sort_key)
-fault.sort_key = 2
+fault.sort_key = 3
 app.command(fault)
 
 

@@ -1,13 +1,43 @@
 """What /proc says of a process (proc(5)).
 
-Rules: never raises because a process is gone or hidden: then the answer is None.
+Rules: never raises because a process is gone or hidden: then the answer is None, or empty.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from udsproxy.kernel.syscalls import syscall_name
+
+_SOCKET = re.compile(r"socket:\[(\d+)\]")
+_LOCK = re.compile(r"(\d+): (->)? ?(\S+) +\S+ +\S+ +(-?\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
+_MOST_STACK = 24
+"""Lines of a kernel stack."""
+
+
+class Activity(msgspec.Struct, frozen=True):
+    """A process at one moment."""
+
+    pid: int
+    comm: str
+    state: str
+    """``R`` runs or could, ``S`` waits, ``D`` waits uninterruptibly, ``T`` is stopped, ``Z`` has ended."""
+    ticks: int
+    """Processor time that it has taken, user and system (1/SC_CLK_TCK s)."""
+    switches: int | None
+    """How often it has given up the processor to wait."""
+    call: str | None
+    """The system call in which it waits, where that may be read and has a name for us."""
+    args: tuple[int, ...]
+    wchan: str | None
+    """The kernel function in which it waits."""
+    hidden: bool
+    """We may not read in which system call it is (ptrace access mode: root, mostly, or the same user)."""
 
 
 def read_comm(pid: int) -> str | None:
@@ -53,6 +83,118 @@ def read_parent(pid: int) -> int | None:
         return None
 
 
+def read_activity(pid: int) -> Activity | None:
+    """What a process's main thread does now. None: there is no such process."""
+    stat = _read(f"/proc/{pid}/stat")
+    try:
+        name, _, rest = stat.partition(b"(")[2].rpartition(b")")
+        fields = rest.split()
+        state, ticks = fields[0].decode("ascii"), int(fields[11]) + int(fields[12])
+    except (ValueError, IndexError):
+        return None
+    text = _read(f"/proc/{pid}/syscall")
+    words = text.split()
+    call: str | None = None
+    args: tuple[int, ...] = ()
+    if len(words) >= 7:  # else "running", or a number that stands for no call (-1), or nothing
+        with contextlib.suppress(ValueError):
+            call, args = syscall_name(int(words[0])), tuple(int(word, 16) for word in words[1:7])
+    switches = re.search(rb"^voluntary_ctxt_switches:\s*(\d+)", _read(f"/proc/{pid}/status"), re.MULTILINE)
+    wchan = _read(f"/proc/{pid}/wchan").decode("ascii", "replace")
+    return Activity(
+        pid,
+        name.decode("utf-8", "backslashreplace"),
+        state,
+        ticks,
+        int(switches[1]) if switches else None,
+        call,
+        args,
+        wchan if wchan not in ("", "0") else None,
+        hidden=not text,
+    )
+
+
+def read_stack(pid: int) -> tuple[str, ...]:
+    """The kernel functions in which a process waits, innermost first; empty where we may not read that."""
+    lines = _read(f"/proc/{pid}/stack").decode("ascii", "replace").splitlines()
+    return tuple(line.partition("] ")[2].partition("+")[0] for line in lines[:_MOST_STACK])
+
+
+def read_memory(pid: int, address: int, nbytes: int) -> bytes:
+    """Of a process; less than was asked for, or nothing, where it is not there or not to be read."""
+    try:
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
+            return os.pread(file.fileno(), nbytes, address)
+    except (OSError, OverflowError):
+        return b""
+
+
+def read_descriptor(pid: int, number: int) -> str | None:
+    """What a descriptor is: a path, or ``socket:[INODE]``, ``pipe:[INODE]``, ``anon_inode:[eventpoll]``."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{number}")
+    except OSError:
+        return None
+
+
+def read_epoll(pid: int, number: int) -> list[int]:
+    """The descriptors that an epoll watches (``/proc/PID/fdinfo``)."""
+    text = _read(f"/proc/{pid}/fdinfo/{number}").decode("ascii", "replace")
+    return [int(found) for found in re.findall(r"^tfd:\s*(\d+)", text, re.MULTILINE)]
+
+
+def read_file_inode(pid: int, number: int) -> int | None:
+    """The inode of a process's open file."""
+    try:
+        return os.stat(f"/proc/{pid}/fd/{number}").st_ino
+    except OSError:
+        return None
+
+
+def holder_of_lock(inode: int, waiter: int) -> int | None:
+    """Who holds the lock on a file for which a process waits (``/proc/locks``); None: it cannot be told."""
+    found: dict[str, int] = {}
+    for number, blocked, _, pid, of in _LOCK.findall(_read("/proc/locks").decode("ascii", "replace")):
+        if int(of) != inode:
+            continue
+        if blocked:
+            if int(pid) == waiter and number in found:
+                return found[number]
+        else:
+            found[number] = int(pid)
+    return next((pid for pid in found.values() if pid > 0 and pid != waiter), None)
+
+
+def sockets_of(pid: int) -> dict[int, int] | None:
+    """The sockets that a process holds: descriptor by inode. None: that may not be read."""
+    found = {}
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return None
+    for name in names:
+        with contextlib.suppress(OSError):
+            match = _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}"))
+            if match:
+                found[int(match[1])] = int(name)
+    return found
+
+
+def holders(pids: Iterable[int] | None = None) -> tuple[dict[int, list[tuple[int, int]]], int]:
+    """Who holds each socket, by inode: (pid, descriptor), of these processes or all; and how many processes could
+    not be looked at. Looks at every descriptor: not for the traffic's path."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    hidden = 0
+    for pid in sorted(_pids()) if pids is None else pids:
+        sockets = sockets_of(pid)
+        if sockets is None:
+            hidden += os.path.exists(f"/proc/{pid}")
+            continue
+        for inode, number in sockets.items():
+            found.setdefault(inode, []).append((pid, number))
+    return found, hidden
+
+
 def holders_of(inode: int) -> list[int]:
     """The processes that hold this socket, as far as their ``/proc/PID/fd`` may be read: all for root, else
     those of the same user. Looks at every descriptor of every process: not for the traffic's path."""
@@ -62,16 +204,20 @@ def holders_of(inode: int) -> list[int]:
 
 def listener_of(inode: int) -> int | None:
     """Who probably called listen() on a socket: the process that holds it and whose parent does not."""
-    holders = holders_of(inode)
-    return next((pid for pid in sorted(holders) if read_parent(pid) not in holders), None)
+    pids = holders_of(inode)
+    return next((pid for pid in sorted(pids) if read_parent(pid) not in pids), None)
 
 
 def servers_of(inode: int) -> int:
-    """How many processes serve a listening socket: those that hold it, less the masters that only gave it to their
-    children. 0 where it cannot be told."""
-    holders = holders_of(inode)
-    masters = {read_parent(pid) for pid in holders}
-    return len([pid for pid in holders if pid not in masters])
+    """How many processes serve a listening socket. 0 where it cannot be told."""
+    return len(without_masters(holders_of(inode)))
+
+
+def without_masters(pids: list[int]) -> list[int]:
+    """Of the processes that hold a listening socket those that serve it: all but the ones that only gave it to
+    their children."""
+    masters = {read_parent(pid) for pid in pids}
+    return [pid for pid in pids if pid not in masters]
 
 
 def _pids() -> Iterator[int]:
@@ -84,3 +230,11 @@ def _descriptors(pid: int) -> Iterator[str]:
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
                 yield os.readlink(f"/proc/{pid}/fd/{name}")
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return b""

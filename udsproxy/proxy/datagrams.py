@@ -27,7 +27,8 @@ from typing import cast
 from udsproxy import endpoints
 from udsproxy.endpoints import MAX_PATH, Listener, Pinned, Socket, UnixAbstract, UnixPath
 from udsproxy.events import Client, Direction, ProxyError, Side, errno_message, errno_name
-from udsproxy.kernel.sock_diag import DiagError, SockDiag
+from udsproxy.kernel.diag_codec import DiagError
+from udsproxy.kernel.sock_diag import SockDiag
 from udsproxy.protocols.tap import Observation
 from udsproxy.proxy.cargo import ROOM, Cargo, cargo_of, send_as
 from udsproxy.proxy.connection import Connections, ConnectionState

@@ -30,7 +30,8 @@ from time import monotonic_ns
 from udsproxy.endpoints import Listener, Socket, UnixAbstract, UnixPath, connect, unix_socket
 from udsproxy.events import errno_message
 from udsproxy.kernel.credentials import Credentials
-from udsproxy.kernel.sock_diag import DiagError, SockDiag, UnixSocket
+from udsproxy.kernel.diag_codec import DiagError, UnixSocket
+from udsproxy.kernel.sock_diag import SockDiag
 from udsproxy.proxy.connection import Connection, Connections
 from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
 from udsproxy.proxy.relay import Relay

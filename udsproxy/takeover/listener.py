@@ -21,9 +21,10 @@ from udsproxy.endpoints import Listener, ListenError, Pinned, UnixPath
 from udsproxy.endpoints.ownership import copy_owner_and_mode
 from udsproxy.events import errno_message, errno_name
 from udsproxy.kernel.credentials import Actor, Credentials
+from udsproxy.kernel.diag_codec import DiagError, UnixSocket
 from udsproxy.kernel.inotify import DirectoryWatch
 from udsproxy.kernel.procfs import holders_of, listener_of, read_ids
-from udsproxy.kernel.sock_diag import DiagError, SockDiag, UnixSocket
+from udsproxy.kernel.sock_diag import SockDiag
 from udsproxy.takeover.guardian import (
     Guardian,
     GuardianError,
