@@ -32,10 +32,34 @@ they cannot keep up with they lose, and say how much. Imports point one way, ``c
 {takeover, faults, kernel, sinks} → protocols → events``; tests/test_imports.py holds that.
 """
 
-from udsproxy.config import LogConfig, ProxyConfig
-from udsproxy.endpoints import Tcp, UnixAbstract, UnixPath
-from udsproxy.endpoints import parse as parse_endpoint
-from udsproxy.proxy.server import Server
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from udsproxy.config import LogConfig, ProxyConfig
+    from udsproxy.endpoints import Tcp, UnixAbstract, UnixPath
+    from udsproxy.endpoints import parse as parse_endpoint
+    from udsproxy.proxy.server import Server
 
 __all__ = ["LogConfig", "ProxyConfig", "Server", "Tcp", "UnixAbstract", "UnixPath", "parse_endpoint"]
 __version__ = "0.1.0"
+
+_FROM = {
+    "LogConfig": ("config", "LogConfig"),
+    "ProxyConfig": ("config", "ProxyConfig"),
+    "Server": ("proxy.server", "Server"),
+    "Tcp": ("endpoints", "Tcp"),
+    "UnixAbstract": ("endpoints", "UnixAbstract"),
+    "UnixPath": ("endpoints", "UnixPath"),
+    "parse_endpoint": ("endpoints", "parse"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """The public names, each when it is asked for (PEP 562): the observer is a process that needs none of them."""
+    if name not in _FROM:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _FROM[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -1,0 +1,119 @@
+"""The observer: a process of its own that looks at this machine for a proxy, so that traffic waits for no look.
+
+It is asked on standard input and answers on standard output, a line each (`udsproxy.inspection.workers`), and ends
+when standard input does: with the proxy, however that ends.
+
+Rules: it is less urgent than everything else (nice). It looks at all processes no more often than costs a twentieth
+of the time; at the workers that it knows each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from time import monotonic
+
+import msgspec
+
+from udsproxy.inspection.doing import Doer
+from udsproxy.inspection.machine import Machine
+from udsproxy.inspection.workers import Ask, Sample, take_sample
+from udsproxy.kernel import procfs
+from udsproxy.kernel.refusals import Refusals
+
+_NICE = 5
+_SHARE = 20
+"""The time between two looks at all processes, in times of what the last one took."""
+_AGAIN_S = 0.5
+"""But no less."""
+
+
+class Looker:
+    """Answers."""
+
+    def __init__(self) -> None:
+        self._doer = Doer()
+        self._holders: dict[int, list[tuple[int, int]]] = {}
+        self._whole_at = -1e9
+        self._took = 0.0
+        self._refusals: Refusals | None = None
+        self._why_not: str | None = None
+
+    def answer(self, ask: Ask, now: float) -> Sample:
+        counted = self._count(ask)
+        sample = Sample(number=ask.number)
+        if ask.listener:
+            machine = Machine()
+            try:
+                machine.holders = self._look(ask.listener, now)
+                sample = take_sample(ask, machine, self._doer, now)
+            finally:
+                machine.close()
+            self._doer.forget({worker.pid for worker in sample.workers})
+        return msgspec.structs.replace(sample, refused=counted, why_not=self._why_not)
+
+    def _look(self, listener: int, now: float) -> dict[int, list[tuple[int, int]]]:
+        if now - self._whole_at > max(_AGAIN_S, _SHARE * self._took):
+            self._holders, _ = procfs.holders()
+            self._whole_at, self._took = now, monotonic() - now
+            return self._holders
+        known = {pid for pid, _ in self._holders.get(listener, ())}
+        fresh, _ = procfs.holders(sorted(known))
+        others = {
+            inode: kept
+            for inode, held in self._holders.items()
+            if (kept := [(pid, number) for pid, number in held if pid not in known])
+        }
+        for inode, held in fresh.items():
+            others[inode] = others.get(inode, []) + held
+        self._holders = others
+        return others
+
+    def _count(self, ask: Ask) -> int | None:
+        if self._refusals is None:
+            if not ask.count_refusals or self._why_not is not None:
+                return None
+            try:
+                self._refusals = Refusals()
+            except OSError as error:
+                why = "that takes root" if os.geteuid() else error.strerror
+                self._why_not = f"the kernel's tracing cannot be used: {why}"
+                return None
+        try:
+            self._refusals.count(on=ask.count_refusals)
+        except OSError as error:
+            self._why_not = f"the kernel's tracing cannot be used: {error.strerror}"
+            self.close()
+            return None
+        found = self._refusals.taken()
+        return sum(found[pid] for pid in ask.clients) if ask.clients else found.total()
+
+    def close(self) -> None:
+        if self._refusals is not None:
+            self._refusals.close()
+            self._refusals = None
+
+
+def main() -> None:
+    """Answer until there is nobody to ask."""
+    # Who runs us has the signals of a terminal, and ends us by closing our standard input.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.nice(_NICE)
+    looker = Looker()
+    try:
+        for line in sys.stdin.buffer:
+            sample = looker.answer(msgspec.json.decode(line, type=Ask), monotonic())
+            sys.stdout.buffer.write(msgspec.json.encode(sample) + b"\n")
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        pass
+    finally:
+        looker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""A server's workers, at one moment: who holds its socket, what each does, and which of our connections it has.
+
+Rules: the codec for what the observer is asked and answers is here too, so that both its ends have the same; it is
+JSON, a line each. Everything is bounded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from udsproxy.events import Doing
+from udsproxy.inspection.doing import Doer
+from udsproxy.inspection.machine import Machine, name_of
+from udsproxy.kernel import procfs
+
+MOST_WORKERS = 2000
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is wanted of a listening socket and of connections to it."""
+
+    number: int
+    """Comes back in the answer."""
+    listener: int = 0
+    """Its inode; 0: nothing is wanted."""
+    connections: tuple[tuple[int, int], ...] = ()
+    """Number, and inode of our end."""
+    doing: bool = True
+    """What the workers do; else only who they are."""
+    stack: bool = False
+    count_refusals: bool = False
+    """Count the connect() calls that get EAGAIN until this is said otherwise."""
+    clients: tuple[int, ...] = ()
+    """The processes whose these may be; none: of all."""
+
+
+class WorkerState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One worker."""
+
+    pid: int
+    comm: str
+    doing: Doing | None = None
+    connections: tuple[int, ...] = ()
+    """The numbers of those that it holds, of these that were asked for."""
+
+    @property
+    def is_busy(self) -> bool:
+        """It does not wait for somebody to come."""
+        return self.doing is None or self.doing.what not in ("accept", "ended")
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer."""
+
+    number: int
+    queue: int = 0
+    backlog: int | None = None
+    """None: nobody listens, or it is not to be seen."""
+    gone_waiting: int = 0
+    """Clients in the queue that have left: a worker will be given them all the same."""
+    gone_running: int = 0
+    """Connections that a worker holds, and whose client has left."""
+    waiting: tuple[int, ...] = ()
+    """The connections, of these that were asked for, that nobody has accepted."""
+    workers: tuple[WorkerState, ...] = ()
+    refused: int | None = None
+    """How many connect() calls got EAGAIN since the last answer; None: that is not counted."""
+    why_not: str | None = None
+    """Why it is not."""
+
+    @property
+    def busy(self) -> int:
+        return sum(worker.is_busy for worker in self.workers)
+
+    def what_they_do(self) -> list[tuple[str, int]]:
+        """What the busy ones do, and how many of them each; most first. (On which process, but not with which
+        pid: a server forks many.)"""
+        told = Counter(
+            worker.doing.text if worker.doing is not None else "something that we may not see"
+            for worker in self.workers
+            if worker.is_busy
+        )
+        return told.most_common()
+
+
+def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
+    """``now``: s, monotonic."""
+    listener = machine.unix.get(ask.listener)
+    if listener is None:
+        return Sample(number=ask.number)
+    pids = procfs.without_masters([pid for pid, _ in machine.holders.get(ask.listener, ())])[:MOST_WORKERS]
+    serving = set(pids)
+    held: dict[int, list[int]] = {}
+    waiting = []
+    for number, inode in ask.connections:
+        ours = machine.unix.get(inode)
+        if ours is None:
+            continue
+        if not ours.peer:
+            waiting.append(number)
+            continue
+        holders = [pid for pid, _ in machine.holders.get(ours.peer, ())]
+        pid = next((pid for pid in holders if pid in serving), holders[0] if holders else 0)
+        if pid:
+            held.setdefault(pid, []).append(number)
+    gone = 0
+    if listener.name:
+        for inode in machine.accepted_under(listener.name, listener.type):
+            accepted = machine.unix[inode]
+            gone += not accepted.peer and inode in machine.holders
+    return Sample(
+        number=ask.number,
+        queue=listener.queue,
+        backlog=listener.backlog if machine.knows_backlog else None,
+        gone_waiting=sum(not inode for inode in listener.waiting),
+        gone_running=gone,
+        waiting=tuple(waiting),
+        workers=tuple(
+            WorkerState(
+                pid=pid,
+                comm=name_of(pid),
+                doing=doer.doing(pid, machine, now, stack=ask.stack) if ask.doing else None,
+                connections=tuple(held.get(pid, ())),
+            )
+            for pid in dict.fromkeys([*pids, *held])
+        ),
+    )
