@@ -156,11 +156,46 @@ class Open(Event, frozen=True, kw_only=True):
 
 
 class Accepted(Event, frozen=True, kw_only=True):
-    """The upstream took the connection out of its accept queue, ``accept_wait_s`` after connect()."""
+    """The upstream took the connection out of its accept queue, ``accept_wait_s`` after connect(), give or take
+    ``accept_error_s``. ``worker``: the process that did, where we may see it."""
 
     name: ClassVar[str] = "accepted"
 
     accept_wait_s: float
+    accept_error_s: float
+    worker: Worker | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What held an exchange, ``at_s`` after it began."""
+
+    at_s: float
+    queued: bool = False
+    """Nobody has accepted its connection."""
+    worker: Worker | None = None
+    doing: Doing | None = None
+
+    @property
+    def text(self) -> str:
+        """``php-fpm, pid 7: poll() on tcp 10.0.0.5:3306 (mysqld, pid 9)``."""
+        if self.queued:
+            return "in the accept queue: no worker has taken it"
+        who = "its worker cannot be seen"
+        if self.worker is not None:
+            who = f"{self.worker.comm or '?'}, pid {self.worker.pid}"
+        return who if self.doing is None else f"{who}: {self.doing.text}"
+
+
+class Slow(Event, frozen=True, kw_only=True):
+    """An exchange takes long: what holds it. Comes again, at times that grow."""
+
+    name: ClassVar[str] = "slow"
+
+    request: int
+    method: str | None = None
+    uri: str | None = None
+    script: str | None = None
+    snapshot: Snapshot
 
 
 class Request(Event, frozen=True, kw_only=True):
@@ -185,9 +220,16 @@ class Request(Event, frozen=True, kw_only=True):
     c2s_bytes: int
     s2c_bytes: int
     accept_wait_s: float | None = None
-    """How long its connection was in the upstream's accept queue before it began; of the connection's first."""
+    """How long its connection was in the upstream's accept queue; of the connection's first. ``ttfb_s`` has it
+    within."""
+    accept_error_s: float | None = None
+    """By how much that may be wrong."""
     ttfb_s: float | None = None
+    transfer_s: float | None = None
+    """From the first byte of the answer to its end."""
     total_s: float
+    slow: tuple[Snapshot, ...] | None = None
+    """What held it: the first and the last times that this was looked at."""
     faults: tuple[str, ...] | None = None
     """The rules that applied to it, or to all of its connection."""
     incomplete: str | None = None
@@ -227,6 +269,8 @@ class Close(Event, frozen=True, kw_only=True):
     total_s: float
     faults: tuple[str, ...] | None = None
     """The rules that applied to it, or to requests on it."""
+    accept_wait_s: float | None = None
+    accept_error_s: float | None = None
     protocol: str | None = None
     requests: int
 

@@ -161,6 +161,7 @@ def test_one_exchange() -> None:
         c2s_bytes=len(question),
         s2c_bytes=len(REPLY),
         ttfb_s=0.25,
+        transfer_s=0.25,
         total_s=0.5,
     )
 

@@ -59,7 +59,7 @@ EVENTS: list[Event] = [
     Dropped(at=AT, proxy="p", observer="tap", count=4, nbytes=4000),
     Summary(at=AT, proxy="p", connections=1, requests=2, incomplete=0, upstream_errors=1, decode_errors=0,
             dropped=0, c2s_bytes=10, s2c_bytes=20, total_s=60.0),
-    Accepted(**WHERE, accept_wait_s=0.99),
+    Accepted(**WHERE, accept_wait_s=0.99, accept_error_s=0.001),
     Queue(at=AT, proxy="p", queue=3, backlog=2, active=2),
 ]  # fmt: skip
 
@@ -82,7 +82,7 @@ JSON_KEYS = {
     "open": {"client", "connect_s"},
     "request": {"protocol", "request", "method", "uri", "script", "status", "app_status", "protocol_status",
                 "c2s_bytes", "s2c_bytes", "ttfb_s", "total_s"},
-    "accepted": {"accept_wait_s"},
+    "accepted": {"accept_wait_s", "accept_error_s"},
     "queue": {"queue", "backlog", "active"},
     "message": {"direction", "protocol", "kind", "nbytes", "fields"},
     "close": {"by", "c2s_bytes", "s2c_bytes", "total_s", "requests"},
@@ -168,7 +168,7 @@ def test_a_full_queue_is_in_words() -> None:
     )
     assert "queue" not in render(console(), REQUEST)
     assert "queue" not in render(console(), replace(REQUEST, accept_wait_s=0.001))
-    assert "after 990 ms in the queue" in render(console(), replace(REQUEST, accept_wait_s=0.99))
+    assert "after 990 ms in the queue" in render(console(), replace(REQUEST, accept_wait_s=0.99, accept_error_s=0.001))
 
 
 def test_connections_without_exchanges_are_shown() -> None:

@@ -17,10 +17,40 @@ from typing import Protocol
 
 import msgspec
 
-from udsproxy.events import Direction, Event, Message, printable
+from udsproxy.events import Direction, Event, Message, Snapshot, printable
 
 _SHOWN = 200
 """Bytes of a datagram that its message shows."""
+
+
+class AcceptWait:
+    """How long a connection was in the upstream's accept queue, as far as that is known: between two times, which
+    come nearer to each other as more is seen."""
+
+    __slots__ = ("_least", "_most", "connected_at")
+
+    def __init__(self, connected_at: int, least: int = 0, most: int | None = None) -> None:
+        """In ns; ``least`` and ``most`` count from ``connected_at``."""
+        self.connected_at = connected_at
+        self._least = least
+        self._most = most
+
+    def end(self, waited_at: int, seen_at: int | None) -> None:
+        """At the one time it waited (where that is later than `connected_at`), at the other no longer."""
+        self._least = max(self._least, waited_at - self.connected_at)
+        if seen_at is not None:
+            self._most = seen_at - self.connected_at
+
+    def known(self, answered_at: int | None) -> tuple[float, float] | None:
+        """Seconds, and by how much that may be wrong. ``answered_at``: by then it was accepted. None: it may never
+        have been."""
+        most = self._most
+        if answered_at is not None:
+            most = min(most or sys.maxsize, max(0, answered_at - self.connected_at))
+        if most is None:
+            return None
+        least = min(self._least, most)
+        return (least + most) / 2e9, (most - least) / 2e9
 
 
 class Scope(msgspec.Struct, frozen=True):
@@ -34,8 +64,18 @@ class Scope(msgspec.Struct, frozen=True):
     """Say where secrets stand in the bytes, so that these can be shown masked (-vv)."""
     secrets: frozenset[bytes] = frozenset()
     """Names, in upper case, whose values are secret."""
-    accept_wait_s: float | None = None
-    """How long the connection was in the upstream's accept queue before it was opened, where that is known."""
+    wait: AcceptWait | None = None
+    """In the upstream's accept queue; None: it has none that could be seen."""
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """An exchange that has begun and not ended. ``began_at``: ns."""
+
+    request: int
+    began_at: int
+    method: str | None = None
+    uri: str | None = None
+    script: str | None = None
 
 
 class Decoder(Protocol):
@@ -76,6 +116,19 @@ class Decoder(Protocol):
         """The connection ended; report what has not."""
         ...
 
+    @property
+    def answered_at(self) -> int | None:
+        """When the server first sent something (ns)."""
+        ...
+
+    def pending(self) -> Sequence[Pending]:
+        """The exchanges that have begun and not ended."""
+        ...
+
+    def snapshot(self, request: int, snapshot: Snapshot) -> None:
+        """What the worker that has this exchange was seen to do."""
+        ...
+
 
 class RawDecoder:
     """Bytes with no meaning that we know: nothing to report.
@@ -88,8 +141,11 @@ class RawDecoder:
         self.exchanges = 0
         self.secret_spans: list[tuple[int, int]] = []
         self._hide = hide
+        self.answered_at: int | None = None
 
     def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
+        if self.answered_at is None and direction == "s2c":
+            self.answered_at = at
         if self._hide:
             self.secret_spans = [(0, len(data))] if direction == "c2s" else []
         return ()
@@ -105,6 +161,12 @@ class RawDecoder:
 
     def close(self, at: int, why: str) -> Sequence[Event]:
         return ()
+
+    def pending(self) -> Sequence[Pending]:
+        return ()
+
+    def snapshot(self, request: int, snapshot: Snapshot) -> None:
+        """As above."""
 
 
 class DatagramDecoder(RawDecoder):
@@ -173,7 +235,7 @@ class AutoDecoder:
             return self._decoder.feed(direction, at, data)
         if direction == "s2c":
             self._decoder = RawDecoder()
-            return ()
+            return self._decoder.feed(direction, at, data)
         start = b"".join([data for _, data in self._first]) + data if self._first else data
         undecided = False
         for candidate in self._candidates:
@@ -209,3 +271,14 @@ class AutoDecoder:
 
     def close(self, at: int, why: str) -> Sequence[Event]:
         return self._decoder.close(at, why) if self._decoder else ()
+
+    @property
+    def answered_at(self) -> int | None:
+        return self._decoder.answered_at if self._decoder else None
+
+    def pending(self) -> Sequence[Pending]:
+        return self._decoder.pending() if self._decoder else ()
+
+    def snapshot(self, request: int, snapshot: Snapshot) -> None:
+        if self._decoder is not None:
+            self._decoder.snapshot(request, snapshot)

@@ -17,9 +17,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-from udsproxy.events import MASK, DecodeError, Direction, Event, Message, Request, printable
+from udsproxy.events import MASK, DecodeError, Direction, Event, Message, Request, Snapshot, printable
 from udsproxy.protocols import fastcgi as wire
-from udsproxy.protocols.decoder import Scope
+from udsproxy.protocols.decoder import Pending, Scope
 
 PROTOCOL = "fastcgi"
 
@@ -36,6 +36,9 @@ _PAIR_BYTES = 200
 """What a pair costs to keep besides its text, about."""
 MAX_TEXT = 8 * 1024
 """Bytes kept of a URI, a script's name, a header."""
+
+FIRST_SNAPSHOTS, LAST_SNAPSHOTS = 2, 3
+"""Of an exchange that takes long, so many are kept."""
 
 _ANY = -1
 _FROM_CLIENT = {
@@ -95,7 +98,8 @@ class _Exchange:
 
     __slots__ = (
         "aborted", "began_at", "c2s_bytes", "content_type", "faults", "first_reply_at", "found", "head",
-        "params_bytes", "reader", "request_id", "s2c_bytes", "shown", "shown_bytes", "status", "stderr",
+        "params_bytes", "reader", "request_id", "s2c_bytes", "shown", "shown_bytes", "snapshots", "status",
+        "stderr",
     )  # fmt: skip
 
     def __init__(self, request_id: int, began_at: int) -> None:
@@ -116,6 +120,7 @@ class _Exchange:
         self.content_type: str | None = None
         self.stderr = b""
         self.faults: tuple[str, ...] = ()
+        self.snapshots: tuple[Snapshot, ...] = ()
 
 
 class _Stream:
@@ -155,6 +160,8 @@ class FastCGIDecoder:
         self.protocol: str | None = PROTOCOL
         self.exchanges = 0
         self.secret_spans: list[tuple[int, int]] = []
+        self.answered_at: int | None = None
+        """Of the first exchange."""
         self._scope = scope
         self._messages = scope.messages
         self._secrets = scope.secrets
@@ -203,6 +210,20 @@ class FastCGIDecoder:
             self._faults += (rule,)
         elif (exchange := self._open.get(request)) is not None:
             exchange.faults += (rule,)
+
+    def pending(self) -> Sequence[Pending]:
+        found = []
+        for exchange in self._open.values():
+            script, uri = self._script_and_uri(exchange)
+            method = self._found(exchange, b"REQUEST_METHOD")
+            found.append(Pending(exchange.request_id, exchange.began_at, method, uri, script))
+        return found
+
+    def snapshot(self, request: int, snapshot: Snapshot) -> None:
+        exchange = self._open.get(request)
+        if exchange is not None:
+            kept = exchange.snapshots
+            exchange.snapshots = (*kept[:FIRST_SNAPSHOTS], *kept[FIRST_SNAPSHOTS:][1 - LAST_SNAPSHOTS :], snapshot)
 
     def close(self, at: int, why: str) -> Sequence[Event]:
         self._events = []
@@ -492,14 +513,14 @@ class FastCGIDecoder:
         incomplete: str | None = None,
     ) -> None:
         self.exchanges += 1
-        script = self._found(exchange, b"SCRIPT_NAME") or self._found(exchange, b"SCRIPT_FILENAME")
-        uri = self._found(exchange, b"REQUEST_URI")
-        if uri is None and script is not None:
-            query = self._found(exchange, b"QUERY_STRING")
-            uri = f"{script}?{query}" if query else script
-        elif uri is not None and b"QUERY_STRING" in self._secrets and "?" in uri:
-            uri = f"{uri.partition('?')[0]}?{MASK}"
+        script, uri = self._script_and_uri(exchange)
         first = exchange.first_reply_at
+        waited_s = error_s = None
+        if self.exchanges == 1 and self._scope.wait is not None:
+            self.answered_at = first
+            known = self._scope.wait.known(first)
+            if known is not None:
+                waited_s, error_s = known
         self._events.append(
             Request(
                 at=at,
@@ -517,13 +538,26 @@ class FastCGIDecoder:
                 stderr=printable(exchange.stderr) if exchange.stderr else None,
                 c2s_bytes=exchange.c2s_bytes,
                 s2c_bytes=exchange.s2c_bytes,
-                accept_wait_s=None if self.exchanges > 1 else self._scope.accept_wait_s,
+                accept_wait_s=waited_s,
+                accept_error_s=error_s,
                 ttfb_s=None if first is None else (first - exchange.began_at) / 1e9,
+                transfer_s=None if first is None else (at - first) / 1e9,
                 total_s=(at - exchange.began_at) / 1e9,
+                slow=exchange.snapshots or None,
                 faults=(*self._faults, *exchange.faults) or None,
                 incomplete=incomplete,
             )
         )
+
+    def _script_and_uri(self, exchange: _Exchange) -> tuple[str | None, str | None]:
+        script = self._found(exchange, b"SCRIPT_NAME") or self._found(exchange, b"SCRIPT_FILENAME")
+        uri = self._found(exchange, b"REQUEST_URI")
+        if uri is None and script is not None:
+            query = self._found(exchange, b"QUERY_STRING")
+            uri = f"{script}?{query}" if query else script
+        elif uri is not None and b"QUERY_STRING" in self._secrets and "?" in uri:
+            uri = f"{uri.partition('?')[0]}?{MASK}"
+        return script, uri
 
     def _found(self, exchange: _Exchange, name: bytes) -> str | None:
         value = exchange.found.get(name)

@@ -29,11 +29,12 @@ from udsproxy.events import (
     Event,
     ProxyError,
     Request,
+    Snapshot,
     Summary,
     UpstreamError,
     printable,
 )
-from udsproxy.protocols.decoder import DatagramDecoder, Decoder, RawDecoder, Scope
+from udsproxy.protocols.decoder import AcceptWait, DatagramDecoder, Decoder, Pending, RawDecoder, Scope
 from udsproxy.protocols.registry import make_decoder
 
 QUEUE_BYTES = 16 * 1024 * 1024
@@ -84,10 +85,20 @@ class Mark(msgspec.Struct, frozen=True):
 class Observation:
     """One connection, as the tap sees it. Made by `Tap.observe`."""
 
-    __slots__ = ("_blind", "_decoder", "_is_stream", "_offsets", "_tap", "conn", "proxy")
+    __slots__ = ("_blind", "_decoder", "_is_stream", "_offsets", "_tap", "_wait", "conn", "proxy")
 
-    def __init__(self, tap: Tap, decoder: Decoder | None, proxy: str, conn: int, *, is_stream: bool = True) -> None:
+    def __init__(
+        self,
+        tap: Tap,
+        decoder: Decoder | None,
+        proxy: str,
+        conn: int,
+        wait: AcceptWait | None,
+        *,
+        is_stream: bool = True,
+    ) -> None:
         self._tap = tap
+        self._wait = wait
         self._is_stream = is_stream
         self._decoder = decoder
         self._offsets: dict[Direction, int] = {}
@@ -185,15 +196,39 @@ class Observation:
             return (self.give_up(at, error),)
         return ()
 
+    def waited(self) -> tuple[float, float] | None:
+        """How long it was in the accept queue (s), and by how much that may be wrong."""
+        if self._wait is None:
+            return None
+        return self._wait.known(None if self._decoder is None else self._decoder.answered_at)
+
+    def pending(self) -> Sequence[Pending]:
+        """The exchanges that have begun and not ended, as far as what was seen is decoded."""
+        return () if self._decoder is None else self._decoder.pending()
+
+    def snapshot(self, request: int, snapshot: Snapshot) -> None:
+        """What holds one of these."""
+        if self._decoder is not None:
+            self._decoder.snapshot(request, snapshot)
+
     def decode_close(self, event: Close, why: str) -> Sequence[Event]:
         decoder = self._decoder
+        waited_s, error_s = self.waited() or (None, None)
         if decoder is None:
-            return (event,)
+            return (replace(event, accept_wait_s=waited_s, accept_error_s=error_s),)
         try:
             left = decoder.close(event.at, why)
         except Exception as error:
             left = (self.give_up(event.at, error),)
-        return [*left, replace(event, protocol=decoder.protocol, requests=decoder.exchanges)]
+        waited_s, error_s = self.waited() or (None, None)  # (an answer may have been decoded just now)
+        told = replace(
+            event,
+            accept_wait_s=waited_s,
+            accept_error_s=error_s,
+            protocol=decoder.protocol,
+            requests=decoder.exchanges,
+        )
+        return [*left, told]
 
     def give_up(self, at: int, error: Exception) -> Event:
         """The decoder has a bug: from here on this connection is raw, and nothing else is touched."""
@@ -272,7 +307,7 @@ class Tap:
     # --- the traffic's side ---
 
     def observe(
-        self, proxy: str, conn: int, accept_wait_s: float | None = None, *, is_stream: bool = True
+        self, proxy: str, conn: int, wait: AcceptWait | None = None, *, is_stream: bool = True
     ) -> Observation:
         """The observation of a new connection. ``is_stream``: else each chunk of its bytes is a datagram."""
         choice = self._choices[proxy]
@@ -280,9 +315,9 @@ class Tap:
             choice = "raw"  # the bytes themselves are asked for
         decoder = None
         if self._sinks and choice != "none":
-            scope = Scope(proxy, conn, self._verbosity >= 1, self._verbosity >= 2, self._secrets, accept_wait_s)
+            scope = Scope(proxy, conn, self._verbosity >= 1, self._verbosity >= 2, self._secrets, wait)
             decoder = make_decoder(choice, scope) if is_stream else DatagramDecoder(scope)
-        return Observation(self, decoder, proxy, conn, is_stream=is_stream)
+        return Observation(self, decoder, proxy, conn, wait, is_stream=is_stream)
 
     def put(self, event: Event) -> None:
         """An event that is not decoded from bytes."""

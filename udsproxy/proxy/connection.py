@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Any
 
@@ -15,18 +15,20 @@ import msgspec
 import trio
 
 from udsproxy.endpoints import Socket
-from udsproxy.events import Accepted, Client, Close, Open, ProxyError, Side
+from udsproxy.events import Accepted, Client, Close, Open, ProxyError, Side, Snapshot, Worker
 from udsproxy.faults.kinds import AcceptDelay, Stream
 from udsproxy.faults.path import Path
 from udsproxy.faults.rules import Book, Rule
 from udsproxy.faults.spelling import format_fault
 from udsproxy.kernel.credentials import Credentials, Peers
+from udsproxy.protocols.decoder import AcceptWait, Pending
 from udsproxy.protocols.tap import Mark, Observation, Tap
 from udsproxy.proxy.asking import FIRST_LOOK_NS, LOOK_NS, MOST_LOOKS
 from udsproxy.proxy.detour import Detour
 from udsproxy.proxy.flow import Pair
 from udsproxy.proxy.records import Records
 from udsproxy.proxy.relay import Due, Relay
+from udsproxy.proxy.waits import Waits
 
 _WHY = {
     "client": "client left",
@@ -39,16 +41,25 @@ _WHY = {
 class Connection(Pair):
     """One connection: a pair of the relay, with what it is called here."""
 
-    __slots__ = ("_observation", "_of", "faults", "number", "opened_at", "path", "tell")
+    __slots__ = ("_observation", "_of", "faults", "number", "opened_at", "path", "tell", "told_accepted", "wait")
 
     def __init__(
-        self, of: Connections, number: int, client: Socket, upstream: Socket, observation: Observation | None
+        self,
+        of: Connections,
+        number: int,
+        client: Socket,
+        upstream: Socket,
+        observation: Observation | None,
+        wait: AcceptWait | None,
     ) -> None:
-        """``observation`` None: nobody looks."""
+        """``observation`` None: nobody looks. ``wait``: in the upstream's accept queue."""
         super().__init__(client, upstream)
         self._of = of
         self.number = number
         self._observation = observation
+        self.wait = wait
+        self.told_accepted = False
+        """It was said that the upstream has accepted it."""
         self.opened_at = 0 if observation is None else monotonic_ns()
         self.path: Path | None = None
         """Of its bytes through faults."""
@@ -61,6 +72,38 @@ class Connection(Pair):
     def left_queue(self) -> bool:
         """It was answered, or has ended: it does not wait in the upstream's accept queue."""
         return self.ended or self.s2c.nbytes > 0
+
+    @property
+    def upstream(self) -> Socket:
+        """Our connection to the upstream."""
+        return self.s2c.src
+
+    def pending(self) -> Sequence[Pending]:
+        """Its exchanges that have begun and not ended, as far as that is decoded."""
+        return () if self._observation is None else self._observation.pending()
+
+    def snapshot(self, request: int, snapshot: Snapshot) -> None:
+        """What holds one of these."""
+        if self._observation is not None:
+            self._observation.snapshot(request, snapshot)
+
+    def tell_accepted(self, worker: Worker | None) -> None:
+        """Once: a worker has it, this one, as far as we may see that."""
+        known = None if self._observation is None else self._observation.waited()
+        if known is not None and not self.told_accepted and self.wait is not None:
+            self.told_accepted = True
+            wait_s, error_s = known
+            at = self.wait.connected_at + int(wait_s * 1e9)
+            self._of.tap.put(
+                Accepted(
+                    at=at,
+                    proxy=self._of.proxy,
+                    conn=self.number,
+                    accept_wait_s=wait_s,
+                    accept_error_s=error_s,
+                    worker=worker,
+                )
+            )
 
     def belongs_to(self, connections: Connections) -> bool:
         """Is it one of these?"""
@@ -94,7 +137,7 @@ class Connection(Pair):
             self.tell(self._observation.mark, at, Mark(request, rule.name))
 
     def closed(self) -> None:
-        self._of.forget()
+        self._of.forget(self)
         observation = self._observation
         if observation is None:
             self._of.tap.count_connection(self.c2s.nbytes, self.s2c.nbytes)
@@ -178,6 +221,9 @@ class Connections:
         """Where what comes is datagrams: who sends them."""
         self.count = 0
         """How many there have been."""
+        self.waits = Waits(relay.call_at)
+        self.ended: Callable[[Connection], None] | None = None
+        """Is told of each that has ended, before its end is told."""
 
     def number(self) -> int:
         """The number of a new connection, also of one that will not come about."""
@@ -190,16 +236,22 @@ class Connections:
         upstream: Socket,
         number: int,
         connect_s: float,
-        accept_wait_s: float | None = None,
+        wait: AcceptWait | None = None,
     ) -> Connection:
-        """Relay these two; they belong to the relay from now on. ``accept_wait_s``: how long the second was in the
+        """Relay these two; they belong to the relay from now on. ``wait``: how long the second was in the
         upstream's accept queue, where it is known to have left that.
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
         """
         tap, relay = self.tap, self.relay
-        observation = None if tap.quiet else tap.observe(self.proxy, number, accept_wait_s)
-        connection = Connection(self, number, client, upstream, observation)
+        waits = self.waits
+        is_new = wait is None and upstream.family == socket.AF_UNIX
+        if is_new and not tap.quiet:
+            wait = AcceptWait(monotonic_ns())
+        observation = None if tap.quiet else tap.observe(self.proxy, number, wait)
+        connection = Connection(self, number, client, upstream, observation, wait)
+        if is_new:
+            waits.add(connection)
         self.active += 1
         if self._look_due is None and self.look_who_asks is not None and (at := monotonic_ns()) > self._looks_at:
             self._peers.of(client, at)
@@ -228,8 +280,8 @@ class Connections:
             if observation is not None:
                 at = connection.opened_at
                 self._tell_open(number, at, self._peers.of(client, at) if self._unix_clients else None, connect_s)
-                if accept_wait_s is not None:
-                    tap.put(Accepted(at=at, proxy=self.proxy, conn=number, accept_wait_s=accept_wait_s))
+                if not is_new and waits.accepted is not None:
+                    waits.accepted(connection)
                 if observation.wants_data:
                     connection.watch = observation.data
             for tell, *what in early:
@@ -382,9 +434,12 @@ class Connections:
                         with contextlib.suppress(OSError):
                             (flow.ask_who_sends if wanted else flow.ask_no_more)()
 
-    def forget(self) -> None:
+    def forget(self, connection: Connection | None = None) -> None:
         """The relay has closed one."""
+        if connection is not None and self.ended is not None:
+            self.ended(connection)
         self.active -= 1
+        self.waits.freed()
         if self._emptied is not None and not self.active:
             self._emptied.set()
         if self.freed is not None:

@@ -32,7 +32,8 @@ from udsproxy.events import errno_message
 from udsproxy.kernel.credentials import Credentials
 from udsproxy.kernel.diag_codec import DiagError, UnixSocket
 from udsproxy.kernel.sock_diag import SockDiag
-from udsproxy.proxy.connection import Connection, Connections
+from udsproxy.protocols.decoder import AcceptWait
+from udsproxy.proxy.connection import Connections
 from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
 from udsproxy.proxy.relay import Relay
 
@@ -127,8 +128,8 @@ class Mirrored:
         self.edge = False
         """We are near the limit."""
         self._ahead: deque[_Ahead] = deque()
-        self._early: deque[Connection] = deque()
-        """Who came in at once, and may not have been answered."""
+        self._waits = connections.waits
+        """Who came in at once, and may still wait in the upstream's queue."""
         self._held: deque[Socket] = deque()
         """Clients who were accepted, and for whom no connection could be made yet."""
         self._full = False
@@ -149,6 +150,8 @@ class Mirrored:
         self._taken_at = 0
         """When a server last took a connection, or nobody waited."""
         self._looked_at = 0
+        self._stepped_at = 0
+        """When it was last seen that who is ahead had not been accepted."""
         self._own = os.fstat(listener.sock.fileno()).st_ino
         try:
             self._diag = SockDiag()
@@ -165,6 +168,7 @@ class Mirrored:
 
     def close(self) -> None:
         self._look_at = 0
+        self._waits.ahead_since = None
         self._connections.freed = None
         for each in self._ahead:
             each.sock.close()
@@ -188,13 +192,11 @@ class Mirrored:
             self._set_limit()
 
     def admit(self) -> None:
-        now, early = monotonic_ns(), self._early
-        # At once, not when there are many: what is kept alive here is memory that others cannot use again.
-        while early and early[0].left_queue:
-            early.popleft()
+        now, waits = monotonic_ns(), self._waits
+        waits.prune()
         if not self.edge and now - self._looked_at > _STALE_NS:
             self._look()
-        if not self.edge and (len(early) < self._few or not self._crowded()):
+        if not self.edge and (len(waits) < self._few or not self._crowded()):
             self._let_in()
         else:
             self._come_near()
@@ -221,7 +223,7 @@ class Mirrored:
             self._come_near()
             self._ahead.append(_Ahead(sock, connect_s, None))
             raise
-        self._early.append(self._connections.open(client, sock, self._connections.number(), connect_s))
+        self._connections.open(client, sock, self._connections.number(), connect_s)
 
     def _connect_held(self) -> bool:
         """Connect, each as itself, for clients who were accepted. Returns whether there was room for all."""
@@ -236,20 +238,17 @@ class Mirrored:
                 self._held.appendleft(client)
                 return False
             sock, connect_s = connected
-            opened = self._connections.open(client, sock, self._connections.number(), connect_s)
-            if not self.edge:
-                self._early.append(opened)
+            self._connections.open(client, sock, self._connections.number(), connect_s)
         return True
 
     def _crowded(self) -> bool:
         """May as many as `few` still wait in the upstream's queue?"""
-        self._early = deque(each for each in self._early if not each.left_queue)
-        if len(self._early) < self._few:
+        waits = self._waits
+        waits.prune_all()
+        if len(waits) < self._few:
             return False
-        queue = self._look()
-        while len(self._early) > queue:
-            self._early.popleft()  # first come, first served: the last ones wait
-        return len(self._early) >= self._few
+        waits.keep(self._look())
+        return len(waits) >= self._few
 
     # --- the upstream's queue ---
 
@@ -305,8 +304,7 @@ class Mirrored:
             self.edge = True
             self._pause = _FIRST_LOOK_NS
             self._connections.freed = self._freed
-            self._others = self._before = len(self._early)
-            self._early.clear()
+            self._others = self._before = len(self._waits)
             self._set_limit()
 
     def _go_far(self) -> None:
@@ -337,8 +335,10 @@ class Mirrored:
                 self._held.append(client)
                 self._connect_held()
                 continue
-            waited_s = (now - first.connected_at) / 1e9
-            connections.open(client, first.sock, connections.number(), first.connect_s, waited_s)
+            wait = AcceptWait(first.connected_at)
+            wait.end(self._stepped_at, now)
+            connections.open(client, first.sock, connections.number(), first.connect_s, wait)
+        self._stepped_at = now
         found = self._diag.queue_of(self._own)
         waiting = 0 if found is None else found[0]
         came = False
@@ -354,6 +354,7 @@ class Mirrored:
         self._before = min(self._before, self._others)
         self._set_limit()
         self._tell(max(0, waiting + self._others - self._resting()))
+        self._waits.ahead_since = self._waits.ahead_since or ahead[0].connected_at if ahead else None
         if came or taken:
             self._pause = _FIRST_LOOK_NS
         if not (waiting or self._held) and self._others < self._few:

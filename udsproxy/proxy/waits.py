@@ -1,0 +1,182 @@
+"""Which connections of a proxy may still wait in the upstream's accept queue, and for how long they did.
+
+A queue is first come, first served: of these connections, in the order of their connect(), the accepted ones are
+the first. So one question is enough (sock_diag: whose peer is known is accepted), and a search finds where they
+end. An answer says it too, and costs nothing; most connections of a healthy upstream are never asked for.
+
+Rules: nothing waits; a look costs 15 µs and more, and is had while somebody waits, for a twentieth of the time at
+most. What is known is an interval: between the last look at which it waited and the first sign that it does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Protocol
+
+from udsproxy.endpoints import Socket
+from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.protocols.decoder import AcceptWait
+
+FIRST_NS = 200_000
+"""The age at which it is first looked whether a connection was accepted; more where answers are mostly sooner."""
+MOST_FIRST_NS = 2_000_000
+LAST_NS = 5_000_000
+"""How long at most until the next look, while somebody waits and no connection ends."""
+_FREED_NS = 50_000
+"""A worker whose connection has ended takes the next after about so long."""
+_SHARE = 20
+
+
+class Waiting(Protocol):
+    """A connection."""
+
+    @property
+    def left_queue(self) -> bool:
+        """It was answered, or has ended."""
+        ...
+
+    @property
+    def wait(self) -> AcceptWait | None: ...
+
+    @property
+    def upstream(self) -> Socket: ...
+
+
+class Waits:
+    """See the module."""
+
+    def __init__(self, call_at: Callable[[int, Callable[[int], None]], object]) -> None:
+        """``call_at``: the relay's."""
+        self._call_at = call_at
+        self._queue: deque[Waiting] = deque()
+        self.accepted: Callable[[Waiting], None] | None = None
+        """Is told of each that was seen to be accepted; None: nobody wants to know, and it is not looked."""
+        self._diag: SockDiag | None = None
+        self._look_at = 0
+        """When the next look is due; of calls that were asked for, only this one counts. 0: none is."""
+        self._first = FIRST_NS
+        self._pause = FIRST_NS
+        self._looked_at = 0
+        """Nobody who was here then, and still is, had been accepted (ns)."""
+        self._since: int | None = None
+        self.ahead_since: int | None = None
+        """Since when somebody waits for whom a connection was made ahead (`udsproxy.proxy.mirror`)."""
+
+    def close(self) -> None:
+        if self._diag is not None:
+            self._diag.close()
+
+    @property
+    def since(self) -> int | None:
+        """Since when (ns) the queue is known not to have been empty."""
+        known = [at for at in (self._since, self.ahead_since) if at is not None]
+        return min(known) if known else None
+
+    def __len__(self) -> int:
+        """How many may wait."""
+        return len(self._queue)
+
+    def add(self, connection: Waiting) -> None:
+        """It has been made just now."""
+        self.prune()
+        self._queue.append(connection)
+        if not self._look_at and self.accepted is not None:
+            self._look_when(monotonic_ns() + self._first)
+
+    def freed(self) -> None:
+        """A connection has ended: a worker takes the next now."""
+        if self._since is not None and self._look_at and self._pause > FIRST_NS:
+            self._pause = FIRST_NS
+            self._look_when(monotonic_ns() + _FREED_NS)
+
+    def _look_when(self, at: int) -> None:
+        self._look_at = at
+        self._call_at(at, self._look)
+
+    def prune(self) -> None:
+        """Forget those who have left. (At once, not when there are many: what is kept alive here is memory that
+        others cannot use again.)"""
+        queue = self._queue
+        while queue and queue[0].left_queue:
+            self._leaves(queue.popleft(), None)
+
+    def prune_all(self) -> None:
+        """`prune`, also behind one who has not left. (Who has ended may not have been accepted.)"""
+        queue = self._queue
+        self._queue = deque(each for each in queue if not each.left_queue)
+        for each in queue:
+            if each.left_queue:
+                self._leaves(each, None)
+
+    def keep(self, count: int) -> None:
+        """So many wait at most, now: the last ones."""
+        now = monotonic_ns()
+        while len(self._queue) > count:
+            self._leaves(self._queue.popleft(), now)
+
+    def _leaves(self, connection: Waiting, seen_at: int | None) -> None:
+        """``seen_at``: when it was seen that it does not wait, where its own bytes do not say that."""
+        wait = connection.wait
+        if wait is not None:
+            wait.end(self._looked_at, seen_at)
+            if seen_at is not None and self.accepted is not None:
+                self.accepted(connection)
+
+    def _look(self, at: int) -> None:
+        if at != self._look_at:
+            return
+        self.prune()
+        queue = self._queue
+        if not queue:
+            self._look_at = 0
+            self._since = None
+            self._first = min(self._first + self._first // 4, MOST_FIRST_NS)
+            return
+        began = monotonic_ns()
+        wait = queue[0].wait
+        young = 0 if wait is None else wait.connected_at + self._first - began
+        if young > 0:
+            self._look_when(began + young)
+            return
+        self._first = FIRST_NS
+        accepted = self._count_accepted()
+        now = monotonic_ns()
+        for _ in range(accepted):
+            self._leaves(queue.popleft(), now)
+        self._looked_at = began
+        if queue:
+            if self._since is None:
+                first = queue[0].wait
+                self._since = began if first is None else first.connected_at
+        else:
+            self._since = None
+        self._pause = FIRST_NS if accepted else min(self._pause + self._pause // 2, LAST_NS)
+        self._look_when(now + max(self._pause, _SHARE * (now - began)))
+
+    def _count_accepted(self) -> int:
+        """How many of the first."""
+        queue = self._queue
+        known, beyond = 0, 1  # so many are accepted; is the one before this?
+        while beyond <= len(queue) and self._is_accepted(queue[beyond - 1]):
+            known, beyond = beyond, 2 * beyond
+        beyond = min(beyond, len(queue) + 1)
+        while beyond - known > 1:
+            middle = (known + beyond) // 2
+            if self._is_accepted(queue[middle - 1]):
+                known = middle
+            else:
+                beyond = middle
+        return known
+
+    def _is_accepted(self, connection: Waiting) -> bool:
+        if connection.left_queue:
+            return True
+        with contextlib.suppress(OSError):
+            if self._diag is None:
+                self._diag = SockDiag()
+            return bool(self._diag.peer_of(os.fstat(connection.upstream.fileno()).st_ino))
+        return False
