@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "endpoints",
         "events",
         "faults",
+        "inspection",
         "kernel",
         "protocols",
         "proxy",

@@ -45,6 +45,10 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """For a TCP upstream; on AF_UNIX connect() never waits."""
     credentials: WhoConnects = "client"
     """As whom we connect to a Unix socket, where we may."""
+    slow_s: float | None = 1.0
+    """An exchange that takes longer is looked at; None: none is."""
+    incident_s: float | None = 0.1
+    """The upstream's queue may be not empty for so long before that is an incident; None: there are none."""
     faults: tuple[Rule, ...] = ()
     """Each with a name of its own."""
 
@@ -103,6 +107,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 def secrets(redact: list[str] | tuple[str, ...], *, show: bool) -> frozenset[str]:
     """What is masked: the default, and what ``redact`` names besides; nothing with ``show``."""
     return frozenset() if show else DEFAULT_SECRETS | {name.upper() for name in redact}
+
+
+def parse_limit(text: str) -> float | None:
+    """Seconds, or ``none``. Raises `ConfigError`."""
+    if text == "none":
+        return None
+    seconds = parse_duration(text)
+    if seconds <= 0:
+        raise ConfigError(f"{text}: more than 0 is needed, or none")
+    return seconds
 
 
 def parse_backlog(text: str | int) -> int | None:
@@ -175,6 +189,8 @@ def _proxy_of(table: _Table, everywhere: list[Rule]) -> ProxyConfig:
     decode = table.choice("decode", Decode, "auto")
     connect_timeout_s = table.duration("connect_timeout", 5.0)
     credentials = table.choice("credentials", WhoConnects, "client")
+    slow_s = table.limit("slow", "1s")
+    incident_s = table.limit("incident", "100ms")
     name = printable(name) if name else default_name(listen)
     faults = [*(rule for rule in everywhere if rule.is_for(name)), *_rules_of(table)]
     try:
@@ -186,6 +202,8 @@ def _proxy_of(table: _Table, everywhere: list[Rule]) -> ProxyConfig:
             backlog=parse_backlog(backlog),
             connect_timeout_s=connect_timeout_s,
             credentials=credentials,
+            slow_s=slow_s,
+            incident_s=incident_s,
             faults=tuple(named_apart(faults)),
         )
     except ConfigError as error:
@@ -235,6 +253,10 @@ class _Table:
     def duration(self, key: str, default: float) -> float:
         found = self.take(key, (str, int, float), default)
         return default if found is default else self._parsed(key, parse_duration, found)
+
+    def limit(self, key: str, default: str) -> float | None:
+        found: float | None = self._parsed(key, parse_limit, self.take(key, (str, int, float), default))
+        return found
 
     def size(self, key: str, default: int) -> int:
         found = self.take(key, (str, int), default)

@@ -298,6 +298,80 @@ class Queue(Event, frozen=True, kw_only=True):
     active: int
 
 
+class InFlight(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An exchange that has not ended."""
+
+    conn: int
+    request: int
+    method: str | None = None
+    uri: str | None = None
+    script: str | None = None
+    age_s: float
+
+
+class Load(msgspec.Struct, frozen=True):
+    """Exchanges of one script that have not ended."""
+
+    script: str
+    count: int
+    oldest_s: float
+
+
+class WaitingOn(msgspec.Struct, frozen=True):
+    """What workers were seen to do, and how many of them."""
+
+    doing: str
+    workers: int
+
+
+class Level(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The queue at one moment, ``at_s`` after the incident's beginning. ``limit``: so many may wait."""
+
+    at_s: float
+    queue: int
+    limit: int | None = None
+    busy: int | None = None
+    workers: int | None = None
+
+
+class Incident(Event, frozen=True, kw_only=True):
+    """The upstream's queue was not empty for long, or clients met errors: once when that begins, once when it is
+    over. ``what`` says it in a sentence."""
+
+    name: ClassVar[str] = "incident"
+
+    what: str
+    phase: Literal["open", "close"]
+    since: str
+    """RFC 3339, UTC."""
+    total_s: float | None = None
+    queue: int | None = None
+    """The most that waited."""
+    backlog: int | None = None
+    active: int
+    """Connections that are open, or were when it was over."""
+    busy: int | None = None
+    workers: int | None = None
+    refused: int | None = None
+    """connect() calls of clients that got EAGAIN; None: the kernel does not tell us."""
+    errors: dict[str, int] | None = None
+    """What else clients met, and how often."""
+    gone_waiting: int | None = None
+    """Clients that have left and whose connections are still in the queue."""
+    gone_running: int | None = None
+    """Clients that have left and whose requests a worker still runs."""
+    began_with: InFlight | None = None
+    """The oldest exchange when it began."""
+    slowest: InFlight | None = None
+    """The oldest that was seen."""
+    in_flight: tuple[Load, ...] | None = None
+    waiting_on: tuple[WaitingOn, ...] | None = None
+    """Most first; at the end, of all times that it was looked."""
+    levels: tuple[Level, ...] | None = None
+    unseen: str | None = None
+    """What could not be told, and why."""
+
+
 class Fault(Event, frozen=True, kw_only=True):
     """A fault that was asked for: what it did to a connection, or that it is in force, or no longer."""
 

@@ -168,7 +168,9 @@ def test_a_full_queue_is_in_words() -> None:
     )
     assert "queue" not in render(console(), REQUEST)
     assert "queue" not in render(console(), replace(REQUEST, accept_wait_s=0.001))
-    assert "after 990 ms in the queue" in render(console(), replace(REQUEST, accept_wait_s=0.99, accept_error_s=0.001))
+    assert "after 990 ms in the queue" in render(
+        console(), replace(REQUEST, accept_wait_s=0.99, accept_error_s=0.001)
+    )
 
 
 def test_connections_without_exchanges_are_shown() -> None:

@@ -47,6 +47,10 @@ class Options:
         Of the faults' chance: the same seed and the same traffic give the same faults.
     credentials
         The server sees the client's user and group (client; as root), each message's sender too (messages), or own.
+    slow
+        Look at the worker of a request that takes longer; none: at none.
+    incident
+        Tell of it when the server's queue is not empty for longer; none: do not.
     control
         Where udsproxy fault finds us: a PATH, none, or auto ($XDG_RUNTIME_DIR/udsproxy or /run/udsproxy).
     name
@@ -66,6 +70,8 @@ class Options:
     fault: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     seed: int | None = None
     credentials: config.WhoConnects = "client"
+    slow: str = "1s"
+    incident: str = "100ms"
     control: str = "auto"
     name: str | None = None
     color: Color = "auto"
@@ -81,6 +87,8 @@ class Options:
                 backlog=config.parse_backlog(self.backlog),
                 connect_timeout_s=duration_option("--connect-timeout", connect_timeout),
                 credentials=self.credentials,
+                slow_s=config.parse_limit(self.slow),
+                incident_s=config.parse_limit(self.incident),
                 faults=parse_all(self.fault),
             )
         except ConfigError as error:

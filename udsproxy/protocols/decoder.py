@@ -121,8 +121,8 @@ class Decoder(Protocol):
         """When the server first sent something (ns)."""
         ...
 
-    def pending(self) -> Sequence[Pending]:
-        """The exchanges that have begun and not ended."""
+    def pending(self, before: int) -> Sequence[Pending]:
+        """The exchanges that have begun before that time (ns) and not ended."""
         ...
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
@@ -162,7 +162,7 @@ class RawDecoder:
     def close(self, at: int, why: str) -> Sequence[Event]:
         return ()
 
-    def pending(self) -> Sequence[Pending]:
+    def pending(self, before: int) -> Sequence[Pending]:
         return ()
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
@@ -276,8 +276,8 @@ class AutoDecoder:
     def answered_at(self) -> int | None:
         return self._decoder.answered_at if self._decoder else None
 
-    def pending(self) -> Sequence[Pending]:
-        return self._decoder.pending() if self._decoder else ()
+    def pending(self, before: int) -> Sequence[Pending]:
+        return self._decoder.pending(before) if self._decoder else ()
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         if self._decoder is not None:

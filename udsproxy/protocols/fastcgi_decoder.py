@@ -211,9 +211,11 @@ class FastCGIDecoder:
         elif (exchange := self._open.get(request)) is not None:
             exchange.faults += (rule,)
 
-    def pending(self) -> Sequence[Pending]:
-        found = []
+    def pending(self, before: int) -> Sequence[Pending]:
+        found: list[Pending] = []
         for exchange in self._open.values():
+            if exchange.began_at >= before:
+                continue
             script, uri = self._script_and_uri(exchange)
             method = self._found(exchange, b"REQUEST_METHOD")
             found.append(Pending(exchange.request_id, exchange.began_at, method, uri, script))

@@ -202,9 +202,9 @@ class Observation:
             return None
         return self._wait.known(None if self._decoder is None else self._decoder.answered_at)
 
-    def pending(self) -> Sequence[Pending]:
-        """The exchanges that have begun and not ended, as far as what was seen is decoded."""
-        return () if self._decoder is None else self._decoder.pending()
+    def pending(self, before: int) -> Sequence[Pending]:
+        """The exchanges that have begun before that time (ns) and not ended, as far as that is decoded."""
+        return () if self._decoder is None else self._decoder.pending(before)
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         """What holds one of these."""

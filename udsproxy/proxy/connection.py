@@ -74,13 +74,18 @@ class Connection(Pair):
         return self.ended or self.s2c.nbytes > 0
 
     @property
+    def answered(self) -> bool:
+        """The upstream has sent something."""
+        return self.s2c.nbytes > 0
+
+    @property
     def upstream(self) -> Socket:
         """Our connection to the upstream."""
         return self.s2c.src
 
-    def pending(self) -> Sequence[Pending]:
-        """Its exchanges that have begun and not ended, as far as that is decoded."""
-        return () if self._observation is None else self._observation.pending()
+    def pending(self, before: int) -> Sequence[Pending]:
+        """Its exchanges that have begun before that time (ns) and not ended, as far as that is decoded."""
+        return () if self._observation is None else self._observation.pending(before)
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         """What holds one of these."""
@@ -104,10 +109,6 @@ class Connection(Pair):
                     worker=worker,
                 )
             )
-
-    def belongs_to(self, connections: Connections) -> bool:
-        """Is it one of these?"""
-        return self._of is connections
 
     def divert(self, relay: Relay, path: Path) -> None:
         """From now on its bytes go through faults."""
@@ -221,6 +222,7 @@ class Connections:
         """Where what comes is datagrams: who sends them."""
         self.count = 0
         """How many there have been."""
+        self._open: dict[int, Connection] = {}
         self.waits = Waits(relay.call_at)
         self.ended: Callable[[Connection], None] | None = None
         """Is told of each that has ended, before its end is told."""
@@ -252,6 +254,7 @@ class Connections:
         connection = Connection(self, number, client, upstream, observation, wait)
         if is_new:
             waits.add(connection)
+        self._open[number] = connection
         self.active += 1
         if self._look_due is None and self.look_who_asks is not None and (at := monotonic_ns()) > self._looks_at:
             self._peers.of(client, at)
@@ -387,11 +390,16 @@ class Connections:
                 s2c_bytes=connection.s2c.nbytes,
                 faults=connection.faults or None,
             )
-            for connection in sorted(self._open_ones(), key=lambda each: each.number)
+            for connection in self.open_ones()
         ]
 
-    def _open_ones(self) -> list[Connection]:
-        return [pair for pair in self.relay.pairs() if isinstance(pair, Connection) and pair.belongs_to(self)]
+    def open_ones(self) -> list[Connection]:
+        """In the order of their numbers."""
+        return list(self._open.values())
+
+    def clients(self) -> list[int]:
+        """The processes of some who came lately."""
+        return self._peers.pids()
 
     def change_faults(self, before: tuple[Rule, ...]) -> None:
         """The rules in force are others now than these: those that are gone let go of what they hold, and those
@@ -403,7 +411,7 @@ class Connections:
         new = [rule for rule in in_force if rule not in before and isinstance(rule.fault, Stream)]
         if not (names or new):
             return
-        for connection in self._open_ones():
+        for connection in self.open_ones():
             if connection.path is not None:
                 connection.path.remove(now, names)
             who = self._peers.of(connection.c2s.src, now) if new and self._unix_clients else None
@@ -428,7 +436,7 @@ class Connections:
         """Send what passes in the name of who sent it, or not, from now on."""
         if wanted != self.asks_who_sends:
             self.asks_who_sends = wanted
-            for connection in self._open_ones():
+            for connection in self.open_ones():
                 for flow in (connection.c2s, connection.s2c):
                     if flow.src.type == socket.SOCK_STREAM:
                         with contextlib.suppress(OSError):
@@ -436,8 +444,10 @@ class Connections:
 
     def forget(self, connection: Connection | None = None) -> None:
         """The relay has closed one."""
-        if connection is not None and self.ended is not None:
-            self.ended(connection)
+        if connection is not None:
+            self._open.pop(connection.number, None)
+            if self.ended is not None:
+                self.ended(connection)
         self.active -= 1
         self.waits.freed()
         if self._emptied is not None and not self.active:

@@ -44,9 +44,11 @@ from udsproxy.proxy.doors import (
     Unseen,
     Upstream,
 )
-from udsproxy.proxy.mirror import Mirrored, backlog_of, is_listening
+from udsproxy.proxy.mirror import Mirrored, backlog_of, is_listening, listener_inode
+from udsproxy.proxy.observer import Observer
 from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
+from udsproxy.proxy.watch import Watch
 from udsproxy.takeover.guardian import GuardianError
 from udsproxy.takeover.listener import TakenOver
 from udsproxy.units import ConfigError
@@ -66,6 +68,8 @@ EMPTY_S = 0.03
 """At the end, our queue has to be empty for so long: a client may have found our file before that was removed."""
 EMPTIED_S = 1.0
 """How long who had come before the path was taken from us is let in."""
+_KNOWN_NS = 2_000_000_000
+"""How long what is known of the upstream's listener is good."""
 RETRY_TAKEN_S = 1.0
 """How soon it is tried whether we can listen again."""
 
@@ -120,6 +124,10 @@ class AcceptLoop:
         self._taken = listener if isinstance(listener, TakenOver) else None
         """We stand in a server's place."""
         self._told_denied = False
+        self._watch: Watch | None = None
+        self._found = 0
+        """The upstream's listener, where the door does not know it."""
+        self._found_at = -_KNOWN_NS
         self._changed = trio.Event()
         """Something has changed at the path since this was made."""
 
@@ -145,6 +153,30 @@ class AcceptLoop:
         finally:
             self._nursery = None
             self._close_door()
+
+    def watched_by(self, observer: Observer) -> Watch | None:
+        """What watches this proxy, where somebody looks and there is something to see."""
+        config = self._config
+        if self._tap.quiet or isinstance(config.upstream, Tcp) or self.listener.kind == socket.SOCK_DGRAM:
+            return None
+        self._watch = Watch(
+            config.name,
+            self.connections,
+            self._tap,
+            observer,
+            self._find_upstream,
+            config.slow_s,
+            config.incident_s,
+        )
+        return self._watch
+
+    def _find_upstream(self) -> int:
+        """The inode of the socket that listens there; 0: it is not known."""
+        if isinstance(self._door, Mirrored) and self._door.there:
+            return self._door.there
+        if monotonic_ns() - self._found_at > _KNOWN_NS and not isinstance(self._config.upstream, Tcp):
+            self._found, self._found_at = listener_inode(self._config.upstream), monotonic_ns()
+        return self._found
 
     @property
     def mirrors(self) -> bool:
@@ -568,6 +600,8 @@ class AcceptLoop:
         )
 
     def _tell_upstream_error(self, op: str, number: int, conn: int | None, message: str | None = None) -> None:
+        if self._watch is not None and number != errno.EAGAIN:
+            self._watch.error(f"{op}() {errno_name(number)}")
         self._tap.put(
             UpstreamError(
                 at=monotonic_ns(),

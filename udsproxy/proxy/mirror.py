@@ -54,10 +54,20 @@ _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 def backlog_of(address: UnixPath | UnixAbstract) -> int | None:
     """The backlog of who listens there; None where the kernel does not show it."""
+    found = _listener_at(address)
+    return None if found is None else found.backlog
+
+
+def listener_inode(address: UnixPath | UnixAbstract) -> int:
+    """The inode of the socket that listens there; 0 where the kernel does not show it."""
+    found = _listener_at(address)
+    return 0 if found is None else found.inode
+
+
+def _listener_at(address: UnixPath | UnixAbstract) -> UnixSocket | None:
     try:
         with SockDiag() as diag:
-            found = diag.listener(_as_asked(address))
-            return None if found is None else found.backlog
+            return diag.listener(_as_asked(address))
     except OSError:
         return None
 
@@ -168,7 +178,7 @@ class Mirrored:
 
     def close(self) -> None:
         self._look_at = 0
-        self._waits.ahead_since = None
+        self._waits.wait_ahead(None)
         self._connections.freed = None
         for each in self._ahead:
             each.sock.close()
@@ -354,7 +364,7 @@ class Mirrored:
         self._before = min(self._before, self._others)
         self._set_limit()
         self._tell(max(0, waiting + self._others - self._resting()))
-        self._waits.ahead_since = self._waits.ahead_since or ahead[0].connected_at if ahead else None
+        self._waits.wait_ahead(ahead[0].connected_at if ahead else None)
         if came or taken:
             self._pause = _FIRST_LOOK_NS
         if not (waiting or self._held) and self._others < self._few:

@@ -13,6 +13,7 @@ import contextlib
 import resource
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import monotonic_ns
 
 import msgspec
@@ -21,11 +22,12 @@ from msgspec.structs import replace
 
 from udsproxy.config import LogConfig, ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, Tcp
-from udsproxy.events import Summary, printable
+from udsproxy.events import ProxyError, Summary, printable
 from udsproxy.faults.rules import Book
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import ConnectionState
 from udsproxy.proxy.listener import AcceptLoop
+from udsproxy.proxy.observer import Observer
 from udsproxy.proxy.relay import Relay
 from udsproxy.proxy.running_faults import RunningFaults
 from udsproxy.proxy.socket_types import require_fit, type_of
@@ -165,12 +167,14 @@ class Server:
             secrets=self._log.secrets,
         )
         self._tap = tap
+        observer = Observer(partial(self._tell_unobserved, tap))
         relay = Relay(tap)
         tap.wake = relay.wake
         try:
             with contextlib.closing(relay), self._ending:
-                await self._serve(tap, relay)
+                await self._serve(tap, relay, observer)
         finally:
+            observer.close()
             tap.wake = _nobody
             for listener in self._listeners:
                 listener.close()
@@ -179,15 +183,30 @@ class Server:
                 pass
             summary = tap.finish((ended - self._began) / 1e9, ended)
             self._close()
+            observer.reap()
         return summary
 
-    async def _serve(self, tap: Tap, relay: Relay) -> None:
+    def _tell_unobserved(self, tap: Tap, why: str) -> None:
+        tap.put(
+            ProxyError(
+                at=monotonic_ns(),
+                proxy=self._proxies[0].name,
+                op="observe",
+                errno="EIO",
+                message=f"workers cannot be looked at: {why}",
+            )
+        )
+
+    async def _serve(self, tap: Tap, relay: Relay, observer: Observer) -> None:
         pairs = zip(self._proxies, self._listeners, strict=True)
         loops = [AcceptLoop(proxy, listener, relay, tap, Book(proxy.name, self._seed)) for proxy, listener in pairs]
         self._loops = loops
         async with trio.open_nursery() as nursery:
             self.faults = RunningFaults(list(zip(self._proxies, loops, strict=True)), nursery)
             nursery.start_soon(relay.run)
+            for loop in loops:
+                if (watch := loop.watched_by(observer)) is not None:
+                    nursery.start_soon(watch.run)
             await self._accept_until_stopped(loops)
             nursery.cancel_scope.cancel()
 

@@ -40,6 +40,11 @@ class Waiting(Protocol):
         ...
 
     @property
+    def answered(self) -> bool:
+        """So it was accepted."""
+        ...
+
+    @property
     def wait(self) -> AcceptWait | None: ...
 
     @property
@@ -63,8 +68,9 @@ class Waits:
         self._looked_at = 0
         """Nobody who was here then, and still is, had been accepted (ns)."""
         self._since: int | None = None
-        self.ahead_since: int | None = None
-        """Since when somebody waits for whom a connection was made ahead (`udsproxy.proxy.mirror`)."""
+        self._ahead_since: int | None = None
+        self.crowded: Callable[[], None] | None = None
+        """Is called when somebody begins to wait where nobody did."""
 
     def close(self) -> None:
         if self._diag is not None:
@@ -73,8 +79,16 @@ class Waits:
     @property
     def since(self) -> int | None:
         """Since when (ns) the queue is known not to have been empty."""
-        known = [at for at in (self._since, self.ahead_since) if at is not None]
+        known = [at for at in (self._since, self._ahead_since) if at is not None]
         return min(known) if known else None
+
+    def wait_ahead(self, since: int | None) -> None:
+        """Somebody for whom a connection was made ahead waits, since then (`udsproxy.proxy.mirror`); or nobody."""
+        begins = since is not None and self.since is None
+        if since is None or self._ahead_since is None:
+            self._ahead_since = since
+        if begins and self.crowded is not None:
+            self.crowded()
 
     def __len__(self) -> int:
         """How many may wait."""
@@ -121,10 +135,13 @@ class Waits:
     def _leaves(self, connection: Waiting, seen_at: int | None) -> None:
         """``seen_at``: when it was seen that it does not wait, where its own bytes do not say that."""
         wait = connection.wait
-        if wait is not None:
-            wait.end(self._looked_at, seen_at)
-            if seen_at is not None and self.accepted is not None:
-                self.accepted(connection)
+        if wait is None:
+            return
+        if seen_at is None and self._looked_at > wait.connected_at and connection.answered:
+            seen_at = monotonic_ns()  # it waited when we looked, and was answered meanwhile
+        wait.end(self._looked_at, seen_at)
+        if seen_at is not None and self.accepted is not None:
+            self.accepted(connection)
 
     def _look(self, at: int) -> None:
         if at != self._look_at:
@@ -152,6 +169,8 @@ class Waits:
             if self._since is None:
                 first = queue[0].wait
                 self._since = began if first is None else first.connected_at
+                if self.crowded is not None:
+                    self.crowded()
         else:
             self._since = None
         self._pause = FIRST_NS if accepted else min(self._pause + self._pause // 2, LAST_NS)

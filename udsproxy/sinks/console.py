@@ -16,12 +16,14 @@ from udsproxy.events import (
     Dropped,
     Event,
     Fault,
+    Incident,
     Listening,
     Message,
     Open,
     ProxyError,
     Queue,
     Request,
+    Slow,
     Summary,
     UpstreamError,
 )
@@ -68,14 +70,17 @@ class ConsoleRenderer:
         if isinstance(event, Open):
             return self._open(event) if self._verbosity else None
         if isinstance(event, Accepted):
-            waited = duration(event.accept_wait_s)
-            return f"{self._start(event)} accepted by the upstream after {waited}" if self._verbosity else None
+            return self._accepted(event) if self._verbosity else None
         if isinstance(event, Listening):
             return self._listening(event)
         if isinstance(event, UpstreamError):
             return self._trouble(event, f"upstream: {event.op}() failed: {event.message} ({event.errno})")
         if isinstance(event, Queue):
             return self._queue(event)
+        if isinstance(event, Slow):
+            return self._slow(event)
+        if isinstance(event, Incident):
+            return self._incident(event)
         if isinstance(event, Fault):
             if event.conn is not None and not self._verbosity:
                 return None  # the exchange, or the connection's end, tells of it
@@ -126,6 +131,35 @@ class ConsoleRenderer:
         if event.stderr:
             line += f"\n{_INDENT}{self._paint('stderr', _YELLOW)} {event.stderr}"
         return line
+
+    def _accepted(self, event: Accepted) -> str:
+        by = f"{event.worker.comm or '?'} (pid {event.worker.pid})" if event.worker is not None else "the upstream"
+        return f"{self._start(event)} accepted by {by} after {duration(event.accept_wait_s)}"
+
+    def _slow(self, event: Slow) -> str:
+        age = duration(event.snapshot.at_s)
+        since = event.snapshot.doing.for_s if event.snapshot.doing is not None else None
+        so_long = f" for {duration(since)} or more" if since else ""
+        line = (
+            f"{self._start(event)} {self._paint(f'slow {age}', _YELLOW)} {event.method or '-'} {event.uri or '-'}"
+            f"  {event.snapshot.text}{so_long}"
+        )
+        stack = event.snapshot.doing.stack if event.snapshot.doing is not None else None
+        if stack and self._verbosity:
+            line += f"\n{_INDENT}kernel: {' < '.join(stack)}"
+        return line
+
+    def _incident(self, event: Incident) -> str:
+        what = self._paint("incident" if event.phase == "open" else "incident over", _RED, _BOLD)
+        lines = [f"{self._start(event)} {what}: {event.what}"]
+        lines += [f"{_INDENT}{each.workers:>5} × {each.doing}" for each in event.waiting_on or ()]
+        lines += [
+            f"{_INDENT}{load.count:>5} × {load.script}, the oldest {duration(load.oldest_s)}"
+            for load in event.in_flight or ()
+        ]
+        if event.unseen:
+            lines.append(f"{_INDENT}{self._paint(event.unseen, _DIM)}")
+        return "\n".join(lines)
 
     def _heading(self) -> str:
         """The names of the columns, once, before the first exchange."""
