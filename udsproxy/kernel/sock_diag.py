@@ -125,8 +125,9 @@ class SockDiag:
         id_ = codec.other_end(sock.id)
         self._socket.send(codec.encode_inet_query(family, protocol, id_, self._number))
         found = self._read_one(codec.decode_inet)
-        # (Where there is no such connection, the kernel answers with who listens there.)
-        return found if found is not None and found.id[: len(id_)] == id_ else None
+        # Where there is no such connection, the kernel answers with who listens there. (The ids are not compared: a
+        # socket of AF_INET6 has the other end of one of AF_INET as ::ffff:127.0.0.1.)
+        return found if found is not None and (found.local, found.remote) == (sock.remote, sock.local) else None
 
     def _ask(self, inode: int, what: int) -> UnixSocket | None:
         self._number += 1
