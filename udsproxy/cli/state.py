@@ -23,6 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.events import printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import Process, SocketState, state_of, survey
@@ -82,7 +83,10 @@ def state(
     _print(report, paths, json=json)
     while watch:
         time.sleep(every_s)
-        _print(_look(paths, doer), paths, json=json)
+        report = _look(paths, doer)
+        _print(report, paths, json=json)
+        if not json:
+            sys.stdout.writelines(f"{printable(line)}\n" for line in report.failed)
     if report.failed:
         raise Failure(FAILED, "; ".join(report.failed))
     return DONE
@@ -143,6 +147,7 @@ def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) ->
     with Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
             lines = _lines(report, paths, console.width)
+            lines += [Text(printable(line), style="red") for line in report.failed]
             if len(lines) > console.height:
                 hidden = len(lines) - console.height + 1
                 lines[console.height - 1 :] = [Text(f"... {_counted(hidden, 'line')} more", style="dim")]
@@ -164,8 +169,6 @@ def _lines(report: _Report, paths: Sequence[str], width: int | None) -> list[Tex
     else:
         lines.append(Text("no Unix socket listens (in this network namespace)"))
     lines += [Text(f"not seen: {line}", style="dim") for line in report.not_seen]
-    # (Once, at the end, they are the command's failure, on standard error.)
-    lines += [Text(line, style="red") for line in report.failed] if not report.sockets else []
     return lines
 
 

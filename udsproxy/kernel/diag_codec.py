@@ -45,8 +45,9 @@ _ERROR = struct.Struct("=i")
 _ANY_COOKIE = 0xFFFFFFFF
 
 NAME, VFS, PEER, ICONS, RQLEN, MEMINFO, _SHUTDOWN, UID = range(8)
-"""Attributes of a Unix socket (UNIX_DIAG_*); the bits that ask for them are 1 << attribute (UDIAG_SHOW_*).
-_SHUTDOWN always comes."""
+"""Attributes of a Unix socket (UNIX_DIAG_*); the bits that ask for them are 1 << attribute (UDIAG_SHOW_*), but for
+the last. _SHUTDOWN always comes."""
+SHOW_UID = 1 << 6
 _RCV_SHUTDOWN = 1
 ALL_STATES = 0xFFFFFFFF
 ESTABLISHED, LISTEN = 1, 10

@@ -15,7 +15,7 @@ import msgspec
 from udsproxy.kernel.syscalls import syscall_name
 
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
-_LOCK = re.compile(r"(\d+): (?:-> *)*(->)? *(\S+) +\S+ +\S+ +(-?\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
+_LOCK = re.compile(r"(\d+): *((?:-> *)*)(\S+) +\S+ +\S+ +(-?\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
 _WATCHED = re.compile(r"^tfd:\s*(\d+)\s.*?\bino:([0-9a-f]+)", re.MULTILINE)
 _MOST_STACK = 24
 """Lines of a kernel stack."""

@@ -21,7 +21,7 @@ from udsproxy.kernel.diag_codec import DiagError, InetSocket, UnixSocket
 _NETLINK_SOCK_DIAG = 4
 _REPLY = 64 * 1024
 _EVERYTHING = (
-    1 << codec.NAME | 1 << codec.VFS | 1 << codec.PEER | 1 << codec.ICONS | 1 << codec.RQLEN | 1 << codec.UID
+    1 << codec.NAME | 1 << codec.VFS | 1 << codec.PEER | 1 << codec.ICONS | 1 << codec.RQLEN | codec.SHOW_UID
 )
 
 _Found = TypeVar("_Found")
