@@ -122,7 +122,8 @@ class SockDiag:
         """The other end of a connection, where that is on this machine (and in this namespace). Raises
         `DiagError`."""
         self._number += 1
-        id_ = codec.other_end(sock.id)
+        # (net/ipv4/udp_diag.c, udp_dump_one: "src and dst are swapped for historical reasons".)
+        id_ = sock.id if protocol == socket.IPPROTO_UDP else codec.other_end(sock.id)
         self._socket.send(codec.encode_inet_query(family, protocol, id_, self._number))
         found = self._read_one(codec.decode_inet)
         # Where there is no such connection, the kernel answers with who listens there. (The ids are not compared: a
