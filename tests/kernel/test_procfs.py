@@ -76,7 +76,7 @@ def test_a_process_that_is_gone() -> None:
 
 WAITS = {
     "nanosleep": "time.sleep(1000)",
-    "poll": "p = select.poll(); p.register(s); p.poll()",
+    "poll": "p = select.poll(); p.register(s, select.POLLIN); p.poll()",
     "select": "select.select([s], [], [])",
     "epoll": "e = select.epoll(); e.register(s, select.EPOLLIN); e.poll()",
     "read": "os.read(os.pipe()[0], 1)",

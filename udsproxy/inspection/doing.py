@@ -200,7 +200,7 @@ def _descriptors(pid: int, call: str, args: tuple[int, ...]) -> list[int]:
 
 def _watched(pid: int, epoll: int) -> list[int]:
     """What a process knows by other numbers than when it was added, or not at all, is left out."""
-    found = procfs.read_epoll(pid, epoll)[:_MOST_POLLED]
+    found = sorted(procfs.read_epoll(pid, epoll))[:_MOST_POLLED]  # (the kernel's order is that of addresses)
     return [number for number, inode in found if procfs.read_file_inode(pid, number) == inode]
 
 
