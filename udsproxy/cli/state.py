@@ -7,6 +7,7 @@ but itself.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -74,6 +75,8 @@ def state(
         raise Failure(USAGE, f"--interval: {interval!r} is less than 50ms")
     if sys.stdout is None:
         raise Failure(FAILED, "standard output is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have what it cannot spell
     doer = Doer()
     report = _look(paths, doer)
     if not report.sockets and report.failed:

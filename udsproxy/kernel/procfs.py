@@ -187,8 +187,14 @@ def holder_of_lock(inode: int, waiter: int) -> int | None:
 
 
 def sockets_of(pid: int) -> dict[int, int] | None:
-    """The sockets that a process holds: descriptor by inode. None: that may not be read."""
-    found = {}
+    """The sockets that a process holds: the lowest descriptor by inode. None: that may not be read."""
+    found = _sockets_of(pid)
+    return None if found is None else dict(sorted(found, reverse=True))
+
+
+def _sockets_of(pid: int) -> list[tuple[int, int]] | None:
+    """(inode, descriptor)"""
+    found = []
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
@@ -197,7 +203,7 @@ def sockets_of(pid: int) -> dict[int, int] | None:
         with contextlib.suppress(OSError):
             match = _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}"))
             if match:
-                found[int(match[1])] = int(name)
+                found.append((int(match[1]), int(name)))
     return found
 
 
@@ -207,11 +213,11 @@ def holders(pids: Iterable[int] | None = None) -> tuple[dict[int, list[tuple[int
     found: dict[int, list[tuple[int, int]]] = {}
     hidden = 0
     for pid in sorted(_pids()) if pids is None else pids:
-        sockets = sockets_of(pid)
+        sockets = _sockets_of(pid)
         if sockets is None:
             hidden += os.path.exists(f"/proc/{pid}")
             continue
-        for inode, number in sockets.items():
+        for inode, number in sockets:
             found.setdefault(inode, []).append((pid, number))
     return found, hidden
 
