@@ -271,7 +271,8 @@ def _process_lines(each: SocketState) -> list[Text]:
     # More than one may be an event loop's, or hold the socket by chance: only what is seen is told.
     if known or waiting:
         what = "datagram" if each.type == "datagram" else "connection"
-        line += f", {waiting or 'none'} of them waiting for {'a' if waiting != 1 else 'the next'} {what}"
+        how_many = f"{waiting or 'none'} of them " if len(each.processes) > 1 else "" if waiting else "not "
+        line += f", {how_many}waiting for a {what}"
     order = sorted(each.processes, key=lambda process: (process.master, bool(process.waits), process.pid))
     rows = [(str(process.pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]]
     table = _columns(("PID", "PROCESS", "NOW"), rows, (0,), "    ")
