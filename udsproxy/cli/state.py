@@ -114,9 +114,7 @@ def _look(paths: Sequence[str], doer: Doer) -> _Report:
     pids = {process.pid for each in sockets for process in each.processes}
     doer.forget(pids)
     if doer.hidden:
-        not_seen.append(
-            f"in which system call {_counted(len(doer.hidden), 'process')} wait (run as root to see that)"
-        )
+        not_seen.append(f"the system calls of {_counted(len(doer.hidden), 'process')} (run as root to see them)")
     return _Report(sockets, not_seen, failed)
 
 
