@@ -291,9 +291,9 @@ def test_a_directory_that_may_not_be_entered(here: Path) -> None:
             assert said.startswith("["), said
             [found], not_seen = msgspec.json.decode(said, type=tuple[list[SocketState], list[str]])
             assert (found.file, found.owner, found.mode, found.limit) == ("hidden", None, None, 3)
-            assert any(
-                line == f"owner and mode of {here}/closed/s: the directory may not be entered" for line in not_seen
-            )
+            # (There may be others of the kind on this machine.)
+            [line] = [line for line in not_seen if line.startswith("owner and mode of ")]
+            assert line.endswith(": the directory may not be entered")
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink("closed/s")
