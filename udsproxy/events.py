@@ -90,6 +90,8 @@ class Doing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The kernel function in which it waits."""
     stack: tuple[str, ...] | None = None
     """The kernel's stack, innermost first."""
+    threads: int | None = None
+    """So many has the process; what is told is of the main one. None: no others."""
 
     @property
     def text(self) -> str:
@@ -111,7 +113,7 @@ _WITHOUT_CALL: dict[What, str] = {
     "sleep": "sleeping",
     "child": "waiting for a child",
     "thread": "waiting for a thread",
-    "disk": "waiting for the disk",
+    "disk": "waiting in the kernel, for the disk mostly",
     "stopped": "stopped",
     "ended": "ended",
     "unknown": "waiting",

@@ -57,6 +57,7 @@ _PACKAGES = {
     "redis-server": "redis-server",
     "setpriv": "util-linux",
     "socat": "socat",
+    "ss": "iproute2",
     "wrk": "wrk",
 }
 """The programs that the tests run, and the Debian packages that have them."""

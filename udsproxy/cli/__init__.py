@@ -6,6 +6,7 @@ Every error is one line on standard error.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -49,6 +50,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
+        # What is left in the buffer would be written once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(FAILED)
     sys.exit(code if isinstance(code, int) else DONE)
 

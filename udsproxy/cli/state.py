@@ -1,38 +1,52 @@
-"""``udsproxy state``: a socket's state, its queue, and who is behind it. No proxy is needed."""
+"""``udsproxy state``: a socket's state, its queue, and who is behind it. No proxy is needed.
+
+Rule: what is printed for people is lines, wrapped by nobody: a name that is long, or made to deceive, moves nothing
+but itself.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from udsproxy.cli.common import DONE, FAILED, Failure, duration_option
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.events import printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
-from udsproxy.inspection.sockets import SocketState, state_of, survey
+from udsproxy.inspection.sockets import Process, SocketState, state_of, survey
 from udsproxy.sinks.text import duration
 
 _MOST_ROWS = 40
 """Processes, and connections, of one socket that are shown (``--json`` has all)."""
-
-_WIDTH = 160
-"""Of lines that go to a file or another program."""
+_MOST_COMMS = 3
+"""Names of programs in one line."""
+_NARROW = 100
+"""Columns: a terminal that has fewer is not shown owner and mode of every socket."""
+_SHORTEST_S = 0.05
 
 
 class _Report(msgspec.Struct, frozen=True):
     """What ``--json`` prints."""
 
     sockets: list[SocketState]
-    without: list[str]
+    not_seen: list[str]
     """What could not be seen, and why."""
+    failed: list[str]
+    """The PATHs of which nothing can be told, and why."""
 
 
 def state(
@@ -41,9 +55,9 @@ def state(
     interval: str = "1s",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Show a Unix socket's queue, who serves it and what each does now; without PATH, all that listen.
+    """Show a Unix socket's queue, who serves it and what each process does now; without PATH, all that listen.
 
-    No proxy is needed. Run it as root to see the processes of other users.
+    No proxy is needed, and nothing is changed. Run it as root to see the processes of other users.
 
     Parameters
     ----------
@@ -52,156 +66,249 @@ def state(
     watch
         Again and again, until Ctrl-C.
     interval
-        How often.
+        With --watch: how often.
     json
-        One JSON object, and then (with --watch) one a line.
+        One JSON object; with --watch, one a line.
     """
-    every_s = max(0.05, duration_option("--interval", interval))
+    every_s = duration_option("--interval", interval)
+    if every_s < _SHORTEST_S:
+        raise Failure(USAGE, f"--interval: {interval!r} is less than 50ms")
+    if sys.stdout is None:
+        raise Failure(FAILED, "standard output is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have what it cannot spell
     doer = Doer()
-    if not watch:
-        _print(_look(paths, doer), json=json, console=_console())
-        return DONE
-    if json or not sys.stdout.isatty():
-        while True:
-            _print(_look(paths, doer), json=json, console=_console())
-            sys.stdout.flush()
-            time.sleep(every_s)
-    with Live(_shown(_look(paths, doer), bool(paths)), auto_refresh=False, screen=True) as live:
-        while True:
-            live.update(_shown(_look(paths, doer), bool(paths)), refresh=True)
-            time.sleep(every_s)
+    report = _look(paths, doer)
+    if not report.sockets and report.failed:
+        raise Failure(FAILED, "; ".join(report.failed))
+    if watch and not json and sys.stdout.isatty():
+        _watch(paths, doer, report, every_s)
+    _print(report, paths, json=json)
+    while watch:
+        time.sleep(every_s)
+        report = _look(paths, doer)
+        _print(report, paths, json=json)
+        if not json:
+            sys.stdout.writelines(f"{printable(line)}\n" for line in report.failed)
+    if report.failed:
+        raise Failure(FAILED, "; ".join(report.failed))
+    return DONE
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else _WIDTH)
-
-
-def _look(paths: tuple[str, ...], doer: Doer) -> _Report:
-    """Raises `Failure`."""
+def _look(paths: Sequence[str], doer: Doer) -> _Report:
     machine = Machine()
+    sockets: list[SocketState] = []
+    failed = []
     try:
-        sockets = []
-        for path in paths:
-            try:
-                found = state_of(machine, path, doer)
-            except OSError as error:
-                raise Failure(FAILED, f"{path}: {error.strerror}") from None
-            if not found:
-                raise Failure(FAILED, f"{path}: nobody has a socket of that name (in this network namespace)")
-            sockets += found
         if not paths:
             sockets = survey(machine)
+        for path in paths:
+            try:
+                sockets += state_of(machine, path, doer)
+            except OSError as error:
+                failed.append(f"{path}: {error.strerror}")
         assert machine.holders is not None  # so that it is known what could not be seen
-        return _Report(sockets, machine.without)
+        not_seen = machine.without
     finally:
         machine.close()
+    pids = {process.pid for each in sockets for process in each.processes}
+    doer.forget(pids)
+    if doer.hidden:
+        not_seen.append(f"the system calls of {_counted(len(doer.hidden), 'process')} (run as root to see them)")
+    return _Report(sockets, not_seen, failed)
 
 
-def _print(report: _Report, *, json: bool, console: Console) -> None:
-    if json:
-        print(msgspec.json.encode(report).decode())
-    else:
-        console.print(_shown(report, several=len(report.sockets) != 1), soft_wrap=True)
+# --- printing ---
 
 
-def _shown(report: _Report, several: bool) -> Group:
-    parts: list[Text | Table] = []
-    if several and all(not each.processes or each.processes[0].doing is None for each in report.sockets):
-        parts.append(_overview(report.sockets))
-    else:
+def _print(report: _Report, paths: Sequence[str], *, json: bool) -> None:
+    """Raises `Failure`, and BrokenPipeError."""
+    try:
+        if json:
+            sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+        elif sys.stdout.isatty():
+            console = Console()
+            console.print(Text("\n").join(_lines(report, paths, console.width)), soft_wrap=True)
+        else:
+            sys.stdout.writelines(f"{line.plain}\n" for line in _lines(report, paths, None))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # (What is left in the buffer would be written once more at the end.)
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Failure(FAILED, f"cannot write: {error.strerror}") from None
+
+
+def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) -> None:
+    """Until a signal: the terminal is given back as it was."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console()
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        while True:
+            lines = _lines(report, paths, console.width)
+            lines += [Text(printable(line), style="red") for line in report.failed]
+            if len(lines) > console.height:
+                hidden = len(lines) - console.height + 1
+                lines[console.height - 1 :] = [Text(f"... {_counted(hidden, 'line')} more", style="dim")]
+            for line in lines:
+                line.no_wrap, line.overflow = True, "ellipsis"
+            live.update(Group(*lines), refresh=True)
+            time.sleep(every_s)
+            report = _look(paths, doer)
+
+
+def _lines(report: _Report, paths: Sequence[str], width: int | None) -> list[Text]:
+    lines: list[Text] = []
+    if paths:
         for number, each in enumerate(report.sockets):
-            if number:
-                parts.append(Text(""))
-            parts += _details(each)
-    parts += [Text(f"not seen: {line}", style="dim") for line in report.without]
-    return Group(*parts)
+            lines += [Text("")] if number else []
+            lines += _details(each)
+    elif report.sockets:
+        lines += _overview(report.sockets, wide=width is None or width >= _NARROW)
+    else:
+        lines.append(Text("no Unix socket listens (in this network namespace)"))
+    lines += [Text(f"not seen: {line}", style="dim") for line in report.not_seen]
+    return lines
 
 
-def _overview(sockets: list[SocketState]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("QUEUE", "OF", "CONNECTED"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("TYPE", "OWNER", "MODE", "SERVED BY", "SOCKET"):
-        table.add_column(name, no_wrap=True)
+def _columns(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int], indent: str) -> list[str]:
+    """Rows of text, each column as wide as its widest cell; the last is not filled up."""
+    table = [head, *rows]
+    widths = [max(cell_len(row[column]) for row in table) for column in range(len(head))]
+    lines = []
+    for row in table:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            fill = " " * (width - cell_len(cell))
+            cells.append(fill + cell if column in right else cell + fill)
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+def _overview(sockets: list[SocketState], *, wide: bool) -> list[Text]:
+    head = ["QUEUE", "OF", "CONNECTED", "TYPE", *(("OWNER", "MODE") if wide else ()), "HELD BY", "SOCKET"]
+    rows = []
     for each in sockets:
-        style = "red" if each.fullness >= 1 else "yellow" if each.queue else ""
-        table.add_row(
-            str(each.queue or 0),
-            "?" if each.limit is None else str(each.limit),
-            str(len(each.connections)),
-            each.type,
-            each.owner or "",
-            each.mode or "",
-            Text(_served_by(each)),
-            Text(each.address or "(no name)"),
-            style=style,
-        )
-    return table
+        rights = (each.owner or "", each.mode or "") if wide else ()
+        limit = "?" if each.limit is None else str(each.limit)
+        name = each.address or "(no name)"
+        if each.file in ("removed", "replaced"):
+            name += f"  (its file has been {each.file})"
+        numbers = str(each.queue or 0), limit, str(len(each.connections))
+        rows.append((*numbers, each.type or "?", *rights, _held_by(each), name))
+    first, *others = _columns(head, rows, (0, 1, 2), "")
+    styled = [Text(first, style="bold")]
+    for each, line in zip(sockets, others, strict=True):
+        styled.append(Text(line, style="red" if each.full else "yellow" if each.queue else ""))
+    return styled
 
 
-def _served_by(each: SocketState) -> str:
-    names = Counter(process.comm for process in each.processes if not process.master)
-    return ", ".join(name if count == 1 else f"{count} × {name}" for name, count in names.items()) or "?"
+def _held_by(each: SocketState) -> str:
+    """``9 php-fpm``. Where no process is seen, who made the socket."""
+    names = Counter(process.comm for process in each.processes).most_common()
+    if not names:
+        return f"user {each.user}" if each.user else "?"
+    text = ", ".join(name if count == 1 else f"{count} {name}" for name, count in names[:_MOST_COMMS])
+    return text + (", ..." if len(names) > _MOST_COMMS else "")
 
 
-def _details(each: SocketState) -> list[Text | Table]:
-    rights = f", {each.owner}, mode {each.mode}" if each.mode else ""
+# --- one socket ---
+
+
+def _details(each: SocketState) -> list[Text]:
+    rights = f", {each.owner}, mode {each.mode}" if each.mode else f", of user {each.user}" if each.user else ""
+    kind = f"{each.type}, " if each.type else ""
     head = Text(each.address or "(no name)", style="bold")
-    head.append(f"  {each.type}, {each.state}{rights}", style="not bold")
-    parts: list[Text | Table] = [head]
+    head.append(f"  {kind}{each.state}{rights}", style="not bold")
+    lines = [head]
     if each.state == "stale":
-        parts.append(Text("  nobody listens behind this file: clients get ECONNREFUSED"))
-        return parts
-    if each.state == "listening":
-        parts.append(_queue_line(each))
-    elif each.queue is not None:
-        parts.append(Text(f"  {each.queue} bytes wait to be read"))
-    masters = [f"{process.comm} (pid {process.pid})" for process in each.processes if process.master]
-    if masters:
-        parts.append(Text(f"  master: {', '.join(masters)}"))
-    workers = [process for process in each.processes if not process.master]
-    busy = [process for process in workers if process.doing is not None and process.doing.what != "accept"]
-    if workers:
-        parts.append(Text(f"  {len(busy)} of {len(workers)} busy"))
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), header_style="dim")
-        for name in ("PID", "PROCESS", "DOES"):
-            table.add_column(name)
-        shown = sorted(workers, key=lambda process: process not in busy)[:_MOST_ROWS]
-        for process in shown:
-            doing = process.doing
-            since = f", {duration(doing.for_s)}" if doing is not None and doing.for_s else ""
-            table.add_row(str(process.pid), process.comm, Text("?" if doing is None else doing.text + since))
-        parts.append(table)
-        if len(workers) > len(shown):
-            parts.append(Text(f"    and {len(workers) - len(shown)} more"))
-    parts += _connection_rows(each)
-    return parts
+        lines.append(Text("  nobody listens behind this file: clients get ECONNREFUSED", style="red"))
+    elif each.state == "shut":
+        lines.append(Text("  its server has called shutdown(): clients get ECONNREFUSED", style="red"))
+    elif each.state == "bound" and each.type != "datagram":
+        lines.append(Text("  its owner has not called listen(): clients get ECONNREFUSED", style="red"))
+    if each.file == "removed":
+        lines.append(Text("  its file has been removed: clients get ENOENT", style="red"))
+    elif each.file == "replaced":
+        lines.append(Text("  its file has been replaced: clients there do not come to this socket", style="red"))
+    lines += _queue_lines(each)
+    lines += _process_lines(each)
+    return lines + _connection_lines(each)
 
 
-def _queue_line(each: SocketState) -> Text:
+def _queue_lines(each: SocketState) -> list[Text]:
+    if each.next_nbytes is not None:
+        waits = f"a datagram of {each.next_nbytes} bytes waits to be read" if each.next_nbytes else "none waits"
+        return [Text(f"  queue: {waits}")]
+    if each.queue is None:
+        return []
     if each.limit is None:
-        return Text(f"  queue {each.queue or 0} of ?")
-    line = f"  queue {each.queue} of {each.limit} (backlog {each.backlog})"
+        return [Text(f"  queue: {each.queue} of ?")]
+    line = f"  queue: {each.queue} of {each.limit} (backlog {each.backlog})"
+    if each.full:
+        line += ", full: the next client gets EAGAIN, or waits in connect()"
+    lines = [Text(line, style="red" if each.full else "yellow" if each.queue else "")]
+    clients = Counter(each.waiting or ()).most_common(_MOST_COMMS + 1)
+    if clients:
+        names = ", ".join(name if count == 1 else f"{count} of {name}" for name, count in clients[:_MOST_COMMS])
+        lines.append(Text(f"    waiting: {names}{', ...' if len(clients) > _MOST_COMMS else ''}"))
     if each.gone:
-        line += f"; {each.gone} of them {'has' if each.gone == 1 else 'have'} left, and will be served all the same"
-    if each.fullness >= 1:
-        line += "; full: the next client gets EAGAIN, or waits in connect()"
-    return Text(line, style="red" if each.fullness >= 1 else "")
+        lines.append(Text(f"    {each.gone} of them {_has(each.gone)} left, and will be served all the same"))
+    return lines
 
 
-def _connection_rows(each: SocketState) -> list[Text | Table]:
+def _process_lines(each: SocketState) -> list[Text]:
+    if not each.processes:
+        return [] if each.state == "stale" else [Text("  processes: none that may be seen")]
+    servers = [process for process in each.processes if not process.master]
+    waiting = sum(1 for process in servers if process.waits)
+    line = f"  processes: {len(each.processes)}"
+    known = all(process.waits is not None for process in servers)
+    # More than one may be an event loop's, or hold the socket by chance: only what is seen is told.
+    if known or waiting:
+        what = "datagram" if each.type == "datagram" else "connection"
+        how_many = f"{waiting or 'none'} of them " if len(each.processes) > 1 else "" if waiting else "not "
+        line += f", {how_many}waiting for a {what}"
+    order = sorted(each.processes, key=lambda process: (process.master, bool(process.waits), process.pid))
+    rows = [(str(process.pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]]
+    table = _columns(("PID", "PROCESS", "NOW"), rows, (0,), "    ")
+    return [Text(line), *_table(table, len(each.processes))]
+
+
+def _now(process: Process) -> str:
+    if process.doing is None:
+        return "?"
+    text = process.doing.text + (f", {duration(process.doing.for_s)}" if process.doing.for_s else "")
+    if process.doing.threads:
+        waits = "one waits here, " if process.waits and process.doing.what != "accept" else ""
+        text += f" ({process.doing.threads} threads: {waits}this is the main one)"
+    return f"holds it for its children; {text}" if process.master else text
+
+
+def _connection_lines(each: SocketState) -> list[Text]:
     if not each.connections:
         return []
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), header_style="dim")
-    for name in ("SERVER", "CLIENT"):
-        table.add_column(name)
-    table.add_column("UNREAD BY SERVER", justify="right")
-    table.add_column("BY CLIENT", justify="right")
+    rows = []
     for one in each.connections[:_MOST_ROWS]:
-        client = one.client or ("?" if one.client_unread is not None else "has left")
-        unread = "" if one.client_unread is None else str(one.client_unread)
-        table.add_row(one.server or "?", client, str(one.unread), unread)
-    parts: list[Text | Table] = [Text(f"  {len(each.connections)} connected"), table]
-    if len(each.connections) > _MOST_ROWS:
-        parts.append(Text(f"    and {len(each.connections) - _MOST_ROWS} more"))
-    return parts
+        client = one.client or ("has left" if one.client_left else "?")
+        unread = ["" if nbytes is None else str(nbytes) for nbytes in (one.unread, one.client_unread)]
+        rows.append((*unread, client, one.server or "?"))
+    table = _columns(("UNREAD BY SERVER", "BY CLIENT", "CLIENT", "SERVER"), rows, (0, 1), "    ")
+    return [Text(f"  connected: {len(each.connections)}"), *_table(table, len(each.connections))]
+
+
+def _table(lines: list[str], rows: int) -> list[Text]:
+    head, *others = lines
+    more = [Text(f"    and {rows - _MOST_ROWS} more")] if rows > _MOST_ROWS else []
+    return [Text(head, style="dim"), *map(Text, others), *more]
+
+
+def _counted(number: int, what: str) -> str:
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"
+
+
+def _has(number: int) -> str:
+    return "has" if number == 1 else "have"

@@ -6,6 +6,7 @@ Rule: what is told is of one moment, more or less; for another, make another `Ma
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from functools import cached_property
 
 import msgspec
 
+from udsproxy.endpoints import ownership
 from udsproxy.events import printable
 from udsproxy.kernel import proc_net_unix, procfs
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, InetSocket, UnixSocket
@@ -39,10 +41,16 @@ class Inet(msgspec.Struct, frozen=True):
 class Machine:
     """See the module."""
 
-    def __init__(self) -> None:
-        self.without: list[str] = []
-        """What could not be seen, and why: a line each. Complete when everything was asked."""
+    def __init__(self, *, diag: bool = True) -> None:
+        """``diag``: False where unix_diag shall not be used, although the kernel has it."""
         self._diag: SockDiag | None = None
+        self._hidden_processes = 0
+        self._names: dict[int, str] = {}
+        self._parents: dict[int, int | None] = {}
+        self.closed_directories: set[str] = set()
+        """Names of sockets whose directory we may not enter. (Whoever looks there adds them.)"""
+        if not diag:
+            return
         try:
             self._diag = SockDiag()
             with socket.socket(socket.AF_UNIX) as known:
@@ -57,21 +65,46 @@ class Machine:
         if self._diag is not None:
             self._diag.close()
             self._diag = None
-        self.without.append(
-            "this kernel has no unix_diag: no backlog, no peers, nobody's owner (modprobe unix_diag, as root)"
-        )
 
     def close(self) -> None:
         if self._diag is not None:
             self._diag.close()
 
+    @property
+    def has_diag(self) -> bool:
+        """Without it neither backlog, nor peers, nor unread bytes are known (`proc_net_unix`)."""
+        return self._diag is not None
+
+    @property
+    def without(self) -> list[str]:
+        """What could not be seen, and why: a line each. Complete when everything was asked."""
+        lines = []
+        if self._diag is None:
+            lines.append(
+                "backlogs, peers, unread bytes: this kernel has no unix_diag (modprobe unix_diag), "
+                "/proc/net/unix is all there is"
+            )
+        root = os.geteuid() == 0
+        if self._hidden_processes:
+            several = "process" if self._hidden_processes == 1 else "processes"
+            whose = "(that takes CAP_SYS_PTRACE)" if root else "of other users (run as root to see them)"
+            lines.append(f"the sockets of {self._hidden_processes} {several} {whose}")
+        if not os.path.exists("/proc/1"):
+            lines.append("processes of other users: /proc is mounted with hidepid")
+        if self.closed_directories:
+            some = sorted(self.closed_directories)
+            more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+            lines.append(f"owner and mode of {some[0]}{more}: the directory may not be entered")
+        return lines
+
     @cached_property
     def unix(self) -> dict[int, UnixSocket]:
         """Every Unix socket of our network namespace, by inode."""
         if self._diag is not None:
-            with contextlib.suppress(OSError):
+            try:
                 return {each.inode: each for each in self._diag.unix_sockets()}
-            self._forget_diag()
+            except OSError:
+                self._forget_diag()
         return {each.inode: each for each in proc_net_unix.read()}
 
     @cached_property
@@ -81,45 +114,79 @@ class Machine:
         for kind, family, protocol in _INET:
             with contextlib.suppress(OSError), SockDiag() as diag:  # (a kernel may lack one of them)
                 for each in diag.inet_sockets(family, protocol):
-                    found[each.inode] = Inet(kind, family, protocol, each)
+                    if each.inode:  # (else nobody holds it any more: TIME_WAIT)
+                        found[each.inode] = Inet(kind, family, protocol, each)
         return found
 
     @cached_property
     def holders(self) -> dict[int, list[tuple[int, int]]]:
         """Who holds each socket: (pid, descriptor)."""
-        found, hidden = procfs.holders()
-        if hidden:
-            whose = "" if os.geteuid() == 0 else " of other users (run as root to see them)"
-            self.without.append(f"the sockets of {hidden} processes{whose}")
+        found, self._hidden_processes = procfs.holders()
         return found
 
-    @property
-    def knows_backlog(self) -> bool:
-        return self._diag is not None
-
-    def accepted_under(self, name: bytes, kind: int) -> list[int]:
-        """The inodes of what was accepted from a listener of that name and type."""
-        return self._accepted.get((name, kind), [])
+    def accepted_from(self, listener: UnixSocket) -> list[UnixSocket]:
+        """What has the name, the file and the type of a listener, and is connected (net/unix/af_unix.c,
+        unix_stream_connect)."""
+        return self._accepted.get((listener.name, listener.file, listener.type), []) if listener.name else []
 
     @cached_property
-    def _accepted(self) -> dict[tuple[bytes, int], list[int]]:
-        found: dict[tuple[bytes, int], list[int]] = {}
+    def _accepted(self) -> dict[tuple[bytes | None, tuple[int, int] | None, int], list[UnixSocket]]:
+        found: dict[tuple[bytes | None, tuple[int, int] | None, int], list[UnixSocket]] = {}
         for each in self.unix.values():
-            if each.name and each.state == ESTABLISHED:
-                found.setdefault((each.name, each.type), []).append(each.inode)
+            if each.name and each.state == ESTABLISHED and each.type != socket.SOCK_DGRAM:
+                found.setdefault((each.name, each.file, each.type), []).append(each)
         return found
+
+    @cached_property
+    def queued(self) -> dict[int, UnixSocket]:
+        """The clients that nobody has accepted yet, by inode: in whose queue."""
+        return {client: each for each in self.unix.values() for client in each.waiting if client}
+
+    @cached_property
+    def servers(self) -> list[UnixSocket]:
+        """Who can be addressed: all sockets with a name of their own. (What a listener has accepted shares its
+        name, and is connected.)"""
+        return [
+            each for each in self.unix.values()
+            if each.name and (each.state != ESTABLISHED or each.type == socket.SOCK_DGRAM)
+        ]  # fmt: skip
+
+    def servers_at(self, name: bytes, directory: str) -> list[UnixSocket]:
+        """Those that a process would address by a name as connect() takes it, where ``directory`` is its working
+        one."""
+        if name.startswith(b"\0"):
+            return [each for each in self.servers if each.name == name]
+        path = os.path.join(directory, os.fsdecode(name.partition(b"\0")[0]))
+        try:
+            file = os.stat(path)
+        except OSError:
+            return []
+        return [each for each in self.servers if is_at(each, os.path.abspath(path), file)]
 
     def others_of(self, inode: int, *pids: int) -> Iterator[int]:
         """The processes that hold this socket, but for these."""
         yield from dict.fromkeys(pid for pid, _ in self.holders.get(inode, ()) if pid not in pids)
 
     def who_holds(self, inode: int) -> str | None:
-        """``mysqld (pid 9)``; where several do, the first (which is a master, mostly) and how many others."""
+        """``mysqld, pid 9``; where several do, the first (which is a master, mostly) and how many others; ``user
+        mysql`` where no process is seen, but who made the socket."""
         pids = list(self.others_of(inode))
         if not pids:
-            return None
-        more = f", {len(pids) - 1} more" if len(pids) > 1 else ""
-        return f"{name_of(pids[0])}, pid {pids[0]}{more}"
+            sock = self.unix.get(inode)
+            return None if sock is None or sock.uid is None else f"user {user_name(sock.uid)}"
+        more = f" and {len(pids) - 1} more" if len(pids) > 1 else ""
+        return f"{self.name_of(pids[0])}, pid {pids[0]}{more}"
+
+    def name_of(self, pid: int) -> str:
+        """A process's name, safe to print."""
+        if pid not in self._names:
+            self._names[pid] = printable(procfs.read_comm(pid) or "?")
+        return self._names[pid]
+
+    def parent_of(self, pid: int) -> int | None:
+        if pid not in self._parents:
+            self._parents[pid] = procfs.read_parent(pid)
+        return self._parents[pid]
 
     def unix_name(self, inode: int) -> str | None:
         """``/run/x.sock``, or ``@name``; None: it has none, or there is no such socket."""
@@ -128,30 +195,55 @@ class Machine:
 
     def other_end(self, found: Inet) -> int:
         """The inode of the other end of a connection on this machine; 0: it is elsewhere, or not connected."""
-        if self._diag is None:
-            return 0
         with contextlib.suppress(OSError), SockDiag() as diag:
             other = diag.other_end(found.family, found.protocol, found.sock)
             return 0 if other is None else other.inode
         return 0
 
-    def listener_at(self, address: str) -> int:
-        """The inode of the TCP socket that listens at ``10.0.0.5:3306``, also for all addresses; 0: nobody does."""
-        port = address.rpartition(":")[2]
+    def listener_of(self, found: Inet) -> int:
+        """The inode of the TCP socket that listens where a connection goes to; 0: nobody does on this machine."""
+        sock = found.sock
+        host, _, port = sock.remote.rpartition(":")
+        # Only an address of this machine is answered by who listens at all of its addresses, and a connection to
+        # such a one comes from it, too.
+        ours = host.startswith(("127.", "[::1]")) or host == sock.local.rpartition(":")[0]
         for each in self.inet.values():
-            host, _, its = each.sock.local.rpartition(":")
-            if each.sock.state == LISTEN and its == port and (each.sock.local == address or host in _ALL):
+            if found.kind != each.kind or each.sock.state != LISTEN:
+                continue
+            its_host, _, its_port = each.sock.local.rpartition(":")
+            if its_port == port and (its_host == host or (ours and its_host in _ALL)):
                 return each.sock.inode
         return 0
 
 
-def name_of(pid: int) -> str:
-    """A process's name, safe to print."""
-    return printable(procfs.read_comm(pid) or "?")
+def is_at(sock: UnixSocket, path: str, file: os.stat_result) -> bool:
+    """Is this socket's file that one? ``path``: without ``.`` or ``..``."""
+    name = b"" if sock.name is None else sock.name.partition(b"\0")[0]
+    if sock.file is None:
+        return name == os.fsencode(path)
+    device, inode = sock.file
+    if inode != file.st_ino & 0xFFFFFFFF:
+        return False
+    # Some file systems show stat() another device than the kernel's own (btrfs, overlayfs).
+    same_device = device == os.major(file.st_dev) << 20 | os.minor(file.st_dev)
+    return same_device or os.path.basename(name) == os.path.basename(os.fsencode(path))
+
+
+@functools.lru_cache(1024)
+def user_name(uid: int) -> str:
+    return printable(ownership.user_name(uid))
+
+
+@functools.lru_cache(1024)
+def group_name(gid: int) -> str:
+    return printable(ownership.group_name(gid))
 
 
 def spelled(name: bytes | None) -> str | None:
-    """A Unix socket's name as people write it: a path, or ``@NAME`` for an abstract one."""
+    """A Unix socket's name as people write it, safe to print: a path, or ``@NAME`` for an abstract one."""
     if not name:
         return None
-    return "@" + printable(name[1:]) if name[:1] == b"\0" else printable(name.partition(b"\0")[0])
+    if name[:1] == b"\0":
+        return "@" + printable(name[1:])
+    path = printable(name.partition(b"\0")[0])
+    return path if path[:1] != "@" else f"./{path}"

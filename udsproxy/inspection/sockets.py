@@ -1,23 +1,24 @@
 """The state of Unix sockets, as ``udsproxy state`` tells it: whose, how full, who serves it and what each does now.
 
-Rule: values only; how they look is the command's.
+Rules: values only; how they look is the command's. The keys are an interface (docs/state.md): add, never rename.
+What is not known is absent.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
 from time import monotonic
+from typing import Literal
 
 import msgspec
 
-from udsproxy.endpoints.ownership import group_name, user_name
 from udsproxy.events import Doing, printable
-from udsproxy.inspection.doing import Doer
-from udsproxy.inspection.machine import Machine, name_of, spelled
-from udsproxy.kernel import procfs
-from udsproxy.kernel.diag_codec import ESTABLISHED, UnixSocket
+from udsproxy.inspection.doing import Doer, waits_at
+from udsproxy.inspection.machine import Machine, group_name, is_at, spelled, user_name
+from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, UnixSocket
 
 TYPES: dict[int, str] = {
     socket.SOCK_STREAM: "stream",
@@ -25,15 +26,26 @@ TYPES: dict[int, str] = {
     socket.SOCK_SEQPACKET: "seqpacket",
 }
 
+State = Literal["listening", "shut", "bound", "connected", "stale"]
+"""``shut``: shutdown() was called on a listener, nobody can connect. ``bound``: it receives datagrams, or nobody
+has called listen(). ``connected``: a socket for datagrams that takes those of one sender only. ``stale``: a file,
+and nobody behind it."""
+
+File = Literal["there", "removed", "replaced", "hidden"]
+"""The file of a socket with an absolute path: nothing is there any more, or it is another one's by now, or its
+directory may not be entered."""
+
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A process that holds the socket. ``doing``: only of a listener's."""
+    """A process that holds the socket. ``waits``, ``master`` and ``doing``: only where a socket was asked for."""
 
     pid: int
     comm: str
     fd: int
+    waits: bool | None = None
+    """It waits for what comes to this socket: the next connection, or datagram. Absent: that cannot be told."""
     master: bool = False
-    """It holds the socket only for its children."""
+    """Its children hold the socket too, and it does not wait there itself."""
     doing: Doing | None = None
 
 
@@ -41,10 +53,11 @@ class Established(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """A connection that was accepted from a listener. Bytes are those that wait to be read."""
 
     inode: int
-    unread: int
+    unread: int | None = None
     """What the client has sent."""
     client_unread: int | None = None
-    """What the server has sent. None: the client has left."""
+    """What the server has sent. Absent: the client has left."""
+    client_left: bool = False
     server: str | None = None
     client: str | None = None
     """``nginx, pid 7``."""
@@ -54,27 +67,36 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """One socket."""
 
     address: str | None = None
-    """A path, or ``@NAME``; None: it has no name."""
-    type: str
-    state: str
-    """``listening``, ``bound`` (it receives datagrams, or nobody has called listen()), ``connected``, ``shut``
-    (shutdown() was called), ``stale`` (a file, and nobody behind it), ``no file`` (its name has been removed)."""
+    """A path as it was bound, or as it was asked for; or ``@NAME``. Absent: it has no name."""
+    type: str | None = None
+    state: State
     inode: int | None = None
     queue: int | None = None
-    """How many wait to be accepted; of a socket for datagrams, the bytes that wait to be read."""
+    """How many connections wait to be accepted."""
     backlog: int | None = None
     """The limit that listen() was given: one more than this may wait."""
+    limit: int | None = None
+    """How many may wait (net/unix/af_unix.c, unix_recvq_full: backlog + 1)."""
     gone: int | None = None
     """Of those in the queue, how many have left: a worker will still be given them."""
+    waiting: tuple[str, ...] | None = None
+    """Who waits in the queue, first come first: ``nginx, pid 7``, ``?``."""
+    next_nbytes: int | None = None
+    """Of a socket for datagrams: the size of the next one that waits to be read; 0: there is none, or it is
+    empty."""
+    user: str | None = None
+    """Who made the socket."""
+    file: File | None = None
     owner: str | None = None
+    """Of the file: user:group."""
     mode: str | None = None
+    """Of the file: octal."""
     processes: tuple[Process, ...] = ()
     connections: tuple[Established, ...] = ()
 
     @property
-    def limit(self) -> int | None:
-        """How many may wait (net/unix/af_unix.c, unix_recvq_full: backlog + 1)."""
-        return None if self.backlog is None else self.backlog + 1
+    def full(self) -> bool:
+        return self.queue is not None and self.limit is not None and self.queue >= self.limit
 
     @property
     def fullness(self) -> float:
@@ -82,97 +104,145 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return (self.queue or 0) / (self.limit or 1)
 
 
-def survey(machine: Machine, doer: Doer | None = None) -> list[SocketState]:
-    """Every listening socket, the fullest queue first. ``doer``: tells what the processes do."""
-    found = [_state(machine, each, doer) for each in machine.unix.values() if each.listening]
+def survey(machine: Machine) -> list[SocketState]:
+    """Every listening socket, the fullest queue first."""
+    found = [_state(machine, each, None) for each in machine.unix.values() if each.listening]
     return sorted(found, key=lambda each: (-each.fullness, -(each.queue or 0), each.address or ""))
 
 
-def state_of(machine: Machine, address: str, doer: Doer | None = None) -> list[SocketState]:
-    """The sockets at an address (a path, or ``@NAME``): several may have had the same path, and names stand for a
-    socket of each type. Raises OSError: there is no such path, or it is no socket."""
+def state_of(machine: Machine, address: str, doer: Doer) -> list[SocketState]:
+    """The sockets at an address: a path, or ``@NAME``, or as `survey` writes it. There may be several: names stand
+    for a socket of each type.
+
+    Raises OSError: there is no such path, or it is no socket; ENXIO: nobody has a socket of that name.
+    """
     if address.startswith("@"):
         name = b"\0" + os.fsencode(address[1:])
-        return [_state(machine, each, doer) for each in _servers(machine) if each.name == name]
-    file = os.stat(address)
+        found = [each for each in machine.servers if each.name == name] or _as_written(machine, address)
+        if not found:
+            raise OSError(errno.ENXIO, "nobody has a socket of that name (in this network namespace)", address)
+        return [_state(machine, each, doer) for each in found]
+    try:
+        file = os.stat(address)
+    except (OSError, ValueError) as error:  # (a NUL in it)
+        # Its file may have been removed, or its name be written with escapes.
+        found = _as_written(machine, address) or _as_written(machine, os.path.abspath(address))
+        if not found:
+            if isinstance(error, ValueError):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), address) from None
+            raise
+        return [_state(machine, each, doer) for each in found]
     if not stat.S_ISSOCK(file.st_mode):
-        raise OSError(0, "it is no socket", address)
+        raise OSError(errno.ENOTSOCK, "is no socket", address)
     path = os.path.abspath(address)
-    found = [each for each in _servers(machine) if is_at(each, path, file)]
-    if not found:
-        owner, mode = _owner_and_mode(file)
-        return [SocketState(address=printable(address), type="?", state="stale", owner=owner, mode=mode)]
-    return [_state(machine, each, doer, path) for each in found]
+    found = [each for each in machine.servers if is_at(each, path, file)]
+    if found:
+        return [_state(machine, each, doer, path) for each in found]
+    owner, mode = _owner_and_mode(file)
+    left = [each for each in machine.unix.values() if each.state == ESTABLISHED and is_at(each, path, file)]
+    connections = tuple(_connection(machine, each) for each in left)
+    return [
+        SocketState(
+            address=printable(path), state="stale", file="there", owner=owner, mode=mode, connections=connections
+        )
+    ]
 
 
-def is_at(sock: UnixSocket, path: str, file: os.stat_result) -> bool:
-    """Is this socket's file that one? (Some file systems show stat() another device than the kernel's own.)"""
-    if sock.file is not None:
-        return sock.file[1] == file.st_ino & 0xFFFFFFFF
-    return sock.name is not None and sock.name.partition(b"\0")[0] == os.fsencode(path)
-
-
-def _servers(machine: Machine) -> list[UnixSocket]:
-    """Sockets with a name of their own: what a listener has accepted shares its name, and is connected."""
-    return [each for each in machine.unix.values() if each.name and (each.state != ESTABLISHED or not each.peer)]
+def _as_written(machine: Machine, address: str) -> list[UnixSocket]:
+    return [each for each in machine.servers if spelled(each.name) == address]
 
 
 def _state(machine: Machine, sock: UnixSocket, doer: Doer | None, path: str | None = None) -> SocketState:
-    name = path or (os.fsdecode(sock.name.partition(b"\0")[0]) if sock.name and sock.name[:1] != b"\0" else None)
-    owner = mode = None
-    state = "listening" if sock.listening else "shut" if sock.shut else "bound"
-    if name is not None:
-        try:
-            file = os.stat(name)
-            if is_at(sock, name, file):
-                owner, mode = _owner_and_mode(file)
-            elif os.path.isabs(name):
-                state = "no file"
-        except FileNotFoundError:
-            state = "no file" if os.path.isabs(name) else state
-        except OSError:
-            pass  # we may not look there
-    holders = machine.holders.get(sock.inode, [])
-    serving = set(procfs.without_masters([pid for pid, _ in holders]))
-    stream = sock.type != socket.SOCK_DGRAM
+    holders: dict[int, set[int]] = {}
+    for pid, number in machine.holders.get(sock.inode, ()):
+        holders.setdefault(pid, set()).add(number)
+    bound = os.fsdecode(sock.name.partition(b"\0")[0]) if sock.name and sock.name[:1] != b"\0" else None
+    where, file = _file(machine, sock, path or bound, list(holders))
+    owner, mode = (None, None) if file is None else _owner_and_mode(file)
+    streams = sock.type != socket.SOCK_DGRAM
+    queues = sock.state == LISTEN
+    backlog = sock.backlog if queues and machine.has_diag else None
     return SocketState(
         address=printable(path) if path else spelled(sock.name),
         type=TYPES.get(sock.type, str(sock.type)),
-        state=state,
+        state=_name_of_state(sock),
         inode=sock.inode,
-        queue=sock.queue if sock.listening or not stream else None,
-        backlog=sock.backlog if sock.listening and machine.knows_backlog else None,
+        queue=sock.queue if queues else None,
+        backlog=backlog,
+        limit=None if backlog is None else backlog + 1,
         gone=sum(1 for each in sock.waiting if not each) or None,
+        waiting=tuple(machine.who_holds(each) or "?" for each in sock.waiting if each) or None,
+        next_nbytes=sock.queue if not streams and machine.has_diag else None,
+        user=None if sock.uid is None else user_name(sock.uid),
+        file=where,
         owner=owner,
         mode=mode,
-        processes=tuple(_process(machine, pid, fd, pid in serving, doer) for pid, fd in holders),
-        connections=_connections(machine, sock) if stream else (),
+        processes=tuple(_process(machine, sock, pid, fds, list(holders), doer) for pid, fds in holders.items()),
+        connections=tuple(_connection(machine, each) for each in machine.accepted_from(sock)),
     )
 
 
-def _process(machine: Machine, pid: int, fd: int, serves: bool, doer: Doer | None) -> Process:
-    doing = None if doer is None or not serves else doer.doing(pid, machine, monotonic())
-    return Process(pid=pid, comm=name_of(pid), fd=fd, master=not serves, doing=doing)
+def _name_of_state(sock: UnixSocket) -> State:
+    if sock.state == ESTABLISHED:
+        return "connected"
+    if sock.state != LISTEN:
+        return "bound"
+    return "shut" if sock.shut else "listening"
 
 
-def _connections(machine: Machine, listener: UnixSocket) -> tuple[Established, ...]:
-    """Those that were accepted from it: connected, and of its name (net/unix/af_unix.c, unix_accept)."""
-    if not listener.name:
-        return ()
-    found = []
-    for inode in machine.accepted_under(listener.name, listener.type):
-        sock = machine.unix[inode]
-        client = machine.unix.get(sock.peer)
-        found.append(
-            Established(
-                inode=inode,
-                unread=sock.queue,
-                client_unread=None if client is None else client.queue,
-                server=machine.who_holds(inode),
-                client=None if client is None else machine.who_holds(client.inode),
-            )
-        )
-    return tuple(found)
+def _file(
+    machine: Machine, sock: UnixSocket, path: str | None, pids: list[int]
+) -> tuple[File | None, os.stat_result | None]:
+    """What became of the file. A relative name is one in the directory of who holds the socket, most likely."""
+    if path is None:
+        return None, None
+    absolute = os.path.isabs(path)
+    seen: File | None = None
+    # (The last: where its holder has another root directory, or other mounts, in a container.)
+    roots = [f"/proc/{pid}/root" for pid in pids[:1]]
+    for place in (
+        [path, *(root + path for root in roots)] if absolute else [f"/proc/{pid}/cwd/{path}" for pid in pids]
+    ):
+        try:
+            file = os.stat(place)
+        except PermissionError:
+            if place == path:
+                machine.closed_directories.add(printable(path))
+                seen = "hidden"
+        except (OSError, ValueError):
+            if place == path:
+                seen = "removed"
+        else:
+            if is_at(sock, path if absolute else os.path.abspath(place), file):
+                return "there", file
+            seen = "replaced" if place == path else seen
+    return seen, None
+
+
+def _process(
+    machine: Machine, sock: UnixSocket, pid: int, fds: set[int], pids: list[int], doer: Doer | None
+) -> Process:
+    if doer is None:
+        return Process(pid=pid, comm=machine.name_of(pid), fd=min(fds))
+    waits = waits_at(pid, sock.inode, fds)
+    # (A server that waits there itself may have children that hold the socket by chance.)
+    master = not waits and any(machine.parent_of(other) == pid for other in pids)
+    doing = doer.doing(pid, machine, monotonic())
+    return Process(pid=pid, comm=machine.name_of(pid), fd=min(fds), waits=waits, master=master, doing=doing)
+
+
+def _connection(machine: Machine, sock: UnixSocket) -> Established:
+    if not machine.has_diag:
+        return Established(inode=sock.inode, server=machine.who_holds(sock.inode))
+    client = machine.unix.get(sock.peer)
+    return Established(
+        inode=sock.inode,
+        unread=sock.queue,
+        client_unread=None if client is None else client.queue,
+        client_left=not sock.peer,
+        server=machine.who_holds(sock.inode),
+        client=None if client is None else machine.who_holds(client.inode),
+    )
 
 
 def _owner_and_mode(file: os.stat_result) -> tuple[str, str]:

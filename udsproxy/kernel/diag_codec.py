@@ -45,8 +45,9 @@ _ERROR = struct.Struct("=i")
 _ANY_COOKIE = 0xFFFFFFFF
 
 NAME, VFS, PEER, ICONS, RQLEN, MEMINFO, _SHUTDOWN, UID = range(8)
-"""Attributes of a Unix socket (UNIX_DIAG_*); the bits that ask for them are 1 << attribute (UDIAG_SHOW_*).
-_SHUTDOWN always comes."""
+"""Attributes of a Unix socket (UNIX_DIAG_*); the bits that ask for them are 1 << attribute (UDIAG_SHOW_*), but for
+the last. _SHUTDOWN always comes."""
+SHOW_UID = 1 << 6
 _RCV_SHUTDOWN = 1
 ALL_STATES = 0xFFFFFFFF
 ESTABLISHED, LISTEN = 1, 10
@@ -62,7 +63,8 @@ class UnixSocket(msgspec.Struct, frozen=True):
 
     ``peer``: the inode of the other end; 0 while a connection waits in an accept queue, and where the other end has
     been closed. ``queue`` and ``backlog``: of a listener, how many wait, and the limit that listen() was given; of
-    another socket, the bytes that wait to be read, and memory.
+    another socket, the bytes that wait to be read (of a socket for datagrams, those of the next one:
+    unix_inq_len()), and memory.
     """
 
     inode: int
@@ -168,15 +170,23 @@ def _decode(data: bytes, number: int, decode_one: Callable[[bytes, int, int], _F
                 raise struct.error
             if answers == number:
                 if kind == _NLMSG_DONE:
+                    # (A dump that failed half-way says so here; for some, a kernel without that module, too.)
+                    if length >= _HEADER.size + _ERROR.size:
+                        _raise_error(data, offset + _HEADER.size)
                     yield None
                     return
                 if kind == _NLMSG_ERROR:
-                    code = -_ERROR.unpack_from(data, offset + _HEADER.size)[0]
-                    raise DiagError(code, f"sock_diag: {errno_name(code)}")
+                    _raise_error(data, offset + _HEADER.size)
                 yield decode_one(data, offset + _HEADER.size, offset + length)
         except struct.error:
             raise DiagError(errno.EBADMSG, "sock_diag: an answer that cannot be read") from None
         offset += length + -length % 4
+
+
+def _raise_error(data: bytes, start: int) -> None:
+    code = -_ERROR.unpack_from(data, start)[0]
+    if code:
+        raise DiagError(code, f"sock_diag: {errno_name(code)}")
 
 
 def _decode_unix(data: bytes, start: int, end: int) -> UnixSocket:

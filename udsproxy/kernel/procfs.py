@@ -15,13 +15,17 @@ import msgspec
 from udsproxy.kernel.syscalls import syscall_name
 
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
-_LOCK = re.compile(r"(\d+): (->)? ?(\S+) +\S+ +\S+ +(-?\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
+_LOCK = re.compile(r"(\d+): *((?:-> *)*)(\S+) +\S+ +\S+ +(-?\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
+_WATCHED = re.compile(r"^tfd:\s*(\d+)\s.*?\bino:([0-9a-f]+)", re.MULTILINE)
 _MOST_STACK = 24
 """Lines of a kernel stack."""
+_32_BIT = 1 << 32
+"""A stack pointer below this is that of a program for another machine (i386): its system calls have other
+numbers."""
 
 
 class Activity(msgspec.Struct, frozen=True):
-    """A process at one moment."""
+    """A thread at one moment, its process's main one mostly."""
 
     pid: int
     comm: str
@@ -38,6 +42,8 @@ class Activity(msgspec.Struct, frozen=True):
     """The kernel function in which it waits."""
     hidden: bool
     """We may not read in which system call it is (ptrace access mode: root, mostly, or the same user)."""
+    threads: int = 1
+    """Of the process."""
 
 
 def read_comm(pid: int) -> str | None:
@@ -83,24 +89,28 @@ def read_parent(pid: int) -> int | None:
         return None
 
 
-def read_activity(pid: int) -> Activity | None:
-    """What a process's main thread does now. None: there is no such process."""
-    stat = _read(f"/proc/{pid}/stat")
+def read_activity(pid: int, thread: int | None = None) -> Activity | None:
+    """What a process's main thread does now, or another of its threads. None: there is no such process."""
+    of = f"/proc/{pid}" if thread is None else f"/proc/{pid}/task/{thread}"
+    stat = _read(f"{of}/stat")
     try:
         name, _, rest = stat.partition(b"(")[2].rpartition(b")")
         fields = rest.split()
-        state, ticks = fields[0].decode("ascii"), int(fields[11]) + int(fields[12])
+        state, ticks, threads = fields[0].decode("ascii"), int(fields[11]) + int(fields[12]), int(fields[17])
     except (ValueError, IndexError):
         return None
-    text = _read(f"/proc/{pid}/syscall")
+    text = _read(f"{of}/syscall")
     words = text.split()
     call: str | None = None
     args: tuple[int, ...] = ()
-    if len(words) >= 7:  # else "running", or a number that stands for no call (-1), or nothing
-        with contextlib.suppress(ValueError):
+    if words == [b"running"] and state in "SD":
+        state = "R"  # from one file to the other
+    with contextlib.suppress(ValueError):
+        # (Shorter: "running", or it is in no system call, or nothing.)
+        if len(words) == 9 and int(words[7], 16) >= _32_BIT:
             call, args = syscall_name(int(words[0])), tuple(int(word, 16) for word in words[1:7])
-    switches = re.search(rb"^voluntary_ctxt_switches:\s*(\d+)", _read(f"/proc/{pid}/status"), re.MULTILINE)
-    wchan = _read(f"/proc/{pid}/wchan").decode("ascii", "replace")
+    switches = re.search(rb"^voluntary_ctxt_switches:\s*(\d+)", _read(f"{of}/status"), re.MULTILINE)
+    wchan = _read(f"{of}/wchan").decode("ascii", "replace")
     return Activity(
         pid,
         name.decode("utf-8", "backslashreplace"),
@@ -111,7 +121,16 @@ def read_activity(pid: int) -> Activity | None:
         args,
         wchan if wchan not in ("", "0") else None,
         hidden=not text,
+        threads=threads,
     )
+
+
+def threads_of(pid: int) -> list[int]:
+    """Their ids; the main thread's is the process's. Empty where there is no such process."""
+    try:
+        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except (OSError, ValueError):
+        return []
 
 
 def read_stack(pid: int) -> tuple[str, ...]:
@@ -137,10 +156,11 @@ def read_descriptor(pid: int, number: int) -> str | None:
         return None
 
 
-def read_epoll(pid: int, number: int) -> list[int]:
-    """The descriptors that an epoll watches (``/proc/PID/fdinfo``)."""
+def read_epoll(pid: int, number: int) -> list[tuple[int, int]]:
+    """What an epoll watches (``/proc/PID/fdinfo``): the number that each descriptor had when it was added, which
+    may stand for another by now, or in another process; and its inode."""
     text = _read(f"/proc/{pid}/fdinfo/{number}").decode("ascii", "replace")
-    return [int(found) for found in re.findall(r"^tfd:\s*(\d+)", text, re.MULTILINE)]
+    return [(int(added_as), int(inode, 16)) for added_as, inode in _WATCHED.findall(text)]
 
 
 def read_file_inode(pid: int, number: int) -> int | None:
@@ -152,22 +172,29 @@ def read_file_inode(pid: int, number: int) -> int | None:
 
 
 def holder_of_lock(inode: int, waiter: int) -> int | None:
-    """Who holds the lock on a file for which a process waits (``/proc/locks``); None: it cannot be told."""
+    """Who holds the lock on a file for which a process waits (``/proc/locks``); None: it cannot be told. It may
+    have ended, and left the lock to its children (flock(2))."""
     found: dict[str, int] = {}
     for number, blocked, _, pid, of in _LOCK.findall(_read("/proc/locks").decode("ascii", "replace")):
         if int(of) != inode:
             continue
         if blocked:
-            if int(pid) == waiter and number in found:
+            if int(pid) == waiter and found.get(number, 0) > 0:  # (-1: an open file's, no process's: fcntl(2))
                 return found[number]
         else:
             found[number] = int(pid)
-    return next((pid for pid in found.values() if pid > 0 and pid != waiter), None)
+    return None
 
 
 def sockets_of(pid: int) -> dict[int, int] | None:
-    """The sockets that a process holds: descriptor by inode. None: that may not be read."""
-    found = {}
+    """The sockets that a process holds: the lowest descriptor by inode. None: that may not be read."""
+    found = _sockets_of(pid)
+    return None if found is None else dict(sorted(found, reverse=True))
+
+
+def _sockets_of(pid: int) -> list[tuple[int, int]] | None:
+    """(inode, descriptor)"""
+    found = []
     try:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
@@ -176,7 +203,7 @@ def sockets_of(pid: int) -> dict[int, int] | None:
         with contextlib.suppress(OSError):
             match = _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{name}"))
             if match:
-                found[int(match[1])] = int(name)
+                found.append((int(match[1]), int(name)))
     return found
 
 
@@ -186,11 +213,11 @@ def holders(pids: Iterable[int] | None = None) -> tuple[dict[int, list[tuple[int
     found: dict[int, list[tuple[int, int]]] = {}
     hidden = 0
     for pid in sorted(_pids()) if pids is None else pids:
-        sockets = sockets_of(pid)
+        sockets = _sockets_of(pid)
         if sockets is None:
             hidden += os.path.exists(f"/proc/{pid}")
             continue
-        for inode, number in sockets.items():
+        for inode, number in sockets:
             found.setdefault(inode, []).append((pid, number))
     return found, hidden
 

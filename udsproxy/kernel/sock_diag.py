@@ -21,7 +21,7 @@ from udsproxy.kernel.diag_codec import DiagError, InetSocket, UnixSocket
 _NETLINK_SOCK_DIAG = 4
 _REPLY = 64 * 1024
 _EVERYTHING = (
-    1 << codec.NAME | 1 << codec.VFS | 1 << codec.PEER | 1 << codec.ICONS | 1 << codec.RQLEN | 1 << codec.UID
+    1 << codec.NAME | 1 << codec.VFS | 1 << codec.PEER | 1 << codec.ICONS | 1 << codec.RQLEN | codec.SHOW_UID
 )
 
 _Found = TypeVar("_Found")
@@ -122,11 +122,13 @@ class SockDiag:
         """The other end of a connection, where that is on this machine (and in this namespace). Raises
         `DiagError`."""
         self._number += 1
-        id_ = codec.other_end(sock.id)
+        # (net/ipv4/udp_diag.c, udp_dump_one: "src and dst are swapped for historical reasons".)
+        id_ = sock.id if protocol == socket.IPPROTO_UDP else codec.other_end(sock.id)
         self._socket.send(codec.encode_inet_query(family, protocol, id_, self._number))
         found = self._read_one(codec.decode_inet)
-        # (Where there is no such connection, the kernel answers with who listens there.)
-        return found if found is not None and found.id[: len(id_)] == id_ else None
+        # Where there is no such connection, the kernel answers with who listens there. (The ids are not compared: a
+        # socket of AF_INET6 has the other end of one of AF_INET as ::ffff:127.0.0.1.)
+        return found if found is not None and (found.local, found.remote) == (sock.remote, sock.local) else None
 
     def _ask(self, inode: int, what: int) -> UnixSocket | None:
         self._number += 1
