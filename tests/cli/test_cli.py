@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("run", "serve", "request", "demo")
+COMMANDS = ("run", "serve", "request", "demo", "explain")
 
 
 def udsproxy(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
