@@ -1,7 +1,8 @@
 """The table of errors: each errno of it is provoked on this kernel, on real sockets.
 
 Rules: a provocation makes the call fail, and the errno that it fails with is compared. What changes its process
-(another user, a limit, a mount, a signal) runs in a child. They run as root, as the project's tests do.
+(another user, a limit, a mount, a signal) runs in a child. Root becomes somebody else where that is needed, and who
+is not root takes namespaces where root is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 LIBC = ctypes.CDLL(None, use_errno=True)
 NOBODY = 65534
 STREAM, DATAGRAM, SEQPACKET = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
+ROOT = os.geteuid() == 0
+NEW_MOUNTS, NEW_USERS, NEW_NETWORK = 0x20000, 0x10000000, 0x40000000
 UNMAPPED = 8
 """An address in the first page, which no process has."""
 
@@ -158,25 +161,38 @@ def as_nobody(act: Callable[[], None]) -> None:
     """In a child that is another user, without any privilege. Raises `OSError`."""
 
     def become_nobody() -> None:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        if ROOT:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
         act()
 
     in_a_child(become_nobody)
 
 
+def in_namespaces(flags: int, act: Callable[[], None]) -> None:
+    """In a child that is root of such namespaces. Raises `OSError`."""
+
+    def unshared() -> None:
+        uid = os.getuid()
+        raw("unshare", flags if ROOT else flags | NEW_USERS)
+        if not ROOT:
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+        act()
+
+    in_a_child(unshared)
+
+
 def with_own_mount(at: Path, options: bytes, act: Callable[[], None]) -> None:
     """In a child that has a tmpfs of its own at ``at``. Raises `OSError`."""
-    new_namespace, recursive, private = 0x20000, 0x4000, 0x40000
+    recursive, private = 0x4000, 0x40000
 
     def mounted() -> None:
-        raw("unshare", new_namespace)
         raw("mount", b"none", b"/", None, recursive | private, None)
         raw("mount", b"tmpfs", bytes(at), b"tmpfs", 0, options)
         act()
 
-    in_a_child(mounted)
+    in_namespaces(NEW_MOUNTS, mounted)
 
 
 def remount_read_only(at: Path) -> None:
@@ -248,8 +264,11 @@ def _provoke_paths(call: Call, act: Provocation) -> None:
 
     @provokes(call, "EACCES")
     def closed_directory(directory: Path) -> None:
-        directory.chmod(0o700)
-        as_nobody(lambda: act(directory / "s"))
+        directory.chmod(0)
+        try:
+            as_nobody(lambda: act(directory / "s"))
+        finally:
+            directory.chmod(0o755)
 
     @provokes(call, "EROFS")
     def read_only(directory: Path) -> None:
@@ -514,9 +533,13 @@ def send_descriptors_unread(directory: Path) -> None:
 @provokes("send", "ENOBUFS")
 def send_what_no_memory_holds_in_one_piece(directory: Path) -> None:
     so_sndbufforce = 32
-    with pair(DATAGRAM) as (one, _):
-        one.setsockopt(socket.SOL_SOCKET, so_sndbufforce, 32 << 20)
-        one.send(bytes(32 << 20))
+
+    def send() -> None:
+        with pair(DATAGRAM) as (one, _):
+            one.setsockopt(socket.SOL_SOCKET, so_sndbufforce, 32 << 20)
+            one.send(bytes(32 << 20))
+
+    in_namespaces(NEW_NETWORK, send)
 
 
 @provokes("send", "EINTR")
@@ -651,6 +674,7 @@ def _connect_to_listener_that_was_shut_down(path: Path) -> None:
 def _accept_on_listener_that_was_shut_down(path: Path) -> None:
     with listener(path) as server:
         server.shutdown(socket.SHUT_RD)
+        server.setblocking(True)
         server.accept()
 
 

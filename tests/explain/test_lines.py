@@ -89,6 +89,13 @@ FPM = "/run/php/php8.2-fpm.sock"
             "ENOENT",
             "/run/php/p.sock",
         ),
+        (
+            "[proxy:error] (11)Resource temporarily unavailable: AH01079: failed to make connection to backend: "
+            "httpd-UDS",
+            "connect",
+            "EAGAIN",
+            None,
+        ),
         ("[proxy_fcgi:error] [pid 7] (104)Connection reset by peer: AH01075: Error", None, "ECONNRESET", None),
         (
             "Server php/fpm is DOWN, reason: Layer4 connection problem, info: "

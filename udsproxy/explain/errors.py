@@ -210,7 +210,7 @@ _CONNECT = (
                 "`chmod o+x` that directory, or put the socket below /run.",
             ),
             Cause(
-                "SELinux, AppArmor or Landlock forbids it, though the permissions are right.",
+                "SELinux or AppArmor forbids it, though the permissions are right.",
                 "`ausearch -m avc -ts recent`, `journalctl -k | grep -i denied`.",
                 "Change the policy: the label of the file (`restorecon -v PATH`), or the profile.",
             ),
@@ -281,12 +281,11 @@ _CONNECT = (
             Cause(
                 "Datagram: the other socket is itself connected, to somebody else, and takes messages from there "
                 "only.",
-                "`ss -xap | grep PATH`: the last number of its line is its peer, not 0.",
+                "`ss -xa | grep PATH`: the last number of its line is its peer, not 0.",
             ),
             Cause(
                 "A sandbox forbids it: Landlock (abstract names out of reach), seccomp, BPF on the cgroup.",
-                "`grep -i seccomp /proc/PID/status`; `systemctl show UNIT -p RestrictAddressFamilies -p "
-                "SystemCallFilter`.",
+                "`grep -i seccomp /proc/PID/status`; `systemctl show UNIT -p SystemCallFilter`.",
                 "Loosen that rule for this program.",
             ),
         ),
@@ -426,7 +425,8 @@ _ACCEPT = (
                 "Call bind(), listen(), accept(), in this order.",
             ),
             Cause(
-                "A blocking accept(), and the listener was shut down by another thread or process: the program ends.",
+                "A blocking accept(), and the listener was shut down by another thread or process: the program "
+                "ends.",
                 "`strace -f -e trace=shutdown -p PID`",
             ),
             Cause("accept4() got a flag that it does not know.", "`strace -f -e trace=accept4 -p PID`"),
@@ -664,7 +664,7 @@ _SEND = (
             ),
             Cause(
                 "Datagram: the receiver is connected to somebody else, and takes messages from there only.",
-                "`ss -xap | grep PATH`: the last number of its line is its peer, not 0.",
+                "`ss -xa | grep PATH`: the last number of its line is its peer, not 0.",
             ),
         ),
     ),

@@ -56,7 +56,7 @@ _CORRUPT = Cause(
 _TOO_BIG_HEADER = Cause(
     "The response's header is larger than fastcgi_buffer_size: many cookies, or long ones; a debugger's header.",
     "`udsproxy tap PATH -vv` shows the header.",
-    "fewer or smaller headers; else fastcgi_buffer_size 32k and fastcgi_buffers 8 32k.",
+    "Fewer or smaller headers; else fastcgi_buffer_size 32k and fastcgi_buffers 8 32k.",
 )
 _QUEUED = Cause(
     "It waits in the accept queue, because all workers are busy. fastcgi_connect_timeout does not apply to a Unix "
@@ -112,7 +112,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
             ),
             Cause(
                 "`while sending request to upstream`: the server does not read the body.",
-                "`udsproxy tap PATH`: SENT stops growing.",
+                "`udsproxy state PATH` shows what the worker waits for.",
                 "See `udsproxy explain send EAGAIN`.",
             ),
         ),
@@ -143,7 +143,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
             Cause(
                 "PHP writes its errors to nginx (FastCGI's stderr), and they fill that buffer first.",
                 "The line before it in nginx's log: `FastCGI sent in stderr`.",
-                "Mend the errors; catch_workers_output and error_log of php-fpm take them elsewhere.",
+                "Mend the errors; php_admin_value[error_log] of the pool takes them to a file.",
             ),
         ),
         pattern=r"upstream sent too big header",
@@ -264,8 +264,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
             Cause(
                 "A load balancer, or a script that asks, has a shorter timeout than nginx.",
                 "Many 499 after the same time ($request_time in the access log).",
-                "Timeouts that get shorter from the outside to the inside do the opposite: make the outer the "
-                "longer.",
+                "Make the outer timeout the longer one.",
             ),
         ),
         pattern=r'^499\b|" 499 \d|client prematurely closed connection',
@@ -326,7 +325,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
             Cause(
                 "The script has an error or a warning, or calls error_log().",
                 "The text in quotes; `udsproxy tap PATH` shows it below the request.",
-                "Mend the script; error_log of the pool takes it to a file.",
+                "Mend the script; php_admin_value[error_log] of the pool takes it to a file.",
             ),
         ),
         fault="fcgi-stderr=TEXT",

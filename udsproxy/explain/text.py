@@ -1,7 +1,7 @@
 """The table as text: an answer for a terminal, the overview, and docs/errors.md.
 
-Rules: no line is wider than `WIDTH`, but for a command that is; that stays in one piece. What was pasted is shown only
-where it has not been through `printable`; in a command it is quoted for the shell.
+Rules: no line is wider than `WIDTH`, but for a command that is; that stays in one piece. What was pasted has been
+through `printable`; in a command it is quoted for the shell.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ php8.2-fpm and www-data are Debian's names."""
 def markdown() -> str:
     """The page docs/errors.md."""
     lines = [_HEAD, "", "| call | returns |", "| --- | --- |"]
-    groups = list(_grouped(TABLE))
+    groups = sorted(_grouped(TABLE), key=lambda group: len(group[0]) > 1)
     for call in CALLS:
         names = (
             f"[{meaning.errno}](#{_anchor(_heading(calls, meaning))})" for calls, meaning in groups if call in calls
