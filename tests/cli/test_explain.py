@@ -73,7 +73,7 @@ def test_the_overview() -> None:
 def test_standard_input() -> None:
     """Each error once, the most frequent first, with how often it came."""
     refused = LINE.replace("11: Resource temporarily unavailable", "111: Connection refused")
-    done = explain("-", given="\n".join(["noise", refused, LINE, LINE, "\x1b[0m", ""]).encode() + b"\xff\n")
+    done = explain("-", given="\n".join(["noise", "read", refused, LINE, LINE, "\x1b[0m", ""]).encode() + b"\xff\n")
     assert done.returncode == 0
     titles = re.findall(r"^\d+ x .*$", done.stdout, re.MULTILINE)
     assert titles == [

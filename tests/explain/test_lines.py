@@ -260,7 +260,6 @@ def test_the_words_of_the_page_are_understood(symptom: object) -> None:
         "0",
         "7777",
         "hello",
-        "connect",
         "walk 11",
         "all is well",
         "\x00",
@@ -271,6 +270,13 @@ def test_the_words_of_the_page_are_understood(symptom: object) -> None:
 def test_no_error(text: str) -> None:
     """Where no error is named, none is found."""
     assert parse(text) is None
+
+
+def test_a_call() -> None:
+    """A call alone: what it may return."""
+    found = parse("sendmsg()")
+    assert found == Found(call="send")
+    assert "ETOOMANYREFS" in answer(found)
 
 
 def test_tcp() -> None:

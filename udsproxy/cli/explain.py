@@ -30,7 +30,7 @@ def explain(
     Parameters
     ----------
     what
-        EAGAIN, 11, connect EAGAIN, or a line of a log, in quotes. -: the lines of standard input, each error once.
+        EAGAIN, 11, connect EAGAIN, connect, or a line of a log, in quotes. -: the lines of standard input.
     markdown
         Show all as Markdown: the page docs/errors.md.
     """
@@ -56,7 +56,7 @@ def _explain_input() -> None:
     first: dict[tuple[object, ...], Found] = {}
     counts: dict[tuple[object, ...], int] = {}
     for line in lines:
-        if (found := parse(line)) is not None:
+        if (found := parse(line)) is not None and (found.errno or found.symptom):
             key = (found.call, found.errno, found.symptom and found.symptom.words, found.path)
             first.setdefault(key, found)
             counts[key] = counts.get(key, 0) + 1

@@ -1160,7 +1160,8 @@ TABLE: tuple[Meaning, ...] = (
 )
 
 ELSEWHERE = {
-    "ETIMEDOUT": "A program's own clock, or TCP: nginx logs 110 when one of its timeouts is over.",
+    "ETIMEDOUT": "A program's own clock, or TCP. nginx logs 110 when a timeout of its own is over: see "
+    "`udsproxy explain upstream timed out`.",
     "EINPROGRESS": "TCP: a Unix socket is connected at once, or not at all (EAGAIN).",
     "EALREADY": "TCP: a Unix socket is connected at once, or not at all (EAGAIN).",
     "ECONNABORTED": "TCP: on a Unix socket accept() returns also a connection whose client has left.",

@@ -20,7 +20,7 @@ _MAX_SHOWN = 200
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What is known of an error: an errno's name or a symptom, and what the line has besides.
+    """What is known of an error: an errno's name or a symptom, and what the line has besides; or only a call.
 
     ``tcp``: the line is about this address, so not about a Unix socket.
     """
@@ -101,7 +101,7 @@ _REQUEST = re.compile(r"\brequest: \"([^\"]{1,2000})\"")
 
 
 def parse(text: str) -> Found | None:
-    """What ``text`` says; None where it names no error."""
+    """What ``text`` says; None where it names no error, nor is the name of a call alone."""
     if len(text) > MAX:
         text = text[: MAX // 2] + text[-MAX // 2 :]
     line = " ".join(text.split())
@@ -125,7 +125,9 @@ def parse(text: str) -> Found | None:
 
 
 def _alone(line: str) -> Found | None:
-    """``EAGAIN``, ``11``, ``connect eagain``, ``errno 11``."""
+    """``EAGAIN``, ``11``, ``connect eagain``, ``errno 11``, ``connect``."""
+    if (only := _CALLS.get(line.lower().removesuffix("()"))) is not None:
+        return Found(call=only)
     said = _ALONE.fullmatch(line)
     if said is None:
         return None

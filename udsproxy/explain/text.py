@@ -35,7 +35,12 @@ def _answer(found: Found) -> Iterator[str]:
         yield from _about(found)
         yield from _full(found.symptom, path)
         return
-    assert found.errno is not None
+    if found.errno is None:
+        assert found.call is not None
+        yield from _overview_of(found.call)
+        first = next(each.errno for each in TABLE if each.call == found.call)
+        yield from ("", f"In full: udsproxy explain {found.call} {first}")
+        return
     meanings = [each for each in TABLE if each.errno == found.errno]
     here = [each for each in meanings if each.call == found.call]
     if here:
@@ -46,7 +51,9 @@ def _answer(found: Found) -> Iterator[str]:
     yield _title(found.errno)
     yield from _about(found)
     if not meanings:
-        yield from _wrapped(ELSEWHERE.get(found.errno, "No call on a Unix socket returns it."))
+        yield from _wrapped(
+            ELSEWHERE.get(found.errno, "None of these calls returns it on a Unix socket: " + ", ".join(CALLS) + ".")
+        )
         return
     if found.call is not None:
         yield from _wrapped(f"{found.call}() does not return it on a Unix socket. What does:")
@@ -64,7 +71,7 @@ def _of_each_call(meanings: list[Meaning], path: str) -> Iterator[str]:
         else:
             yield from _wrapped(meaning.means)
             for place, cause in enumerate(meaning.causes, 1):
-                yield from _wrapped(f"{place}. {cause.text}", " ", "    ")
+                yield from _wrapped(cause.text, _place(place, meaning), "    ")
     if len(groups) > 1:
         yield ""
         yield f"In full: udsproxy explain {groups[1][0][0]} {groups[1][1].errno}"
@@ -89,7 +96,7 @@ def _full(of: Meaning | Symptom, path: str) -> Iterator[str]:
     yield ""
     yield "Causes, most likely first:" if len(of.causes) > 1 else "Cause:"
     for number, cause in enumerate(of.causes, 1):
-        yield from _wrapped(f"{number}. {put(cause.text)}", " ", "    ")
+        yield from _wrapped(put(cause.text), _place(number, of), "    ")
         yield from _wrapped(f"tell: {put(cause.check)}", "    ", "          ")
         if cause.do:
             yield from _wrapped(f"do:   {put(cause.do)}", "    ", "          ")
@@ -98,6 +105,10 @@ def _full(of: Meaning | Symptom, path: str) -> Iterator[str]:
         yield f"Reproduce: {put(_reproduce(of.fault))}"
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
+
+
+def _place(number: int, of: Meaning | Symptom) -> str:
+    return f" {number}. " if len(of.causes) > 1 else "    "
 
 
 def _reproduce(fault: str) -> str:
@@ -140,16 +151,25 @@ def overview() -> str:
     groups = list(_grouped(TABLE))
     for call in CALLS:
         lines += ["", f"{call}()"]
-        lines += [f"  {meaning.errno:<13} {meaning.short}" for calls, meaning in groups if calls == (call,)]
+        lines += [_line(meaning) for calls, meaning in groups if calls == (call,)]
     lines += ["", "several calls"]
     lines += [
-        f"  {meaning.errno:<13} {meaning.short} ({', '.join(calls) if len(calls) < len(CALLS) - 1 else 'all'})"
+        f"{_line(meaning)} ({', '.join(calls) if len(calls) < len(CALLS) - 1 else 'all'})"
         for calls, meaning in groups
         if len(calls) > 1
     ]
     lines += ["", "logged without an errno", *(f"  {symptom.words}" for symptom in SYMPTOMS)]
     lines += ["", "In full: udsproxy explain connect EAGAIN; or paste a line of a log, in quotes."]
     return "\n".join(lines)
+
+
+def _overview_of(call: Call) -> Iterator[str]:
+    yield f"{call}()"
+    yield from (_line(meaning) for meaning in TABLE if meaning.call == call)
+
+
+def _line(meaning: Meaning) -> str:
+    return f"  {meaning.errno:<13} {meaning.short}"
 
 
 # --- docs/errors.md ---
