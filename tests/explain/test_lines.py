@@ -172,6 +172,25 @@ FPM = "/run/php/php8.2-fpm.sock"
             "ECONNREFUSED",
             "@x",
         ),
+        ("Error: connect ENOENT /run/x.sock", "connect", "ENOENT", "/run/x.sock"),
+        (
+            NGINX.format("connect() failed (111: Connection refused)", "connecting to").replace(
+                "slow", "EPERM (11: unix:/x"
+            ),
+            "connect",
+            "ECONNREFUSED",
+            FPM,
+        ),
+        (
+            NGINX.format(
+                'FastCGI sent in stderr: "PHP message: PHP Warning: mysqli_connect(): (HY000/2002): No such file '
+                'or directory in /srv/a.php on line 3"',
+                "reading response header from",
+            ),
+            "connect",
+            "ENOENT",
+            None,
+        ),
         ('sendto(3, "x", 1, 0, NULL, 0) = -1 EPIPE (Broken pipe)', "send", "EPIPE", None),
     ],
 )

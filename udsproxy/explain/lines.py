@@ -70,11 +70,13 @@ _CALL_FORMS = tuple(
     re.compile(form, re.IGNORECASE)
     for form in (
         rf"(?<!\w)({_CALL})\(",  # nginx, strace, PHP
+        rf"\b({_CALL}) E[A-Z]+\b",  # Node.js: connect ENOENT /run/x.sock
         rf"(?<![\w.])({_CALL}): ",  # Go: dial unix /x.sock: connect: resource temporarily unavailable
     )
 )
 _CONNECTING = re.compile(
-    r"SQLSTATE\[HY000\] \[2002\]|\bconnect(?:ing|ion)? (?:to|on)\b|\bdial unix\b|\binitial connection step\b",
+    r"SQLSTATE\[HY000\] \[2002\]|\(HY000/2002\)|\bconnect(?:ing|ion)? (?:to|on)\b|\bdial unix\b"
+    r"|\binitial connection step\b",
     re.IGNORECASE,
 )
 _BINDING = re.compile(
@@ -95,6 +97,9 @@ _PATHS = tuple(
         r"()((?<![\w.~-])/[^\s\"'<>|,:()\[\]]{1,100}\.sock(?:et)?)\b",
     )
 )
+_OF_A_SCRIPT = "FastCGI sent in stderr"
+"""The error is one of PHP's own connections, so the upstream's path is not where it was."""
+_UPSTREAM = re.compile(rf"\", upstream: \"\w{{1,12}}://unix:({_NAMED})")
 _TCP = re.compile(r"\bupstream: \"\w{1,12}://(?!unix:)([^/\"]{1,80})")
 _CLIENT = re.compile(r"\bclient: ([^,\s]{1,80})")
 _REQUEST = re.compile(r"\brequest: \"([^\"]{1,2000})\"")
@@ -107,17 +112,18 @@ def parse(text: str) -> Found | None:
     line = " ".join(text.split())
     if (alone := _alone(line)) is not None:
         return alone
-    symptom = next((each for each in SYMPTOMS if each.is_in(line)), None)
-    errno = _errno(line)
+    said = line.partition(", client: ")[0]  # what follows in nginx's line is what a client wrote
+    symptom = next((each for each in SYMPTOMS if each.is_in(said)), None)
+    errno = _errno(said)
     if symptom is not None and symptom.weak and errno is not None:
         symptom = None
     if symptom is None and errno is None:
         return None
     return Found(
-        call=None if symptom is not None else _call(line),
+        call=None if symptom is not None else _call(said),
         errno=None if symptom is not None else errno,
         symptom=symptom,
-        path=_path(line),
+        path=_path(said) or (None if errno is not None and _OF_A_SCRIPT in said else _first(_UPSTREAM, line)),
         client=_first(_CLIENT, line),
         request=_first(_REQUEST, line),
         tcp=_first(_TCP, line),
@@ -145,13 +151,13 @@ def _by_number(digits: str) -> str | None:
 
 
 def _errno(line: str) -> str | None:
-    """A name counts more than a number in a known place, and that more than the kernel's words."""
-    for name in _NAME.findall(line):
-        if name in _BY_NAME:
-            return _BY_NAME[name]
+    """A number in a known place counts more than a name, and that more than the kernel's words."""
     for number in _NUMBER.finditer(line):
         if (found := _by_number(number[number.lastindex or 0])) is not None:
             return found
+    for name in _NAME.findall(line):
+        if name in _BY_NAME:
+            return _BY_NAME[name]
     words = _WORDS.search(line.lower())
     return None if words is None else _BY_WORDS[words[0]]
 
