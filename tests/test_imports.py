@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "control",
         "endpoints",
         "events",
+        "explain",
         "faults",
         "inspection",
         "lab",
@@ -44,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "takeover",
         "units",
     },
+    "explain": {"events", "explain"},
     "faults": {"events", "faults", "protocols", "units"},
     "protocols": {"events", "protocols"},
     "inspection": {"endpoints", "events", "inspection", "kernel"},
@@ -57,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """For each room, the rooms that it may know of."""
 
-NO_IO = ("events", "units", "config", "faults", "protocols")
+NO_IO = ("events", "units", "config", "explain", "faults", "protocols")
 FORBIDDEN = {"trio", "structlog", "socket", "select", "threading", "subprocess", "time"}
 
 

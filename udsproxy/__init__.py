@@ -21,6 +21,7 @@ The architecture in a page::
 * ``events``     every record that leaves the traffic's path
 * ``config``     the settings of a proxy and of its output
 * ``lab``        something to call and to call it with: a FastCGI server, a client, the demonstration
+* ``explain``    what an errno, or a line of nginx's log, means: one table, of which docs/errors.md is made
 * ``cli``        the command line, a module a command
 
 Where no fault is asked for client and server are to notice nothing (docs/transparency.md has what they do):

@@ -1,0 +1,102 @@
+"""What ``udsproxy explain`` says reproduces an error does reproduce it, for a client that speaks any protocol.
+
+What it says of nginx's lines without an errno is in test_faults.py.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.proxy import StartProxy
+from tests.e2e.test_tap import OTHER_UID, ROOT
+from tests.e2e.tools import LIMIT_S, EchoServer
+from tests.stage import Stage
+from udsproxy.explain.errors import TABLE, Call, number_of
+
+Act = Callable[[socket.socket, str], None]
+
+
+def connect(client: socket.socket, path: str) -> None:
+    client.setblocking(False)
+    client.connect(path)
+
+
+def connect_as_other(client: socket.socket, path: str) -> None:
+    if not ROOT:
+        connect(client, path)
+        return
+    os.seteuid(OTHER_UID)
+    try:
+        connect(client, path)
+    finally:
+        os.seteuid(0)
+
+
+def limited(client: socket.socket, option: int, limit_s: float) -> None:
+    """send() or recv() wait no longer, and fail with EAGAIN then."""
+    whole_s = int(limit_s)
+    client.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", whole_s, int((limit_s - whole_s) * 1e6)))
+
+
+def send(client: socket.socket, path: str) -> None:
+    limited(client, socket.SO_SNDTIMEO, LIMIT_S)
+    client.connect(path)
+    while True:
+        client.send(bytes(65536))
+
+
+def send_for_a_moment(client: socket.socket, path: str) -> None:
+    limited(client, socket.SO_SNDTIMEO, 0.2)
+    client.connect(path)
+    while True:
+        client.send(bytes(65536))
+
+
+def receive(client: socket.socket, path: str) -> None:
+    limited(client, socket.SO_RCVTIMEO, LIMIT_S)
+    client.connect(path)
+    client.sendall(b"hello")
+    client.recv(1)
+
+
+def receive_for_a_moment(client: socket.socket, path: str) -> None:
+    limited(client, socket.SO_RCVTIMEO, 0.2)
+    client.connect(path)
+    client.sendall(b"hello")
+    client.recv(1)
+
+
+ACTS: dict[tuple[Call, str], Act] = {
+    ("connect", "EAGAIN"): connect,
+    ("connect", "ENOENT"): connect,
+    ("connect", "ECONNREFUSED"): connect,
+    ("connect", "EACCES"): connect_as_other,
+    ("send", "EPIPE"): send,
+    ("send", "EAGAIN"): send_for_a_moment,
+    ("recv", "ECONNRESET"): receive,
+    ("recv", "EAGAIN"): receive_for_a_moment,
+}
+FAULTS = {(meaning.call, meaning.errno): meaning.fault for meaning in TABLE if meaning.fault is not None}
+
+
+def test_all_are_tried() -> None:
+    """Each fault of the table has a client here."""
+    assert ACTS.keys() == FAULTS.keys()
+
+
+@pytest.mark.parametrize(("call", "name"), ACTS)
+def test_the_fault_reproduces_it(stage: Stage, start_proxy: StartProxy, call: Call, name: str) -> None:
+    """A client gets the errno from the call, through a proxy with the fault."""
+    fault = FAULTS[call, name]
+    with EchoServer(stage.path("s")):
+        os.chmod(stage.directory, 0o755)
+        os.chmod(stage.path("s"), 0o666)
+        proxy = start_proxy(stage.path("p"), stage.path("s"), "--fault", fault)
+        proxy.wait_for("fault")
+        with socket.socket(socket.AF_UNIX) as client, pytest.raises(OSError, match=os.strerror(number_of(name))):
+            ACTS[call, name](client, proxy.socket)

@@ -1,0 +1,376 @@
+"""What people paste: lines as the programs write them, and anything else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE
+from udsproxy.explain.lines import MAX, Found, parse
+from udsproxy.explain.symptoms import SYMPTOMS
+from udsproxy.explain.text import WIDTH, answer
+
+NGINX = (
+    "2026/11/23 09:33:42 [error] 115#115: *37 {} while {} upstream, client: 203.0.113.7, server: _, "
+    'request: "GET /slow.php HTTP/1.1", upstream: "fastcgi://unix:/run/php/php8.2-fpm.sock:", host: "localhost"'
+)
+FPM = "/run/php/php8.2-fpm.sock"
+
+
+@pytest.mark.parametrize(
+    ("text", "call", "errno", "path"),
+    [
+        ("EAGAIN", None, "EAGAIN", None),
+        ("eagain", None, "EAGAIN", None),
+        ("EWOULDBLOCK", None, "EAGAIN", None),
+        ("ENOTSUP", None, "EOPNOTSUPP", None),
+        ("11", None, "EAGAIN", None),
+        ("errno 11", None, "EAGAIN", None),
+        ("connect EAGAIN", "connect", "EAGAIN", None),
+        ("connect 11", "connect", "EAGAIN", None),
+        ("connect() 111", "connect", "ECONNREFUSED", None),
+        ("writev EPIPE", "send", "EPIPE", None),
+        ("accept4: emfile", "accept", "EMFILE", None),
+        ("resource temporarily unavailable", None, "EAGAIN", None),
+        ("Broken pipe", None, "EPIPE", None),
+        (
+            NGINX.format(f"connect() to unix:{FPM} failed (11: Resource temporarily unavailable)", "connecting to"),
+            "connect",
+            "EAGAIN",
+            FPM,
+        ),
+        (
+            NGINX.format(
+                "recv() failed (104: Connection reset by peer)",
+                "reading response header from",
+            ),
+            "recv",
+            "ECONNRESET",
+            FPM,
+        ),
+        (
+            NGINX.format("writev() failed (32: Broken pipe)", "sending request to"),
+            "send",
+            "EPIPE",
+            FPM,
+        ),
+        (
+            "2026/11/23 09:33:42 [crit] 1#1: *5 connect() to unix:/tmp/app.sock failed (13: Permission denied) "
+            'while connecting to upstream, client: ::1, server: , request: "GET / HTTP/1.1", upstream: '
+            '"http://unix:/tmp/app.sock:/x", host: "a"',
+            "connect",
+            "EACCES",
+            "/tmp/app.sock",
+        ),
+        (
+            "2026/11/23 09:33:42 [emerg] 1#1: bind() to unix:/run/nginx.sock failed (98: Address already in use)",
+            "bind",
+            "EADDRINUSE",
+            "/run/nginx.sock",
+        ),
+        (
+            "2026/11/23 09:33:42 [crit] 9#9: accept4() failed (24: Too many open files)",
+            "accept",
+            "EMFILE",
+            None,
+        ),
+        (
+            "[proxy:error] [pid 7] (11)Resource temporarily unavailable: AH02454: FCGI: attempt to connect to Unix "
+            f"domain socket {FPM} (localhost:8000) failed",
+            "connect",
+            "EAGAIN",
+            FPM,
+        ),
+        (
+            "[proxy_fcgi:error] (2)No such file or directory: [client ::1:5] AH02454: FCGI: attempt to connect to "
+            "Unix domain socket /run/php/p.sock (*) failed",
+            "connect",
+            "ENOENT",
+            "/run/php/p.sock",
+        ),
+        (
+            "[proxy:error] (11)Resource temporarily unavailable: AH01079: failed to make connection to backend: "
+            "httpd-UDS",
+            "connect",
+            "EAGAIN",
+            None,
+        ),
+        ("[proxy_fcgi:error] [pid 7] (104)Connection reset by peer: AH01075: Error", None, "ECONNRESET", None),
+        (
+            "Server php/fpm is DOWN, reason: Layer4 connection problem, info: "
+            '"Connection refused at initial connection step"',
+            "connect",
+            "ECONNREFUSED",
+            None,
+        ),
+        (
+            "PDOException: SQLSTATE[HY000] [2002] No such file or directory in /srv/db.php:3",
+            "connect",
+            "ENOENT",
+            None,
+        ),
+        (
+            "PHP Warning: stream_socket_client(): Unable to connect to unix:///run/x.sock (Connection refused)",
+            "connect",
+            "ECONNREFUSED",
+            "/run/x.sock",
+        ),
+        ("connect(): Connection refused [unix:///run/app/x.sock]", "connect", "ECONNREFUSED", "/run/app/x.sock"),
+        (
+            "ERROR: unable to bind listening socket for address '/run/php/p.sock': No such file or directory (2)",
+            "bind",
+            "ENOENT",
+            "/run/php/p.sock",
+        ),
+        (
+            "ERROR 2002 (HY000): Can't connect to local server through socket '/run/mysqld/mysqld.sock' (111)",
+            "connect",
+            "ECONNREFUSED",
+            "/run/mysqld/mysqld.sock",
+        ),
+        (
+            'psql: error: connection to server on socket "/var/run/postgresql/.s.PGSQL.5432" failed: '
+            "No such file or directory",
+            "connect",
+            "ENOENT",
+            "/var/run/postgresql/.s.PGSQL.5432",
+        ),
+        (
+            "redis.exceptions.ConnectionError: Error 11 connecting to unix socket: /run/r.sock. "
+            "Resource temporarily unavailable.",
+            "connect",
+            "EAGAIN",
+            "/run/r.sock",
+        ),
+        (
+            "Get http://x/: dial unix /x.sock: connect: resource temporarily unavailable",
+            "connect",
+            "EAGAIN",
+            "/x.sock",
+        ),
+        ("dial unix @app: connect: connection refused", "connect", "ECONNREFUSED", "@app"),
+        ("write unix @->/run/docker.sock: write: broken pipe", "send", "EPIPE", "/run/docker.sock"),
+        ("listen unix /run/a.sock: bind: address already in use", "bind", "EADDRINUSE", "/run/a.sock"),
+        ("ConnectionRefusedError: [Errno 111] Connection refused", None, "ECONNREFUSED", None),
+        (
+            'Traceback (most recent call last):\n  File "a.py", line 3, in <module>\n    s.connect(path)\n'
+            "BlockingIOError: [Errno 11] Resource temporarily unavailable",
+            "connect",
+            "EAGAIN",
+            None,
+        ),
+        (
+            'connect(3, {sa_family=AF_UNIX, sun_path="/x"}, 110) = -1 EAGAIN (Resource temporarily unavailable)',
+            "connect",
+            "EAGAIN",
+            "/x",
+        ),
+        (
+            '[pid 7] connect(3, {sa_family=AF_UNIX, sun_path=@"x"}, 4) = -1 ECONNREFUSED (Connection refused)',
+            "connect",
+            "ECONNREFUSED",
+            "@x",
+        ),
+        ("Error: connect ENOENT /run/x.sock", "connect", "ENOENT", "/run/x.sock"),
+        (
+            NGINX.format("connect() failed (111: Connection refused)", "connecting to").replace(
+                "slow", "EPERM (11: unix:/x"
+            ),
+            "connect",
+            "ECONNREFUSED",
+            FPM,
+        ),
+        (
+            NGINX.format(
+                'FastCGI sent in stderr: "PHP message: PHP Warning: mysqli_connect(): (HY000/2002): No such file '
+                'or directory in /srv/a.php on line 3"',
+                "reading response header from",
+            ),
+            "connect",
+            "ENOENT",
+            None,
+        ),
+        ('sendto(3, "x", 1, 0, NULL, 0) = -1 EPIPE (Broken pipe)', "send", "EPIPE", None),
+    ],
+)
+def test_errors(text: str, call: str | None, errno: str, path: str | None) -> None:
+    """The call, the errno and the path are found in what programs write."""
+    found = parse(text)
+    assert found is not None
+    assert found.symptom is None
+    assert (found.call, found.errno, found.path) == (call, errno, path)
+
+
+def test_all_of_an_nginx_line() -> None:
+    """Besides the error: who asked for what."""
+    line = NGINX.format(f"connect() to unix:{FPM} failed (2: No such file or directory)", "connecting to")
+    assert parse(line) == Found(
+        call="connect", errno="ENOENT", path=FPM, client="203.0.113.7", request="GET /slow.php HTTP/1.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            NGINX.format("upstream prematurely closed connection", "reading response header from"),
+            "closed connection",
+        ),
+        (
+            NGINX.format("upstream prematurely closed FastCGI stdout", "reading response header from"),
+            "FastCGI stdout",
+        ),
+        (
+            NGINX.format("upstream timed out (110: Connection timed out)", "reading response header from"),
+            "timed out",
+        ),
+        (NGINX.format("no live upstreams", "connecting to"), "no live upstreams"),
+        (NGINX.format("upstream sent too big header", "reading response header from"), "too big header"),
+        (NGINX.format("upstream sent unsupported FastCGI protocol version: 72", "reading"), "protocol version"),
+        (NGINX.format("upstream sent unexpected FastCGI record: 3", "reading"), "unexpected FastCGI record"),
+        (NGINX.format("upstream sent invalid FastCGI record type: 11", "reading"), "invalid FastCGI record"),
+        (
+            NGINX.format('FastCGI sent in stderr: "Primary script unknown"', "reading response header from"),
+            "Primary script unknown",
+        ),
+        (NGINX.format('FastCGI sent in stderr: "PHP message: hello"', "reading response header from"), "stderr"),
+        ('203.0.113.7 - - [23/Nov/2026:09:33:42 +0000] "GET / HTTP/1.1" 502 157 "-" "curl/7.88"', "502"),
+        ("502", "502"),
+        ("502 Bad Gateway", "502"),
+        ("504", "504"),
+        ("499", "499"),
+        (
+            "epoll_wait() reported that client prematurely closed connection, so upstream connection is closed too",
+            "499",
+        ),
+        (
+            "WARNING: [pool www] server reached pm.max_children setting (5), consider raising it",
+            "max_children",
+        ),
+        ("ERROR: An another FPM instance seems to already listen on /run/php/p.sock", "Another FPM instance"),
+        ("OSError: AF_UNIX path too long", "too long"),
+    ],
+)
+def test_symptoms(text: str, words: str) -> None:
+    """Lines without an errno of the kernel's are told by their words."""
+    found = parse(text)
+    assert found is not None
+    assert found.symptom is not None
+    assert words in found.symptom.words
+    assert found.errno is None
+
+
+@pytest.mark.parametrize("symptom", SYMPTOMS, ids=lambda symptom: symptom.words)
+def test_the_words_of_the_page_are_understood(symptom: object) -> None:
+    """What the overview lists can be given back."""
+    [words] = [each.words for each in SYMPTOMS if each is symptom]
+    found = parse(words.split(" in the access log")[0])
+    assert found is not None
+    assert found.symptom is symptom
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "-",
+        "0",
+        "7777",
+        "hello",
+        "walk 11",
+        "all is well",
+        "\x00",
+        '203.0.113.7 - - [23/Nov/2026:09:33:42 +0000] "GET /11 HTTP/1.1" 200 11',
+        "2026/11/23 09:33:42 [notice] 1#1: start worker process 11",
+    ],
+)
+def test_no_error(text: str) -> None:
+    """Where no error is named, none is found."""
+    assert parse(text) is None
+
+
+def test_a_call() -> None:
+    """A call alone: what it may return."""
+    found = parse("sendmsg()")
+    assert found == Found(call="send")
+    assert "ETOOMANYREFS" in answer(found)
+
+
+def test_tcp() -> None:
+    """A line about TCP is known as such."""
+    found = parse(
+        "connect() failed (111: Connection refused) while connecting to upstream, client: ::1, server: _, request: "
+        '"GET / HTTP/1.1", upstream: "fastcgi://127.0.0.1:9000", host: "a"'
+    )
+    assert found is not None
+    assert found.tcp == "127.0.0.1:9000"
+    assert "It is about TCP (127.0.0.1:9000)" in answer(found)
+
+
+def test_the_end_of_a_long_text_counts() -> None:
+    """The end, as the error of a traceback is its last line; and what is between is not read."""
+    found = parse("x " * MAX + "BlockingIOError: [Errno 11] Resource temporarily unavailable")
+    assert found == Found(errno="EAGAIN")
+    assert parse("x " * MAX + "EPIPE" + " x" * MAX) is None
+
+
+def test_hostile_text() -> None:
+    """Control characters are shown as text, and a path is quoted where it stands in a command."""
+    found = parse("connect() to unix:/tmp/$(reboot)\x1b[31m;x.sock failed (11: Resource temporarily unavailable)")
+    assert found is not None
+    said = answer(found)
+    assert "\x1b" not in said
+    found = parse('connect(3, {sa_family=AF_UNIX, sun_path="/a;$(reboot)"}, 9) = -1 EAGAIN')
+    assert found is not None
+    assert "udsproxy tap '/a;$(reboot)' --fault 'eagain'" in answer(found)
+
+
+WORDS = st.sampled_from(
+    [
+        "connect()",
+        "unix:",
+        "/run/x.sock",
+        "failed (",
+        "11",
+        ": ",
+        "EAGAIN",
+        "(",
+        ")",
+        '"',
+        "'",
+        "`",
+        "\n",
+        "\\",
+        "upstream",
+    ]
+)
+
+
+@given(st.one_of(st.text(), st.lists(st.one_of(WORDS, st.text(max_size=3))).map("".join)))
+def test_never_raises(text: str) -> None:
+    """Whatever the text is, it is understood or not, and what was understood can be answered, printably."""
+    found = parse(text)
+    if found is not None:
+        said = answer(found)
+        assert all(line.isprintable() for line in said.splitlines())
+
+
+@pytest.mark.parametrize("errno", sorted({each.errno for each in TABLE} | set(ELSEWHERE)))
+@pytest.mark.parametrize("call", [None, *CALLS])
+def test_every_answer_fits(call: str | None, errno: str) -> None:
+    """Each errno has an answer, with a call or without; no line is wider than WIDTH, but for a command."""
+    found = parse(f"{call or ''} {errno}")
+    assert found is not None
+    assert found.errno == errno
+    said = answer(found).splitlines()
+    assert errno in said[0]
+    assert not [line for line in said if len(line) > WIDTH and "`" not in line]
+
+
+def test_each_error_says_what_it_is_first() -> None:
+    """The first line names the call, the errno, its number and the kernel's words."""
+    found = parse("connect 11")
+    assert found is not None
+    assert answer(found).splitlines()[0] == "connect(): EAGAIN (11, Resource temporarily unavailable)"

@@ -1,0 +1,76 @@
+"""``udsproxy explain``: what an error on a Unix socket means, and what causes it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from udsproxy.cli.common import DONE, USAGE, Failure
+from udsproxy.events import printable
+from udsproxy.explain import text
+from udsproxy.explain.lines import Found, parse
+
+MAX_INPUT = 64 * 1024
+"""Of standard input, in bytes."""
+MAX_ANSWERS = 20
+
+_SAY = "give an errno (EAGAIN, 11, connect EAGAIN), or a line of a log in quotes"
+
+
+def explain(
+    *what: Annotated[str, Parameter(name="ERROR", allow_leading_hyphen=True)],
+    markdown: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Explain an error on a Unix socket: what it means, its causes, how to tell which, and how to reproduce it.
+
+    Without ERROR, show all there are.
+
+    Parameters
+    ----------
+    what
+        EAGAIN, 11, connect EAGAIN, connect, or a line of a log, in quotes. -: the lines of standard input.
+    markdown
+        Show all as Markdown: the page docs/errors.md.
+    """
+    if markdown:
+        sys.stdout.write(text.markdown())
+    elif not what:
+        print(text.overview())
+    elif what == ("-",):
+        _explain_input()
+    else:
+        said = " ".join(what)
+        found = parse(said)
+        if found is None:
+            raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
+        print(text.answer(found))
+    return DONE
+
+
+def _explain_input() -> None:
+    """Each error that is in the lines of standard input, once, as it comes first."""
+    data = sys.stdin.buffer.read(MAX_INPUT + 1)
+    lines = data[:MAX_INPUT].decode("utf-8", "backslashreplace").splitlines()
+    first: dict[tuple[object, ...], Found] = {}
+    counts: dict[tuple[object, ...], int] = {}
+    for line in lines:
+        if (found := parse(line)) is not None and (found.errno or found.symptom):
+            key = (found.call, found.errno, found.symptom and found.symptom.words, found.path)
+            first.setdefault(key, found)
+            counts[key] = counts.get(key, 0) + 1
+    if not first:
+        raise Failure(USAGE, f"no error is known in standard input: {_SAY}")
+    most = sorted(first, key=lambda key: -counts[key])[:MAX_ANSWERS]
+    answers = [f"{counts[key]} x {text.answer(first[key])}" for key in most]
+    print("\n\n".join(answers))
+    if len(first) > len(most):
+        print(f"\nand {len(first) - len(most)} others")
+    if len(data) > MAX_INPUT:
+        print(f"\nOnly the first {MAX_INPUT // 1024} KiB were read.")
+
+
+def _short(said: str) -> str:
+    shown = printable(said[:60])
+    return f"'{shown}...'" if len(said) > 60 else f"'{shown}'"

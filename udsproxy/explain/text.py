@@ -1,0 +1,254 @@
+"""The table as text: an answer for a terminal, the overview, and docs/errors.md.
+
+Rules: no line is wider than `WIDTH`, but for a command that is; that stays in one piece. What was pasted has been
+through `printable`; in a command it is quoted for the shell.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from udsproxy.events import errno_message
+from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE, Call, Cause, Meaning, number_of
+from udsproxy.explain.lines import Found
+from udsproxy.explain.symptoms import SYMPTOMS, Symptom
+
+WIDTH = 100
+_PAGE_WIDTH = 112
+_PLACE = re.compile(r"\bPATH\b")
+_QUOTED = re.compile(r"`[^`]*`")
+_HARD_SPACE = "\xa0"
+
+
+def answer(found: Found) -> str:
+    """All that is known of it."""
+    return "\n".join(_answer(found))
+
+
+def _answer(found: Found) -> Iterator[str]:
+    path = "PATH" if found.path is None else shlex.quote(found.path)
+    if found.symptom is not None:
+        yield found.symptom.words
+        yield from _about(found)
+        yield from _full(found.symptom, path)
+        return
+    if found.errno is None:
+        assert found.call is not None
+        yield from _overview_of(found.call)
+        first = next(each.errno for each in TABLE if each.call == found.call)
+        yield from ("", f"In full: udsproxy explain {found.call} {first}")
+        return
+    meanings = [each for each in TABLE if each.errno == found.errno]
+    here = [each for each in meanings if each.call == found.call]
+    if here:
+        yield f"{found.call}(): {_title(found.errno)}"
+        yield from _about(found)
+        yield from _full(here[0], path)
+        return
+    yield _title(found.errno)
+    yield from _about(found)
+    if not meanings:
+        yield from _wrapped(
+            ELSEWHERE.get(found.errno, "None of these calls returns it on a Unix socket: " + ", ".join(CALLS) + ".")
+        )
+        return
+    if found.call is not None:
+        yield from _wrapped(f"{found.call}() does not return it on a Unix socket. What does:")
+    yield from _of_each_call(meanings, path)
+
+
+def _of_each_call(meanings: list[Meaning], path: str) -> Iterator[str]:
+    """The first in full, as it is the most likely one, the others in short."""
+    groups = list(_grouped(meanings))
+    for number, (calls, meaning) in enumerate(groups):
+        yield ""
+        yield f"{_calls(calls)}: {meaning.errno}"
+        if number == 0:
+            yield from _full(meaning, path)
+        else:
+            yield from _wrapped(meaning.means)
+            for place, cause in enumerate(meaning.causes, 1):
+                yield from _wrapped(cause.text, _place(place, meaning), "    ")
+    if len(groups) > 1:
+        yield ""
+        yield f"In full: udsproxy explain {groups[1][0][0]} {groups[1][1].errno}"
+
+
+def _about(found: Found) -> Iterator[str]:
+    """What the line has besides the error."""
+    parts = [part for part in (found.path, found.request) if part is not None]
+    if found.client is not None:
+        parts.append(f"client {found.client}")
+    if parts:
+        yield from _wrapped("In this line: " + ", ".join(parts))
+    if found.tcp is not None:
+        yield from _wrapped(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
+
+
+def _full(of: Meaning | Symptom, path: str) -> Iterator[str]:
+    def put(text: str) -> str:
+        return _PLACE.sub(lambda _: path, text)
+
+    yield from _wrapped(of.means)
+    yield ""
+    yield "Causes, most likely first:" if len(of.causes) > 1 else "Cause:"
+    for number, cause in enumerate(of.causes, 1):
+        yield from _wrapped(put(cause.text), _place(number, of), "    ")
+        yield from _wrapped(f"tell: {put(cause.check)}", "    ", "          ")
+        if cause.do:
+            yield from _wrapped(f"do:   {put(cause.do)}", "    ", "          ")
+    if of.fault is not None:
+        yield ""
+        yield f"Reproduce: {put(_reproduce(of.fault))}"
+    if of.see:
+        yield f"See: {', '.join('docs/' + page for page in of.see)}"
+
+
+def _place(number: int, of: Meaning | Symptom) -> str:
+    return f" {number}. " if len(of.causes) > 1 else "    "
+
+
+def _reproduce(fault: str) -> str:
+    return f"udsproxy tap PATH --fault '{fault}'"
+
+
+def _title(errno: str) -> str:
+    number = number_of(errno)
+    return f"{errno} ({number}, {errno_message(number)})"
+
+
+def _calls(calls: Iterable[Call]) -> str:
+    return ", ".join(f"{call}()" for call in calls)
+
+
+def _grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Meaning]]:
+    """Those that say the same of several calls are one."""
+    groups: dict[tuple[str, str, tuple[Cause, ...]], list[Meaning]] = {}
+    for meaning in meanings:
+        groups.setdefault((meaning.errno, meaning.means, meaning.causes), []).append(meaning)
+    for group in groups.values():
+        yield tuple(each.call for each in group), group[0]
+
+
+def _wrapped(text: str, first: str = "", rest: str = "", width: int = WIDTH) -> list[str]:
+    """What stands in backticks stays on one line, to be copied."""
+    kept = _QUOTED.sub(lambda said: said[0].replace(" ", _HARD_SPACE), text)
+    lines = textwrap.wrap(
+        kept, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
+    return [line.replace(_HARD_SPACE, " ") for line in lines]
+
+
+# --- the overview ---
+
+
+def overview() -> str:
+    """Each call with its errnos, a line each."""
+    lines = ["What an error on a Unix socket means."]
+    groups = list(_grouped(TABLE))
+    for call in CALLS:
+        lines += ["", f"{call}()"]
+        lines += [_line(meaning) for calls, meaning in groups if calls == (call,)]
+    lines += ["", "several calls"]
+    lines += [
+        f"{_line(meaning)} ({', '.join(calls) if len(calls) < len(CALLS) - 1 else 'all'})"
+        for calls, meaning in groups
+        if len(calls) > 1
+    ]
+    lines += ["", "logged without an errno", *(f"  {symptom.words}" for symptom in SYMPTOMS)]
+    lines += ["", "In full: udsproxy explain connect EAGAIN; or paste a line of a log, in quotes."]
+    return "\n".join(lines)
+
+
+def _overview_of(call: Call) -> Iterator[str]:
+    yield f"{call}()"
+    yield from (_line(meaning) for meaning in TABLE if meaning.call == call)
+
+
+def _line(meaning: Meaning) -> str:
+    return f"  {meaning.errno:<13} {meaning.short}"
+
+
+# --- docs/errors.md ---
+
+_HEAD = """\
+# What does this errno, or this line of nginx, mean?
+
+Made by `udsproxy explain --markdown`. The same in a terminal, with the path of your socket in the commands:
+
+```
+udsproxy explain EAGAIN
+udsproxy explain connect 11
+udsproxy explain '2026/11/23 09:33:42 [error] 115#115: *37 connect() to unix:/run/php/p.sock failed (11: ...'
+tail -n 200 /var/log/nginx/error.log | udsproxy explain -
+```
+
+Every errno that Linux returns on a Unix socket for connect, accept, send (write, sendto, sendmsg), recv (read,
+recvfrom, recvmsg), bind and listen, but ENOMEM; the most likely cause first. A test provokes each on a real socket,
+but for those that say why not. `PATH` is your socket's path, `PID` a process's number, `UNIT` a service of systemd;
+php8.2-fpm and www-data are Debian's names."""
+
+
+def markdown() -> str:
+    """The page docs/errors.md."""
+    lines = [_HEAD, "", "| call | returns |", "| --- | --- |"]
+    groups = sorted(_grouped(TABLE), key=lambda group: len(group[0]) > 1)
+    for call in CALLS:
+        names = (
+            f"[{meaning.errno}](#{_anchor(_heading(calls, meaning))})" for calls, meaning in groups if call in calls
+        )
+        lines.append(f"| {call}() | {', '.join(names)} |")
+    lines += ["", "And [lines without an errno](#lines-without-an-errno)."]
+    for call in CALLS:
+        lines += ["", f"## {call}()"]
+        for calls, meaning in groups:
+            if calls == (call,):
+                lines += _section(_heading(calls, meaning), meaning)
+    lines += ["", "## Several calls"]
+    for calls, meaning in groups:
+        if len(calls) > 1:
+            lines += _section(_heading(calls, meaning), meaning, about=f"From {_calls(calls)}. ")
+    lines += ["", "## Lines without an errno"]
+    for symptom in SYMPTOMS:
+        lines += _section(f"`{symptom.words}`", symptom)
+    lines += [
+        "",
+        "## Errors of others",
+        "",
+        "None of these calls returns them on a Unix socket (ENOMEM: all do).",
+        "",
+    ]
+    for name, what in ELSEWHERE.items():
+        lines += _wrapped(
+            f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ", _PAGE_WIDTH
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _heading(calls: tuple[Call, ...], meaning: Meaning) -> str:
+    call = f"{calls[0]}(): " if len(calls) == 1 else ""
+    return f"{call}{meaning.errno} ({meaning.number}, {meaning.words})"
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+
+
+def _section(heading: str, of: Meaning | Symptom, about: str = "") -> Iterator[str]:
+    yield from ("", f"### {heading}", "")
+    yield from _wrapped(about + of.means, width=_PAGE_WIDTH)
+    yield ""
+    for number, cause in enumerate(of.causes, 1):
+        place = f"{number}. " if len(of.causes) > 1 else "- "
+        said = f"{cause.text} **Tell:** {cause.check}" + (f" **Do:** {cause.do}" if cause.do else "")
+        yield from _wrapped(place + said, "", " " * len(place), _PAGE_WIDTH)
+    if of.fault is not None:
+        yield from ("", f"Reproduce: `{_reproduce(of.fault)}`")
+    if of.see:
+        yield from ("", "See " + ", ".join(f"[{page}]({page})" for page in of.see) + ".")
+    if isinstance(of, Meaning) and of.unprovoked:
+        yield from ("", f"(No test provokes it: {of.unprovoked}.)")
