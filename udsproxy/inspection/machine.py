@@ -15,7 +15,7 @@ import msgspec
 
 from udsproxy.events import printable
 from udsproxy.kernel import proc_net_unix, procfs
-from udsproxy.kernel.diag_codec import ESTABLISHED, InetSocket, UnixSocket
+from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, InetSocket, UnixSocket
 from udsproxy.kernel.sock_diag import SockDiag
 
 _ALL = ("0.0.0.0", "[::]")  # noqa: S104 - as sock_diag says it; nothing is bound
