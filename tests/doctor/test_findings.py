@@ -85,6 +85,7 @@ NEARLY = (Process(10, "server", Descriptors(100, 200, 85)), Process(11, "server"
 TRAFFIC = Traffic(requests=9, span_s=9, mean_rate=1, busiest_rate=5, mean_s=0.1, p99_s=0.3, times_full=2)
 
 CASES = [
+    Case("warning", "the socket cannot be looked at", {"state": None, "type": None, "entries": ()}),
     Case("problem", "no such path: clients get ENOENT", {"failure": "ENOENT", "state": None, "entries": ()}),
     Case("problem", "the path is too long", {"failure": "ENAMETOOLONG", "state": None, "entries": ()}),
     Case("problem", "nobody listens: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": "stale"}),

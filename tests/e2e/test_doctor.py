@@ -193,7 +193,7 @@ def test_in_place_of_a_tap(stage: Stage, start_tap: StartTap) -> None:
 
 
 def test_where_nobody_listens(stage: Stage) -> None:
-    """No path, a file, a stale socket, one without listen(), a name that nobody has: with the errno of connect()."""
+    """No path, a file, a stale socket, one without listen(), a name that nobody has: the errno is connect()'s."""
     stale, silent = stage.path("stale.sock"), stage.path("silent.sock")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(stale)
@@ -223,7 +223,7 @@ def test_other_sockets(stage: Stage) -> None:
 
 
 def test_what_people_see(stage: Stage) -> None:
-    """Problems come first; lines are no longer than 100, nothing in them is a terminal's; the last line counts."""
+    """Problems come first; lines are no longer than 100 (but for commands), and plain; the last line counts."""
     path = stage.path("evil\x1b[31m\nname.sock")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
@@ -235,6 +235,7 @@ def test_what_people_see(stage: Stage) -> None:
     assert lines[1].startswith("    why:   ")
     assert lines[-1].startswith("1 problem, ")
     assert "\x1b" not in text
+    assert max(len(line) for line in lines if "check:" not in line) <= 100
 
 
 def test_a_title_is_only_a_claim(stage: Stage) -> None:

@@ -137,19 +137,32 @@ def _print(facts: Facts, found: list[Finding]) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     width = min(_WIDTH, console.width)
     for each in found:
-        title = Text(f"{each.level}: ", style=_STYLES[each.level])
-        title.append(each.title, style="" if each.level == "fine" else "bold")
+        title = Text.assemble(
+            (f"{each.level}: ", _STYLES[each.level]), (each.title, "" if each.level == "fine" else "bold")
+        )
         console.print(title, soft_wrap=True)
-        for name, text in (("why", each.why), ("do", each.do), ("check", each.check)):
+        for name, text in (("why", each.why), ("do", each.do)):
             if text:
-                head = f"    {name}:".ljust(11)
-                lines = wrap(
-                    text, width, initial_indent=head, subsequent_indent=" " * 11, break_long_words=False,
-                    break_on_hyphens=False,
-                )  # fmt: skip
-                console.print(Text("\n".join(lines)), soft_wrap=True)
+                console.print(Text(_lines(f"    {name}:".ljust(11), text, width)), soft_wrap=True)
+        # A command is copied whole.
+        if each.check:
+            console.print(Text(f"    check: {each.check}"), soft_wrap=True)
     for line in facts.unseen:
         console.print(Text(f"not seen: {line}", style="dim"), soft_wrap=True)
     counts = {level: sum(each.level == level for each in found) for level in LEVELS}
     told = [plural(counts[level], level) for level in LEVELS[:-1] if counts[level]]
     console.print(Text(f"{', '.join(told) or 'nothing to mend'}; {counts['fine']} fine"), soft_wrap=True)
+
+
+def _lines(head: str, text: str, width: int) -> str:
+    indent = " " * len(head)
+    return "\n".join(
+        wrap(
+            text,
+            width,
+            initial_indent=head,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )

@@ -55,8 +55,8 @@ def findings(facts: Facts, load: Load) -> Iterator[Finding]:
         ]
         yield Finding(
             "note",
-            f"not known: {', '.join(missing)}; so neither is how many workers, and how long a queue, it needs",
-            "",
+            f"not known: {', '.join(missing)}",
+            "So neither is how many workers, and how long a queue, it needs.",
             "Say it (--rate 200 --time 50ms), or have it seen: udsproxy tap, with its log read here (--log).",
             f"udsproxy tap {shlex.quote(facts.path)} --log json --log-file seen.json; "
             f"udsproxy doctor {shlex.quote(facts.path)} --log seen.json",
@@ -67,9 +67,7 @@ def _workers(facts: Facts, rate: float, time_s: float, load: Load) -> Finding:
     offered = sizing.load(rate, time_s)
     average, needed = sizing.busy_on_average(rate, time_s), sizing.workers_for(offered)
     title = f"{rate:.4g} requests/s of {_time(time_s)} each ({load.source}): {plural(needed, 'worker')} needed"
-    why = (
-        f"{plural(average, 'worker')} are busy on average; with {needed}, no more than 1 % of requests wait for one"
-    )
+    why = f"{plural(average, 'worker')} busy on average; with {needed}, no more than 1 % of requests wait for one"
     why += ", as long as they come by chance and nothing stalls."
     if load.traffic is not None:
         seen = load.traffic
@@ -82,8 +80,6 @@ def _workers(facts: Facts, rate: float, time_s: float, load: Load) -> Finding:
     if has is None:
         return Finding("note", title, why, "", check)
     do = f"pm.max_children = {needed}, as memory allows; or make requests shorter."
-    if facts.pool is None:
-        do = f"{needed} workers; or make requests shorter."
     if has <= offered:
         why = f"The {has} there are serve {has / time_s:.4g} requests/s: the queue fills up, however long. {why}"
         return Finding("problem", title, why, do, check)

@@ -25,6 +25,14 @@ def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
     if facts.failure is not None:
         yield _unreachable(facts)
+    elif facts.state is None:
+        yield Finding(
+            "warning",
+            "the socket cannot be looked at",
+            "We may not enter its directory, or the kernel does not show it.",
+            "Run this as root.",
+            f"sudo udsproxy doctor {shlex.quote(facts.path)}",
+        )
     if facts.tapped is not None:
         yield Finding(
             "note",
@@ -125,7 +133,7 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
     if has is None:
         return
     asked = None if facts.pool is None else number(facts.pool.settings.get("listen.backlog"), -1)
-    check = f"ss -xl | grep -F {path}   (the second number is the backlog that the kernel has)"
+    check = f"ss -xl | grep -F {path}   (the second number is what the kernel has)"
     restart = "restart php-fpm: a reload keeps the old socket, and its backlog"
     if facts.tapped is None and asked is not None and asked >= 0 and most is not None and asked > most:
         yield Finding(
@@ -140,8 +148,8 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "problem" if asked > has else "warning",
             f"listen.backlog = {asked} is not in force: the kernel has {has}",
-            "The file was changed since php-fpm started, or net.core.somaxconn was "
-            f"{has} then (it is {'not known' if most is None else most} now).",
+            "The file was changed since php-fpm started"
+            + (f", or net.core.somaxconn was {has} then." if asked > has else "."),
             f"{restart[0].upper()}{restart[1:]}.",
             check,
         )
@@ -170,9 +178,7 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             f"room for {has + 1} in the queue, and {plural(workers, 'worker')}",
             "When all workers wait for the same thing (a lock, a database), the queue is full before as many "
             "requests more have come as the pool serves at once.",
-            f"listen.backlog = {workers} or more ({restart})."
-            if facts.php_fpm
-            else f"Give listen() a backlog of {workers} or more.",
+            f"listen.backlog = {workers} or more ({restart}).",
             check,
         )
     else:

@@ -147,13 +147,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def most_workers(self) -> int | None:
-        """How many there can be; None: it is no pool of workers, or not known."""
-        if self.pool is not None:
-            number = self.pool.settings.get("pm.max_children", "")
-            return int(number) if number.isdecimal() and len(number) < 10 and int(number) else None
-        if self.php_fpm is not None:
-            return None
-        return len(self.workers) if len(self.workers) > 1 else None
+        """How many there can be, each with one request at a time; None: it is no such pool, or not known. (Several
+        processes may be event loops, which serve many at once.)"""
+        number = "" if self.pool is None else self.pool.settings.get("pm.max_children", "")
+        return int(number) if number.isdecimal() and len(number) < 10 and int(number) else None
 
     @property
     def busy(self) -> int | None:
