@@ -286,6 +286,7 @@ def test_a_title_is_only_a_claim(stage: Stage) -> None:
 def test_bad_options(options: list[str], code: int, says: str) -> None:
     """One line says what is wrong."""
     done = udsproxy("doctor", "/x", *options)
+    assert udsproxy("doctor", "").returncode == 2
     line = done.stderr.decode()
     assert (done.returncode, done.stdout) == (code, b"")
     assert says in line

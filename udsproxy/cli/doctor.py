@@ -71,6 +71,8 @@ def doctor(
     json
         One JSON object.
     """
+    if path in ("", "@"):
+        raise Failure(USAGE, "PATH is empty")
     user = None
     if client is not None:
         user = gathering.find_user(client)
