@@ -21,7 +21,6 @@ The architecture in a page::
 * ``events``     every record that leaves the traffic's path
 * ``config``     the settings of a proxy and of its output
 * ``doctor``     what will go wrong at a socket: limits, owners, backlog, the settings of php-fpm and nginx
-* ``doctor``     what will go wrong at a socket: limits, owners, backlog, the settings of php-fpm and nginx
 * ``lab``        something to call and to call it with: a FastCGI server, a client, the demonstration
 * ``cli``        the command line, a module a command
 

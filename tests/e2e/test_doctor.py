@@ -33,6 +33,18 @@ def examine(path: str, *options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+def examine_at_rest(path: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """The same, when php-fpm has started all its workers and has nothing to do."""
+
+    def found() -> tuple[int, dict[str, Any]] | None:
+        code, report = examine(path, *options)
+        facts = report["facts"]
+        at_rest = not facts["queue"] and not any(each["busy"] for each in facts["servers"])
+        return (code, report) if at_rest else None
+
+    return until(found, "php-fpm to have nothing to do")
+
+
 def titles(report: dict[str, Any], *levels: str) -> list[str]:
     return [each["title"] for each in report["findings"] if each["level"] in levels]
 
@@ -42,7 +54,7 @@ def test_a_sound_site(stage: Stage) -> None:
     path = stage.path("php.sock")
     php_fpm = start_php_fpm(stage, path, *SOUND)
     start_nginx(stage, {"direct": path})
-    code, report = examine(path, "--rate", "20", "--time", "50ms")
+    code, report = examine_at_rest(path, "--rate", "20", "--time", "50ms")
     assert (code, titles(report, "problem")) == (0, [])
     facts = report["facts"]
     assert (facts["state"], facts["backlog"], facts["php_fpm"]) == ("listening", 64, php_fpm.pid)
@@ -120,10 +132,15 @@ def test_all_workers_are_busy(stage: Stage) -> None:
     code = f'while (!file_exists("{gate}")) {{ clearstatcache(); usleep(5000); }} echo "through";'
     stage.write(f"<?php\n{code}", "www", "wait.php")
     start_php_fpm(stage, path, "listen.backlog = 1", workers=2)
+
+    def await_accepted() -> None:
+        until(lambda: examine(path)[1]["facts"]["queue"] == 0, "what has been sent to be accepted")
+
+    await_accepted()  # (the start of php-fpm was probed)
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(connect(path)).sendall(request_for("/wait.php", root))
-        until(lambda: examine(path)[1]["facts"]["queue"] == 0, "both to be accepted")
+            await_accepted()
         until(
             lambda: "all 2 workers of pool e2e are busy now" in titles(examine(path)[1], "problem"),
             "both to be busy",
@@ -201,7 +218,7 @@ def test_in_place_of_a_tap(stage: Stage, start_tap: StartTap) -> None:
     path = stage.path("php.sock")
     start_php_fpm(stage, path, *SOUND, workers=2)
     start_tap(path)
-    code, report = examine(path)
+    code, report = examine_at_rest(path)
     assert (code, titles(report, "problem")) == (0, [])
     assert "a tap stands at this path" in titles(report, "note")
     assert (report["facts"]["backlog"], report["facts"]["pool"]["name"]) == (64, "e2e")
