@@ -36,13 +36,15 @@ def examine(path: str, *options: str) -> tuple[int, dict[str, Any]]:
 def examine_at_rest(path: str, *options: str) -> tuple[int, dict[str, Any]]:
     """The same, when php-fpm has started all its workers and has nothing to do."""
 
-    def found() -> tuple[int, dict[str, Any]] | None:
-        code, report = examine(path, *options)
-        facts = report["facts"]
-        at_rest = not facts["queue"] and not any(each["busy"] for each in facts["servers"])
-        return (code, report) if at_rest else None
+    reports: list[tuple[int, dict[str, Any]]] = []
 
-    return until(found, "php-fpm to have nothing to do")
+    def at_rest() -> bool:
+        reports.append(examine(path, *options))
+        facts = reports[-1][1]["facts"]
+        return not facts["queue"] and not any(each["busy"] for each in facts["servers"])
+
+    until(at_rest, "php-fpm to have nothing to do")
+    return reports[-1]
 
 
 def titles(report: dict[str, Any], *levels: str) -> list[str]:
