@@ -20,6 +20,7 @@ The architecture in a page::
 * ``sinks``      where events go: console, JSON lines, socat's format; each writes in a thread of its own
 * ``events``     every record that leaves the traffic's path
 * ``config``     the settings of a proxy and of its output
+* ``doctor``     what will go wrong at a socket: limits, owners, backlog, the settings of php-fpm and nginx
 * ``lab``        something to call and to call it with: a FastCGI server, a client, the demonstration
 * ``explain``    what an errno, or a line of nginx's log, means: one table, of which docs/errors.md is made
 * ``cli``        the command line, a module a command

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("run", "state", "serve", "request", "demo", "explain")
+COMMANDS = ("run", "state", "doctor", "explain", "serve", "request", "demo")
 
 
 def udsproxy(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

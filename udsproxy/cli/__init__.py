@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError
 
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
 from udsproxy.cli.demo import demo
+from udsproxy.cli.doctor import doctor
 from udsproxy.cli.explain import explain
 from udsproxy.cli.fault import fault
 from udsproxy.cli.request import request
@@ -31,10 +32,10 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
 )
-_COMMANDS: tuple[Callable[..., int], ...] = (run, tap, state, request, serve, demo, explain)
+_COMMANDS: tuple[Callable[..., int], ...] = (run, tap, state, doctor, explain, request, serve, demo)
 for _sort_key, _command in enumerate(_COMMANDS):
     app.command(_command, sort_key=_sort_key)
-fault.sort_key = 3
+fault.sort_key = 5
 app.command(fault)
 
 

@@ -1,0 +1,248 @@
+"""What follows from which facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udsproxy.doctor.about_load import Load
+from udsproxy.doctor.facts import Entry, Facts, Nginx, Pass, Peer, Pool, Process, Upstream, User
+from udsproxy.doctor.findings import examine
+from udsproxy.doctor.seen import Traffic
+from udsproxy.kernel.process_table import Descriptors
+
+PATH = "/run/php/x.sock"
+WWW = User("www-data", 33, (33,), "nginx's worker, pid 7", "www-data")
+SETTINGS = {
+    "listen": PATH, "listen.backlog": "511", "pm": "static", "pm.max_children": "4", "pm.max_requests": "1000",
+    "request_terminate_timeout": "30s",
+}  # fmt: skip
+WORKERS = tuple(Process(pid, "php-fpm8.2", Descriptors(1024, 4096, 10), busy=False) for pid in range(11, 15))
+DIRECTORY = Entry("/run", 0, 0, 0o755, (), "root:root")
+
+
+def file(owner: int = 33, group: int = 33, mode: int = 0o660) -> tuple[Entry, ...]:
+    return DIRECTORY, Entry(PATH, owner, group, mode, (), f"{owner}:{group}")
+
+
+def pool(**settings: str) -> Pool:
+    changed = {key.replace("__", "."): value for key, value in settings.items()}
+    return Pool(name="www", file="/etc/www.conf", settings={**SETTINGS, **changed}, owner=33, group=33)
+
+
+def nginx(*peers: Peer, keepalive: int = 0, keep_conn: bool = False, next_upstream: str = "error") -> Nginx:
+    upstreams = (Upstream("php", "/etc/nginx.conf:1", peers, keepalive),) if peers else ()
+    to = "php" if peers else None
+    passes = (Pass("fastcgi_pass", "/etc/nginx.conf:9", 60.0, (next_upstream,), keep_conn, to),)
+    workers = (Process(7, "nginx", Descriptors(1024, 4096, 20)),)
+    return Nginx(
+        pid=6, conf="/etc/nginx.conf", user="www-data", workers=workers, upstreams=upstreams, passes=passes
+    )
+
+
+GOOD = Facts(
+    path=PATH,
+    type="stream",
+    state="listening",
+    queue=0,
+    backlog=511,
+    somaxconn=4096,
+    entries=file(),
+    servers=(Process(10, "php-fpm8.2", Descriptors(1024, 4096, 12), master=True), *WORKERS),
+    php_fpm=10,
+    pool=pool(),
+    nginx=(nginx(),),
+    clients=(WWW,),
+)
+LOAD = Load(rate=10.0, time_s=0.05)
+
+
+def test_nothing_is_wrong_where_nothing_is() -> None:
+    """A sound pool is fine in every respect."""
+    assert {each.level for each in examine(GOOD, LOAD)} - {"fine"} <= {"note"}
+    assert [each.title for each in examine(GOOD, LOAD) if each.level == "note"] == [
+        "pm.max_requests = 1000: each worker ends after that many, and is forked anew"
+    ]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change to what is sound, and what comes of it."""
+
+    level: str
+    title: str
+    changes: dict[str, object]
+    load: Load = field(default=LOAD)
+
+
+HERE, THERE = Peer(f"unix:{PATH}", True), Peer("unix:/run/php/y.sock", False)
+FULL = tuple(msgspec.structs.replace(each, busy=True) for each in WORKERS)
+NEARLY = (Process(10, "server", Descriptors(100, 200, 85)), Process(11, "server", Descriptors(100, 200, 99)))
+TRAFFIC = Traffic(requests=9, span_s=9, mean_rate=1, busiest_rate=5, mean_s=0.1, p99_s=0.3, times_full=2)
+
+CASES = [
+    Case("warning", "the socket cannot be looked at", {"state": None, "type": None, "entries": ()}),
+    Case("problem", "no such path: clients get ENOENT", {"failure": "ENOENT", "state": None, "entries": ()}),
+    Case("problem", "the path is too long", {"failure": "ENAMETOOLONG", "state": None, "entries": ()}),
+    Case("problem", "nobody listens: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": "stale"}),
+    Case("problem", "nobody listens: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": "shut"}),
+    Case("problem", "it is no socket: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": None}),
+    Case("problem", "it cannot be reached: clients get EIO", {"failure": "EIO", "state": None}),
+    Case("note", "a tap stands at this path", {"tapped": PATH + ".udsproxy"}),
+    Case("note", "it receives datagrams", {"type": "datagram", "state": "bound"}),
+    Case("problem", "the queue is full now: 512 of 512", {"queue": 512}),
+    Case("note", "3 of 512 wait in the queue now", {"queue": 3}),
+    Case("warning", "3 of 512 wait in the queue now", {"queue": 3, "servers": FULL}),
+    Case("note", "2 of those in the queue have left", {"queue": 3, "gone": 2}),
+    Case(
+        "problem", "listen.backlog = 9000 is cut to 4096", {"backlog": 4096, "pool": pool(listen__backlog="9000")}
+    ),
+    Case("problem", "listen.backlog = 511 is not in force: the kernel has 128", {"backlog": 128}),
+    Case("warning", "listen.backlog = 511 is not in force: the kernel has 700", {"backlog": 700}),
+    Case("warning", "the backlog is 128, and could be 4096", {"backlog": 128, "pool": pool(listen__backlog="-1")}),
+    Case(
+        "note", "the backlog is 4096, which is net.core.somaxconn", {"backlog": 4096, "pool": None, "php_fpm": None}
+    ),
+    Case("warning", "room for 3 in the queue, and 4 workers", {"backlog": 2, "pool": pool(listen__backlog="2")}),
+    Case("problem", "server (pid 11) has 99 of 100 descriptors open", {"servers": NEARLY}),
+    Case("warning", "server (pid 10) has 85 of 100 descriptors open", {"servers": NEARLY[:1]}),
+    Case("problem", "www-data (nginx's worker, pid 7) cannot connect: EACCES", {"entries": file(0, 0)}),
+    Case(
+        "problem",
+        "www-data (nginx's worker, pid 7) cannot connect: EACCES",
+        {"entries": (Entry("/run/php", 0, 0, 0o700), file()[1])},
+    ),
+    Case(
+        "problem",
+        "www-data (nginx's worker, pid 7) sees another",
+        {"clients": (msgspec.structs.replace(WWW, sees=False),)},
+    ),
+    Case("note", "who connects is not known", {"clients": ()}),
+    Case("note", "every user of this machine may connect", {"entries": file(mode=0o666)}),
+    Case(
+        "warning",
+        "the file is 33:33, mode 660; the pool has listen.mode = 0600",
+        {"pool": pool(listen__mode="0600")},
+    ),
+    Case("problem", "all 4 workers of pool www are busy now", {"servers": FULL}),
+    Case("warning", "pm = static, pm.max_children = 4, and 2 workers", {"servers": WORKERS[:2]}),
+    Case("problem", "process.max = 2 is less", {"pool": msgspec.structs.replace(pool(), process_max=2)}),
+    Case("note", "pm = ondemand", {"pool": pool(pm="ondemand")}),
+    Case("note", "pm = dynamic: a burst finds about 1 idle worker, of 4", {"pool": pool(pm="dynamic")}),
+    Case("warning", "pm = dynamic", {"pool": pool(pm="dynamic", pm__max_children="50")}),
+    Case("note", "pm.max_requests = 0", {"pool": pool(pm__max_requests="0")}),
+    Case("warning", "pm.max_requests = 50", {"pool": pool(pm__max_requests="50")}),
+    Case(
+        "warning",
+        "request_terminate_timeout = 0: a stuck request holds its worker for ever",
+        {"pool": pool(request_terminate_timeout="0")},
+    ),
+    Case("warning", "request_terminate_timeout = 5m", {"pool": pool(request_terminate_timeout="5m")}),
+    Case("fine", "upstream php (/etc/nginx.conf:1) has one server", {"nginx": (nginx(HERE),)}),
+    Case("problem", "upstream php (/etc/nginx.conf:1): a full queue puts", {"nginx": (nginx(HERE, THERE),)}),
+    Case(
+        "warning",
+        "upstream php (/etc/nginx.conf:1): a full queue puts",
+        {"nginx": (nginx(HERE, Peer("a:9", False)),)},
+    ),
+    Case(
+        "fine",
+        "upstream php (/etc/nginx.conf:1): max_fails=0",
+        {"nginx": (nginx(msgspec.structs.replace(HERE, max_fails=0), THERE),)},
+    ),
+    Case("note", "fastcgi_pass at /etc/nginx.conf:9: next", {"nginx": (nginx(HERE, THERE, next_upstream="off"),)}),
+    Case(
+        "problem",
+        "nginx keeps up to 8 connections open, and there are 4 workers",
+        {"nginx": (nginx(HERE, keepalive=8, keep_conn=True),)},
+    ),
+    Case("warning", "nginx keeps up to 2", {"nginx": (nginx(HERE, keepalive=2, keep_conn=True),)}),
+    Case("note", "nginx runs as www-data; its", {"nginx": (msgspec.structs.replace(nginx(), user="nobody"),)}),
+    Case("warning", "nginx: worker_conn", {"nginx": (msgspec.structs.replace(nginx(), worker_connections=9999),)}),
+    Case("note", "not known: how many requests/s, how long each", {}, Load()),
+    Case("note", "4 workers at 50 ms each serve 80 requests/s", {}, Load(time_s=0.05)),
+    Case("problem", "100 requests/s of 50 ms each", {}, Load(rate=100, time_s=0.05)),
+    Case("warning", "40 requests/s of 50 ms each", {}, Load(rate=40, time_s=0.05)),
+    Case("fine", "a stall of 1 s at 10 requests/s needs a backlog of 7; it is 511", {}),
+    Case(
+        "warning",
+        "a stall of 60 s at 10 requests/s needs a backlog of 597",
+        {},
+        Load(rate=10, time_s=0.05, stall_s=60),
+    ),
+    Case(
+        "problem", "the queue was seen full 2 times", {}, Load(rate=5, time_s=0.1, source="x.json", traffic=TRAFFIC)
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def test_each_finding(case: Case) -> None:
+    """One thing is changed, and that is what is found."""
+    found = examine(msgspec.structs.replace(GOOD, **case.changes), case.load)
+    assert [each.level for each in found if each.title.startswith(case.title)] == [case.level], found
+
+
+def test_a_problem_says_what_to_do_and_how_to_check_it() -> None:
+    """So does a warning."""
+    for case in CASES:
+        for each in examine(msgspec.structs.replace(GOOD, **case.changes), case.load):
+            if each.level in ("problem", "warning"):
+                assert each.do, each
+                assert each.check, each
+
+
+def test_the_worst_comes_first() -> None:
+    """Problems, warnings, notes, and what is fine."""
+    facts = msgspec.structs.replace(GOOD, queue=512, clients=(), nginx=(nginx(HERE, Peer("a:9", False)),))
+    levels = [each.level for each in examine(facts, LOAD)]
+    assert levels == sorted(levels, key=("problem", "warning", "note", "fine").index)
+    assert set(levels) == {"problem", "warning", "note", "fine"}
+
+
+OPTIONAL = st.none() | st.integers(0, 5000)
+
+
+@given(
+    st.builds(
+        Facts,
+        path=st.just(PATH),
+        failure=st.none() | st.sampled_from(["ENOENT", "ECONNREFUSED", "EACCES"]),
+        type=st.none() | st.sampled_from(["stream", "datagram"]),
+        state=st.none() | st.sampled_from(["listening", "bound", "shut", "stale", "no file"]),
+        queue=OPTIONAL,
+        backlog=OPTIONAL,
+        gone=OPTIONAL,
+        somaxconn=OPTIONAL,
+        entries=st.sampled_from([(), file(), file(0, 0)]),
+        servers=st.sampled_from([(), WORKERS, FULL, WORKERS[:1], (Process(1, "x", busy=None),)]),
+        php_fpm=st.none() | st.just(10),
+        pool=st.none()
+        | st.builds(
+            Pool,
+            name=st.text(max_size=3),
+            file=st.text(max_size=3),
+            settings=st.dictionaries(
+                st.sampled_from([*SETTINGS, "listen.mode"]), st.text(max_size=5) | st.just("7")
+            ),
+            process_max=st.integers(0, 9),
+        ),
+        nginx=st.sampled_from([(), (nginx(),), (nginx(HERE, THERE, keepalive=3, keep_conn=True),)]),
+        clients=st.sampled_from([(), (WWW,)]),
+    ),
+    st.builds(
+        Load,
+        rate=st.none() | st.floats(1e-9, 1e6),
+        time_s=st.none() | st.floats(1e-7, 1e-3),
+        stall_s=st.floats(0, 1e9),
+        traffic=st.none() | st.just(TRAFFIC),
+    ),
+)
+def test_any_facts(facts: Facts, load: Load) -> None:
+    """Whatever is known and is not, something follows, and nothing raises."""
+    found = examine(facts, load)
+    assert all(each.title for each in found)

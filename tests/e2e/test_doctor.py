@@ -1,0 +1,312 @@
+"""``udsproxy doctor`` against a real php-fpm, a real nginx and sockets of every kind: what it foretells, happens.
+
+Rule: nothing depends on how fast anything is; what is waited for is a condition.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+
+from tests.e2e.proxy import StartProxy
+from tests.e2e.site import Front, run_nginx, start_nginx, start_php_fpm
+from tests.e2e.tap import StartTap
+from tests.e2e.tools import cgi_params, connect, free_port, program, read, run, udsproxy, until
+from tests.stage import Stage
+from udsproxy.protocols import fastcgi as wire
+
+NOBODY = 65534
+SOUND = ("listen.backlog = 64", "pm.max_requests = 1000", "request_terminate_timeout = 30s")
+
+
+def examine(path: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """The exit code, and the report."""
+    done = udsproxy("doctor", path, "--json", *options)
+    assert not done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def examine_at_rest(path: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """The same, when php-fpm has started all its workers and has nothing to do."""
+
+    reports: list[tuple[int, dict[str, Any]]] = []
+
+    def at_rest() -> bool:
+        reports.append(examine(path, *options))
+        facts = reports[-1][1]["facts"]
+        return not facts["queue"] and not any(each["busy"] for each in facts["servers"])
+
+    until(at_rest, "php-fpm to have nothing to do")
+    return reports[-1]
+
+
+def titles(report: dict[str, Any], *levels: str) -> list[str]:
+    return [each["title"] for each in report["findings"] if each["level"] in levels]
+
+
+def test_a_sound_site(stage: Stage) -> None:
+    """With workers and backlog enough, and nginx who may connect, there is no problem; what was read is right."""
+    path = stage.path("php.sock")
+    php_fpm = start_php_fpm(stage, path, *SOUND)
+    start_nginx(stage, {"direct": path})
+    code, report = examine_at_rest(path, "--rate", "20", "--time", "50ms")
+    assert (code, titles(report, "problem")) == (0, [])
+    facts = report["facts"]
+    assert (facts["state"], facts["backlog"], facts["php_fpm"]) == ("listening", 64, php_fpm.pid)
+    assert (facts["pool"]["name"], facts["pool"]["settings"]["pm.max_children"]) == ("e2e", "8")
+    assert len([each for each in facts["servers"] if not each["master"]]) == 8
+    (nginx,) = facts["nginx"]
+    assert nginx["conf"] == stage.path("nginx", "nginx.conf")
+    assert [each["uid"] for each in facts["clients"]] == [os.geteuid()]
+    assert {each["upstream"] for each in nginx["passes"]} == {None, "direct"}
+    assert "upstream direct" in " ".join(titles(report, "fine"))
+    assert not [line for line in facts["unseen"] if stage.directory in line]
+
+
+def test_a_backlog_that_is_cut(stage: Stage) -> None:
+    """One over somaxconn is cut; a reload with another does not change it, and it is told which is in force."""
+    path, most = stage.path("php.sock"), int(read("/proc/sys/net/core/somaxconn"))
+    php_fpm = start_php_fpm(stage, path, f"listen.backlog = {most + 1}", workers=2)
+    code, report = examine(path)
+    assert (code, report["facts"]["backlog"]) == (1, most)
+    assert f"listen.backlog = {most + 1} is cut to {most}" in titles(report, "problem")
+    conf, log = stage.path("php", "fpm.conf"), stage.path("php", "log")
+    stage.write(read(conf).replace(f"= {most + 1}", "= 7"), "php", "fpm.conf")
+    php_fpm.send_signal(signal.SIGUSR2)
+    until(lambda: read(log).count("ready to handle connections") == 2, "php-fpm to reload")
+    code, report = examine(path)
+    assert report["facts"]["backlog"] == most
+    assert f"listen.backlog = 7 is not in force: the kernel has {most}" in titles(report, "warning")
+
+
+@pytest.mark.parametrize(
+    ("directory", "mode", "owner", "group"),
+    [
+        (0o755, 0o660, 0, 0),
+        (0o755, 0o666, 0, 0),
+        (0o755, 0o664, 0, 0),
+        (0o711, 0o660, 0, NOBODY),
+        (0o711, 0o606, 0, NOBODY),
+        (0o711, 0o600, NOBODY, 0),
+        (0o711, 0o077, NOBODY, NOBODY),
+        (0o744, 0o666, NOBODY, 0),
+        (0o700, 0o666, 0, 0),
+    ],
+)
+def test_who_may_connect(stage: Stage, directory: int, mode: int, owner: int, group: int) -> None:
+    """What is said of a user is what the kernel says to that user: as root to another, else to ourselves."""
+    path, user, wrap = stage.path("place", "x.sock"), str(os.geteuid()), list[str]()
+    root = os.geteuid() == 0
+    if root:
+        user = str(NOBODY)
+        wrap = [program("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+    os.chmod(stage.directory, 0o755)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        os.chmod(path, mode)
+        if root:
+            os.chown(path, owner, group)
+        os.chmod(os.path.dirname(path), directory)
+        code, report = examine(path, "--client", user)
+        done = run([*wrap, program("socat"), "-u", "/dev/null", f"UNIX-CONNECT:{path}"])
+        os.chmod(os.path.dirname(path), 0o755)
+    assert (done.returncode != 0) == (b"Permission denied" in done.stderr), done
+    problems = titles(report, "problem")
+    assert code == bool(problems)
+    if report["facts"]["entries"]:
+        assert any("EACCES" in title for title in problems) == bool(done.returncode), problems
+    else:
+        assert "the socket cannot be looked at" in titles(report, "warning")
+
+
+def test_all_workers_are_busy(stage: Stage) -> None:
+    """When each worker has a request, and others wait behind them, that is what is said."""
+    path, root = stage.path("php.sock"), stage.path("www")
+    gate = stage.path("gate")
+    code = f'while (!file_exists("{gate}")) {{ clearstatcache(); usleep(5000); }} echo "through";'
+    stage.write(f"<?php\n{code}", "www", "wait.php")
+    start_php_fpm(stage, path, "listen.backlog = 1", workers=2)
+
+    def await_accepted() -> None:
+        until(lambda: examine(path)[1]["facts"]["queue"] == 0, "what has been sent to be accepted")
+
+    await_accepted()  # (the start of php-fpm was probed)
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connect(path)).sendall(request_for("/wait.php", root))
+            await_accepted()
+        until(
+            lambda: "all 2 workers of pool e2e are busy now" in titles(examine(path)[1], "problem"),
+            "both to be busy",
+        )
+        for _ in range(2):
+            stack.enter_context(connect(path))
+        exit_code, report = examine(path)
+        stage.write("", "gate")
+    assert exit_code == 1
+    assert "the queue is full now: 2 of 2" in titles(report, "problem")
+
+
+def request_for(script: str, root: str) -> bytes:
+    return wire.encode_request(cgi_params(script, root=root), b"")
+
+
+_SERVER = """
+    upstream {name} {{ {servers} }}
+    server {{ listen 127.0.0.1:{port}; error_log {log} error; location / {{ fastcgi_pass {name}; }} }}
+"""
+
+
+def test_the_outage_that_is_foretold(stage: Stage) -> None:
+    """Of two full sockets in a block nginx has `no live upstreams` from the second request on, and that was said;
+    of one, and of two with max_fails=0, each request is one error 11, and that is fine."""
+    paths = [stage.path(f"{name}.sock") for name in "abcde"]
+    blocks = {
+        "two": [f"unix:{paths[0]}", f"unix:{paths[1]}"],
+        "one": [f"unix:{paths[2]}"],
+        "calm": [f"unix:{paths[3]} max_fails=0", f"unix:{paths[4]} max_fails=0"],
+    }
+    fronts, http = {}, ""
+    for name, servers in blocks.items():
+        front = fronts[name] = Front(free_port(), "", stage.path("nginx", f"{name}.error"))
+        lines = " ".join(f"server {server};" for server in servers)
+        http += _SERVER.format(name=name, servers=lines, port=front.port, log=front.error_log)
+    with ExitStack() as stack:
+        for path in paths:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(path)
+            listener.listen(0)
+            stack.enter_context(connect(path))
+        run_nginx(stage, http, [front.port for front in fronts.values()])
+        for front in fronts.values():
+            assert [front.fetch("/").status for _ in range(2)] == [502, 502]
+        foretold = {name: examine(servers[0].split()[0][5:])[1] for name, servers in blocks.items()}
+    for name, report in foretold.items():
+        errors = read(fronts[name].error_log)
+        out = [title for title in titles(report, "problem") if f"upstream {name} (" in title]
+        assert bool(out) == ("no live upstreams" in errors), (name, errors)
+        assert bool(out) == (name == "two")
+        assert "(11: Resource temporarily unavailable)" in errors
+        assert "the queue is full now: 1 of 1" in titles(report, "problem")
+
+
+def test_numbers_from_a_log(stage: Stage, start_proxy: StartProxy) -> None:
+    """What a proxy has logged of the requests through it is what the numbers are made from."""
+    path = stage.path("php.sock")
+    start_php_fpm(stage, path, *SOUND)
+    proxy = start_proxy(stage.path("seen.sock"), path)
+    fronts = start_nginx(stage, {"proxied": proxy.socket})
+    for number in range(5):
+        assert fronts["proxied"].fetch(f"/hello.php?id={number}").status == 200
+    events = proxy.wait_for("request", count=5)
+    _, report = examine(path, "--log", proxy.log)
+    seen = report["load"]["traffic"]
+    assert seen["requests"] == 5
+    assert seen["mean_s"] == pytest.approx(sum(each["total_s"] for each in events) / 5)
+    assert report["load"]["rate"] == seen["busiest_rate"] >= 1
+    assert any(f"({proxy.log})" in title for title in titles(report, "fine", "warning", "problem"))
+
+
+def test_in_place_of_a_tap(stage: Stage, start_tap: StartTap) -> None:
+    """While a tap stands at the path, the pool behind it is what is told."""
+    path = stage.path("php.sock")
+    start_php_fpm(stage, path, *SOUND, workers=2)
+    start_tap(path)
+    code, report = examine_at_rest(path)
+    assert (code, titles(report, "problem")) == (0, [])
+    assert "a tap stands at this path" in titles(report, "note")
+    assert (report["facts"]["backlog"], report["facts"]["pool"]["name"]) == (64, "e2e")
+
+
+def test_where_nobody_listens(stage: Stage) -> None:
+    """No path, a file, a stale socket, one without listen(), a name that nobody has: the errno is connect()'s."""
+    stale, silent = stage.path("stale.sock"), stage.path("silent.sock")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(stale)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(silent)
+        for path in (stage.path("none"), stage.write("", "file"), stale, silent, f"{stale}/x", "@udsproxy-none"):
+            code, report = examine(path)
+            with socket.socket(socket.AF_UNIX) as probe:
+                errno = probe.connect_ex("\0" + path[1:] if path.startswith("@") else path)
+            assert code == 1
+            assert report["facts"]["failure"] == {2: "ENOENT", 20: "ENOTDIR", 111: "ECONNREFUSED"}[errno], path
+    assert examine("/" + "x" * 120)[1]["facts"]["failure"] == "ENAMETOOLONG"
+
+
+def test_other_sockets(stage: Stage) -> None:
+    """Datagrams, and abstract names, have no file or no queue to speak of, and no problem."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sock:
+        sock.bind(stage.path("log.sock"))
+        code, report = examine(stage.path("log.sock"))
+        assert (code, report["facts"]["type"]) == (0, "datagram")
+    name = f"@udsproxy-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("\0" + name[1:])
+        sock.listen(3)
+        code, report = examine(name)
+        assert (code, report["facts"]["backlog"]) == (0, 3)
+
+
+def test_what_people_see(stage: Stage) -> None:
+    """Problems come first; lines are no longer than 100 (but for commands), and plain; the last line counts."""
+    path = stage.path("evil\x1b[31m\nname.sock")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    done = udsproxy("doctor", path)
+    text = done.stdout.decode()
+    lines = text.splitlines()
+    assert done.returncode == 1
+    assert lines[0] == "problem: nobody listens: clients get ECONNREFUSED"
+    assert lines[1].startswith("    why:   ")
+    assert lines[-1].startswith("1 problem, ")
+    assert "\x1b" not in text
+    assert max(len(line) for line in lines if "check:" not in line) <= 100
+
+
+def test_a_title_is_only_a_claim(stage: Stage) -> None:
+    """A process that calls itself nginx, and has a configuration that is none, is no reason to fail."""
+    path = stage.path("x.sock")
+    conf = stage.write("http { upstream a { server unix:%s; } } \0 { \x1b[31m 'x" % path, "conf\x1b[31m")  # noqa: UP031
+    claims = [f"nginx: master process nginx -c {conf}", "nginx: master process nginx -c /dev/zero"]
+    with socket.socket(socket.AF_UNIX) as sock, ExitStack() as stack:
+        sock.bind(path)
+        sock.listen()
+        for claim in claims:
+            stack.enter_context(subprocess.Popen([claim], executable="/bin/cat", stdin=subprocess.PIPE))
+        done = udsproxy("doctor", path)
+        assert done.returncode == 0, done
+        assert b"\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--client", "no such user"], 2, "--client no such user: this machine has no such user"),
+        (["--rate", "0"], 2, "--rate"),
+        (["--rate", "nan"], 2, "--rate"),
+        (["--time", "0"], 2, "--time"),
+        (["--time", "soon"], 2, "--time"),
+        (["--rate", "1e9", "--time", "1h"], 2, "workers busy at once"),
+        (["--rate", "1e300", "--stall", "1h"], 2, "--stall"),
+        (["--log", "/nonexistent"], 1, "--log /nonexistent: No such file or directory"),
+        (["--log", "/"], 1, "--log /: "),
+        (["--log", "/dev/null"], 1, "there is no request in it"),
+    ],
+)
+def test_bad_options(options: list[str], code: int, says: str) -> None:
+    """One line says what is wrong."""
+    done = udsproxy("doctor", "/x", *options)
+    assert udsproxy("doctor", "").returncode == 2
+    line = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert says in line
+    assert line.count("\n") == 1

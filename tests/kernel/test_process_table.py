@@ -1,0 +1,39 @@
+"""Finding processes by title, and their descriptors."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+from udsproxy.kernel import process_table
+
+GONE = 2**22 + 1
+"""Above the largest pid."""
+
+
+def test_ourselves() -> None:
+    """Our own title, limit and descriptors are what we know they are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    found = process_table.read_descriptors(os.getpid())
+    assert (found.soft, found.hard) == (soft, hard)
+    assert found.used is not None
+    assert found.used >= 3
+    assert sys.executable.rpartition("/")[2] in process_table.read_title(os.getpid())
+
+
+def test_a_child_by_its_title() -> None:
+    """It is found among our children, and elsewhere not."""
+    title = f"a title {os.getpid()}: master"
+    assert process_table.titled_children(os.getpid(), title) == []
+    with subprocess.Popen([title], executable="/bin/cat", stdin=subprocess.PIPE) as cat:
+        assert process_table.titled_children(os.getpid(), title) == [cat.pid]
+        assert list(process_table.titled(title)) == [(cat.pid, title)]
+        cat.communicate()
+
+
+def test_who_is_gone() -> None:
+    """Nothing is known, and nothing raised."""
+    assert process_table.read_title(GONE) == ""
+    assert process_table.read_descriptors(GONE) == process_table.Descriptors()

@@ -1,0 +1,170 @@
+"""``udsproxy doctor``: what will go wrong at a socket. No proxy is needed."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import sys
+from textwrap import wrap
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+from rich.text import Text
+
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.doctor import gathering, seen, sizing
+from udsproxy.doctor.about_load import Load
+from udsproxy.doctor.facts import Facts
+from udsproxy.doctor.finding import LEVELS, Finding, Level, plural
+from udsproxy.doctor.findings import examine
+from udsproxy.doctor.seen import Traffic
+from udsproxy.events import printable
+
+_WIDTH = 100
+_STYLES: dict[Level, str] = {"problem": "bold red", "warning": "bold yellow", "note": "bold", "fine": "green"}
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """What ``--json`` prints."""
+
+    path: str
+    findings: list[Finding]
+    load: Load
+    facts: Facts
+    unseen: tuple[str, ...]
+    """What could not be read, and why."""
+
+
+def doctor(
+    path: Annotated[str, Parameter(name="PATH")],
+    /,
+    *,
+    client: str | None = None,
+    log: str | None = None,
+    rate: float | None = None,
+    time: str | None = None,
+    stall: str = "1s",
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Say what will go wrong at a Unix socket: its backlog, its owner, its workers, nginx in front of it.
+
+    It only looks: it connects to nothing and changes nothing. Run it as root to see the processes of other users.
+    The exit code is 1 if there is a problem.
+
+    Parameters
+    ----------
+    path
+        The socket's path, or @NAME.
+    client
+        The user who connects; without it, that of nginx's workers.
+    log
+        What udsproxy wrote with --log json: rate and times are taken from it.
+    rate
+        Requests a second, when it is busiest.
+    time
+        How long a request holds a worker, on average (0.05, 50ms).
+    stall
+        For so long no worker becomes free (a lock, a database): does the queue hold that?
+    json
+        One JSON object.
+    """
+    if path in ("", "@"):
+        raise Failure(USAGE, "PATH is empty")
+    user = None
+    if client is not None:
+        user = gathering.find_user(client)
+        if user is None:
+            raise Failure(USAGE, f"--client {client}: this machine has no such user")
+    load = _load(path, log, rate, time, stall)
+    facts = gathering.gather(path, user)
+    found = examine(facts, load)
+    if json:
+        print(msgspec.json.encode(_Report(facts.path, found, load, facts, facts.unseen)).decode())
+    else:
+        _print(facts, found)
+    return FAILED if any(each.level == "problem" for each in found) else DONE
+
+
+def _load(path: str, log: str | None, rate: float | None, time: str | None, stall: str) -> Load:
+    """Raises `Failure`."""
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise Failure(USAGE, f"--rate {rate}: how many requests a second, more than 0")
+    time_s = None if time is None else duration_option("--time", time)
+    if time_s == 0:
+        raise Failure(USAGE, "--time 0: how long a request takes, more than 0")
+    traffic = None if log is None else _traffic(log, path)
+    source = "as given"
+    if traffic is not None:
+        assert log is not None
+        source = printable(log)
+        rate = traffic.busiest_rate if rate is None else rate
+        time_s = max(traffic.mean_s, 1e-7) if time_s is None else time_s
+    if rate is not None and time_s is not None and rate * time_s > sizing.MOST_LOAD:
+        raise Failure(
+            USAGE, f"--rate and --time: {rate * time_s:.3g} workers busy at once is beyond what is computed"
+        )
+    stall_s = duration_option("--stall", stall)
+    if rate is not None and rate * stall_s > 1e15:
+        raise Failure(USAGE, "--rate and --stall: so many requests are beyond what is computed")
+    return Load(rate=rate, time_s=time_s, stall_s=stall_s, source=source, traffic=traffic)
+
+
+def _traffic(log: str, path: str) -> Traffic:
+    """Raises `Failure`."""
+    wanted = path if path.startswith("@") else os.path.realpath(path)
+
+    def is_here(endpoint: str) -> bool:
+        at = endpoint.removeprefix("unix:")
+        return at == path or (
+            at.startswith("/") and len(at) < 4096 and "\0" not in at and os.path.realpath(at) == wanted
+        )
+
+    try:
+        with open(log, "rb") as file:
+            if stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
+                raise IsADirectoryError(0, "it is a directory")
+            found = seen.read(file, is_here)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no name of a file"
+        raise Failure(FAILED, f"--log {log}: {why}") from None
+    if found is None:
+        raise Failure(FAILED, f"--log {log}: there is no request in it (udsproxy tap PATH --log json writes them)")
+    return found
+
+
+def _print(facts: Facts, found: list[Finding]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    width = min(_WIDTH, console.width)
+    for each in found:
+        title = Text.assemble(
+            (f"{each.level}: ", _STYLES[each.level]), (each.title, "" if each.level == "fine" else "bold")
+        )
+        console.print(title, soft_wrap=True)
+        for name, text in (("why", each.why), ("do", each.do)):
+            if text:
+                console.print(Text(_lines(f"    {name}:".ljust(11), text, width)), soft_wrap=True)
+        # A command is copied whole.
+        if each.check:
+            console.print(Text(f"    check: {each.check}"), soft_wrap=True)
+    for line in facts.unseen:
+        console.print(Text(f"not seen: {line}", style="dim"), soft_wrap=True)
+    counts = {level: sum(each.level == level for each in found) for level in LEVELS}
+    told = [plural(counts[level], level) for level in LEVELS[:-1] if counts[level]]
+    console.print(Text(f"{', '.join(told) or 'nothing to mend'}; {counts['fine']} fine"), soft_wrap=True)
+
+
+def _lines(head: str, text: str, width: int) -> str:
+    indent = " " * len(head)
+    return "\n".join(
+        wrap(
+            text,
+            width,
+            initial_indent=head,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )

@@ -1,0 +1,135 @@
+"""Findings about a pool of php-fpm: its workers, how they come and go, what outlives its client. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from udsproxy.doctor.facts import Facts, Pool
+from udsproxy.doctor.finding import Finding, plural
+from udsproxy.doctor.php_fpm import number, seconds
+
+_FEW_REQUESTS = 200
+"""A worker that serves no more than these ends every few seconds at any load that matters."""
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """All of them."""
+    pool = facts.pool
+    if pool is None:
+        return
+    yield from _children(facts, pool)
+    yield from _manager(facts, pool)
+    yield from _renewal(pool)
+    yield from _zombies(facts, pool)
+
+
+def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
+    most, there, busy = facts.most_workers, len(facts.workers), facts.busy
+    if most is None:
+        return
+    path = shlex.quote(facts.path)
+    check = f"udsproxy state {path} --watch; grep max_children in php-fpm's error_log"
+    do = "Find what they wait for (udsproxy state says it); only then raise pm.max_children, as memory allows."
+    if not facts.servers:
+        pass  # we may not see them
+    elif there and busy == there and there >= most:
+        yield Finding(
+            "problem",
+            f"all {plural(most, 'worker')} of pool {pool.name} are busy now",
+            "Whoever comes now waits in the queue; when that is full too, nginx logs error 11.",
+            do,
+            check,
+        )
+    elif busy is not None and most >= 5 and busy >= 0.8 * most:
+        yield Finding("warning", f"{busy} of {most} workers of pool {pool.name} are busy now", "", do, check)
+    else:
+        told = "" if busy is None else f", {busy} of them busy"
+        yield Finding("fine", f"pool {pool.name}: {there} of {most} workers there now{told}")
+    if facts.servers and there < most and pool.settings.get("pm") == "static":
+        yield Finding(
+            "warning",
+            f"pm = static, pm.max_children = {most}, and {plural(there, 'worker')}",
+            "They are just being forked anew, or cannot be (memory, a limit of processes), or the file was changed "
+            "since php-fpm started.",
+            "See php-fpm's error_log; reload it.",
+            f"ps -o pid,ppid,args --ppid {facts.php_fpm}",
+        )
+    if 0 < pool.process_max < most:
+        yield Finding(
+            "problem",
+            f"process.max = {pool.process_max} is less than pm.max_children = {most}",
+            "process.max limits the workers of all pools together: this pool never has its number.",
+            "Raise process.max, or set it to 0 (no limit).",
+            "php-fpm8.2 -tt (as it is called here) shows what it has read",
+        )
+
+
+def _manager(facts: Facts, pool: Pool) -> Iterator[Finding]:
+    kind = pool.settings.get("pm")
+    most = facts.most_workers or 0
+    if kind == "ondemand":
+        yield Finding(
+            "note",
+            "pm = ondemand: workers are forked when requests come",
+            "After a quiet time the first requests of a burst each wait for a fork. A worker ends when it was idle "
+            f"for pm.process_idle_timeout = {pool.settings.get('pm.process_idle_timeout', '10s')}.",
+            "For a site that has bursts: pm = static.",
+            f"ps --ppid {facts.php_fpm} | wc -l, before and in a burst",
+        )
+    elif kind == "dynamic":
+        spare = number(pool.settings.get("pm.min_spare_servers"), 0)
+        rate = number(pool.settings.get("pm.max_spawn_rate"), 32)
+        level = "warning" if most >= 20 and spare * 5 < most else "note"
+        yield Finding(
+            "warning" if level == "warning" else "note",
+            f"pm = dynamic: a burst finds about {plural(max(spare, 1), 'idle worker')}, of {most}",
+            f"More are forked once a second, 1, 2, 4 and so on up to {rate} at a time, until {spare} "
+            "(pm.min_spare_servers) are idle again. The queue must hold a burst for as long.",
+            "pm = static where memory is there for all of them anyway, or a larger pm.min_spare_servers.",
+            "grep 'seems busy' in php-fpm's error_log",
+        )
+
+
+def _renewal(pool: Pool) -> Iterator[Finding]:
+    most = number(pool.settings.get("pm.max_requests"), 0)
+    if most == 0:
+        yield Finding(
+            "note",
+            "pm.max_requests = 0: workers are never renewed",
+            "What a script or an extension leaks stays, until memory ends.",
+            "pm.max_requests = 1000 or so, if workers grow.",
+            "ps -o rss,etime,args -C php-fpm, over days (or php-fpm8.2, as it is called here)",
+        )
+        return
+    yield Finding(
+        "warning" if 0 < most < _FEW_REQUESTS else "note",
+        f"pm.max_requests = {most}: each worker ends after that many, and is forked anew",
+        "For some milliseconds there is one worker less. Workers that were started together come to it at about "
+        "the same time, and their own caches (paths, connections to databases) are cold then.",
+        "1000 or more, unless they leak much." if most < _FEW_REQUESTS else "",
+        "ps -o pid,etime,args: the workers' ages",
+    )
+
+
+def _zombies(facts: Facts, pool: Pool) -> Iterator[Finding]:
+    ends_s = seconds(pool.settings.get("request_terminate_timeout")) or 0.0
+    waits = [each.read_timeout_s for nginx in facts.nginx for each in nginx.passes]
+    least = min(waits, default=None)
+    has = f"request_terminate_timeout = {pool.settings.get('request_terminate_timeout', '0')}"
+    if least is not None and 0 < ends_s <= least:
+        yield Finding("fine", f"{has}: a worker gives up no later than nginx ({least:g} s)")
+        return
+    if ends_s and least is None:
+        return
+    why = "nginx gives up (error 110, a 504" + (f", after {least:g} s" if least is not None else "") + "), and the "
+    why += "worker goes on with nobody to answer to: the pool lacks it, and the visitor's retry takes another. "
+    why += "PHP's max_execution_time does not count waiting (databases, sockets, sleep)."
+    yield Finding(
+        "warning",
+        f"{has}: a stuck request holds its worker " + (f"for {ends_s:g} s" if ends_s else "for ever"),
+        why,
+        f"request_terminate_timeout = {least or 60:g}s or less, or a longer *_read_timeout in nginx; and timeouts "
+        "for what the scripts wait for.",
+        "grep 110: in nginx's error_log; udsproxy state shows workers that wait for long",
+    )

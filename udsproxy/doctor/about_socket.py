@@ -1,0 +1,225 @@
+"""Findings about the socket itself: is it there, is its queue long enough, do descriptors suffice. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from udsproxy.doctor.facts import Facts, Process
+from udsproxy.doctor.finding import Finding, plural
+from udsproxy.doctor.php_fpm import number
+
+_NEAR = 0.8
+"""Of the limit of descriptors."""
+_AT = 0.95
+
+_MISSING = {
+    "ENOENT": ("no such path", "Nobody has made it, or it was removed: php-fpm removes its socket when it stops."),
+    "ENOTDIR": ("no such path", "What should be a directory on the way is none."),
+    "ELOOP": ("no such path", "The symbolic links on the way go round."),
+    "ENAMETOOLONG": ("the path is too long", "A Unix socket's path has at most 107 bytes (unix(7))."),
+}
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """All of them."""
+    if facts.failure is not None:
+        yield _unreachable(facts)
+    elif facts.state is None:
+        yield Finding(
+            "warning",
+            "the socket cannot be looked at",
+            "We may not enter its directory, or the kernel does not show it.",
+            "Run this as root.",
+            f"sudo udsproxy doctor {shlex.quote(facts.path)}",
+        )
+    if facts.tapped is not None:
+        yield Finding(
+            "note",
+            "a tap stands at this path",
+            f"The server's own socket is {facts.tapped} meanwhile: server and queue here are of that one.",
+            check=f"udsproxy state {shlex.quote(facts.tapped)}",
+        )
+    if facts.type == "datagram":
+        yield from _datagrams(facts)
+    elif facts.state == "listening":
+        yield from _queue_now(facts)
+        yield from _backlog(facts)
+    yield from _descriptors(facts)
+
+
+def _unreachable(facts: Facts) -> Finding:
+    path, failure = shlex.quote(facts.path), facts.failure
+    check = f"ls -l {path}; udsproxy state {path}"
+    if failure in _MISSING:
+        title, why = _MISSING[failure]
+        do = "Start the server; compare its listen = with what the client has."
+        if failure == "ENAMETOOLONG":
+            do = "Choose a shorter path, in server and client."
+        return Finding("problem", f"{title}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
+    if failure != "ECONNREFUSED":
+        return Finding("problem", f"it cannot be reached: clients get {failure}", "", "Mend the path.", check)
+    if facts.state == "stale":
+        why = "The file is there, and no process has its socket: the server was killed, or has not removed it."
+        return Finding(
+            "problem",
+            "nobody listens: clients get ECONNREFUSED",
+            why,
+            "Start the server: it makes the file anew. (Removing the file only changes the error to ENOENT.)",
+            check,
+        )
+    if facts.state in ("bound", "shut"):
+        return Finding(
+            "problem",
+            "nobody listens: clients get ECONNREFUSED",
+            "shutdown() was called on it." if facts.state == "shut" else "Nobody has called listen() on it.",
+            "Restart the server.",
+            check,
+        )
+    if facts.path.startswith("@"):
+        return Finding(
+            "problem",
+            "nobody listens: clients get ECONNREFUSED",
+            "No socket of that abstract name is in this network namespace.",
+            "Start the server, or run this in its network namespace (nsenter --net=/proc/PID/ns/net).",
+            "ss -xl",
+        )
+    return Finding(
+        "problem",
+        "it is no socket: clients get ECONNREFUSED",
+        "connect() refuses every file that is not a socket.",
+        "Remove the file if it is not needed, and start the server.",
+        f"ls -l {path}",
+    )
+
+
+def _queue_now(facts: Facts) -> Iterator[Finding]:
+    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.path)
+    if backlog is None:
+        return
+    if queue > backlog:
+        yield Finding(
+            "problem",
+            f"the queue is full now: {queue} of {backlog + 1}",
+            "The next client gets EAGAIN (nginx: 11: Resource temporarily unavailable), or waits in connect().",
+            "Find what holds the workers before anything is made larger.",
+            f"udsproxy state {path}",
+        )
+    elif queue:
+        # (With workers idle it is a connection that is just being accepted.)
+        level, busy = "note", facts.busy
+        if busy is not None and facts.workers and busy == len(facts.workers):
+            level = "warning"
+        yield Finding(
+            "warning" if level == "warning" else "note",
+            f"{queue} of {backlog + 1} wait in the queue now",
+            "Each waits for a worker; no log of nginx or php-fpm has that time.",
+            "Find what holds the workers.",
+            f"udsproxy state {path} --watch",
+        )
+    else:
+        yield Finding("fine", f"the queue is empty now; {backlog + 1} may wait")
+    if facts.gone:
+        yield Finding(
+            "note",
+            f"{facts.gone} of those in the queue {'has' if facts.gone == 1 else 'have'} left",
+            "A worker runs their requests all the same, and finds out when it writes.",
+            check=f"udsproxy state {path}",
+        )
+
+
+def _backlog(facts: Facts) -> Iterator[Finding]:
+    has, most, path = facts.backlog, facts.somaxconn, shlex.quote(facts.path)
+    if has is None:
+        return
+    asked = None if facts.pool is None else number(facts.pool.settings.get("listen.backlog"), -1)
+    check = f"ss -xl | grep -F {path}   (the second number is what the kernel has)"
+    restart = "restart php-fpm: a reload keeps the old socket, and its backlog"
+    if facts.tapped is None and asked is not None and asked >= 0 and most is not None and asked > most:
+        yield Finding(
+            "problem",
+            f"listen.backlog = {asked} is cut to {has}",
+            f"The kernel silently cuts it to net.core.somaxconn ({most}) when listen() is called; "
+            "ss and this program show what is left of it.",
+            f"sysctl -w net.core.somaxconn={asked} (and in /etc/sysctl.d), then {restart}.",
+            check,
+        )
+    elif facts.tapped is None and asked is not None and asked >= 0 and asked != has:
+        yield Finding(
+            "problem" if asked > has else "warning",
+            f"listen.backlog = {asked} is not in force: the kernel has {has}",
+            "The file was changed since php-fpm started"
+            + (f", or net.core.somaxconn was {has} then." if asked > has else "."),
+            f"{restart[0].upper()}{restart[1:]}.",
+            check,
+        )
+    elif asked is not None and asked < 0 and most is not None and has < most:
+        yield Finding(
+            "warning",
+            f"the backlog is {has}, and could be {most}",
+            "listen.backlog = -1 (the default) is net.core.somaxconn as it was when php-fpm started.",
+            f"{restart[0].upper()}{restart[1:]}.",
+            check,
+        )
+    elif asked is None and has == most:
+        yield Finding(
+            "note",
+            f"the backlog is {has}, which is net.core.somaxconn",
+            "The server may have asked for more: the kernel cuts it silently.",
+            "If more is needed, raise net.core.somaxconn, and restart the server.",
+            check,
+        )
+    workers = facts.most_workers
+    if workers is None:
+        return
+    if has + 1 < workers:
+        yield Finding(
+            "warning",
+            f"room for {has + 1} in the queue, and {plural(workers, 'worker')}",
+            "When all workers wait for the same thing (a lock, a database), the queue is full before as many "
+            "requests more have come as the pool serves at once.",
+            f"listen.backlog = {workers} or more ({restart}).",
+            check,
+        )
+    else:
+        yield Finding("fine", f"room for {has + 1} in the queue, and {plural(workers, 'worker')}")
+
+
+def _datagrams(facts: Facts) -> Iterator[Finding]:
+    yield Finding(
+        "note",
+        "it receives datagrams: nobody is accepted, and there is no backlog",
+        "A sender gets EAGAIN, or waits, when net.unix.max_dgram_qlen messages wait"
+        + (f"; {facts.queue} bytes do now." if facts.queue else "."),
+        check="sysctl net.unix.max_dgram_qlen",
+    )
+
+
+def _descriptors(facts: Facts) -> Iterator[Finding]:
+    for role, processes in (
+        ("server", facts.servers),
+        *((f"nginx (pid {each.pid})", each.workers) for each in facts.nginx),
+    ):
+        known = [each for each in processes if each.descriptors.used is not None and each.descriptors.soft]
+        if not known:
+            continue
+        worst = max(known, key=_share)
+        used, soft, hard = worst.descriptors.used, worst.descriptors.soft, worst.descriptors.hard
+        who = f"{worst.comm} (pid {worst.pid})"
+        if _share(worst) < _NEAR:
+            yield Finding("fine", f"{role}: {used} of {soft} descriptors at most, in {who}")
+            continue
+        option = "rlimit_files" if facts.php_fpm and role == "server" else "LimitNOFILE= of its unit"
+        yield Finding(
+            "problem" if _share(worst) >= _AT else "warning",
+            f"{who} has {used} of {soft} descriptors open",
+            "At the limit accept() and connect() fail with EMFILE (24: Too many open files).",
+            f"Raise {'worker_rlimit_nofile' if role != 'server' else option} (the hard limit is {hard or 'none'}); "
+            "if the number only grows, the process leaks them.",
+            f"ls /proc/{worst.pid}/fd | wc -l; grep files /proc/{worst.pid}/limits",
+        )
+
+
+def _share(process: Process) -> float:
+    seen = process.descriptors
+    return (seen.used or 0) / (seen.soft or 1)

@@ -1,0 +1,26 @@
+"""What follows from the facts: one thing that is wrong, or right."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Level = Literal["problem", "warning", "note", "fine"]
+LEVELS: tuple[Level, ...] = ("problem", "warning", "note", "fine")
+"""``problem``: it goes wrong now, or at the next burst; ``warning``: it can; ``note``: good to know."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Each part is a line of text; empty: there is nothing to say."""
+
+    level: Level
+    title: str
+    why: str = ""
+    do: str = ""
+    check: str = ""
+
+
+def plural(number: int, name: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{number} {name}" + ("" if number == 1 else "s")

@@ -1,0 +1,22 @@
+"""From facts to findings, the worst first. Pure."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from udsproxy.doctor import about_clients, about_load, about_nginx, about_php_fpm, about_socket
+from udsproxy.doctor.about_load import Load
+from udsproxy.doctor.facts import Facts
+from udsproxy.doctor.finding import LEVELS, Finding
+
+
+def examine(facts: Facts, load: Load) -> list[Finding]:
+    """All that follows; within a level, the socket comes first."""
+    found = chain(
+        about_socket.findings(facts),
+        about_clients.findings(facts),
+        about_php_fpm.findings(facts),
+        about_nginx.findings(facts),
+        about_load.findings(facts, load),
+    )
+    return sorted(found, key=lambda each: LEVELS.index(each.level))

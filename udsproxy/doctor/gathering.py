@@ -1,0 +1,350 @@
+"""Finds out what is known of a socket: sock_diag, /proc, the files of php-fpm and nginx.
+
+Rules: it only looks. What cannot be read is a line of `Facts.unseen`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Callable
+
+import msgspec
+
+from udsproxy.doctor import nginx, php_fpm
+from udsproxy.doctor.facts import Entry, Facts, Nginx, Pool, Process, User
+from udsproxy.doctor.reading import Reader, shown
+from udsproxy.doctor.rights import parse_acl
+from udsproxy.endpoints.ownership import group_name, user_name
+from udsproxy.events import errno_name, printable
+from udsproxy.inspection.doing import Doer
+from udsproxy.inspection.machine import Machine, name_of
+from udsproxy.inspection.sockets import SocketState, state_of
+from udsproxy.kernel import process_table, procfs
+
+_SUFFIX = ".udsproxy"
+"""Of the server's own socket, while a tap stands at its path."""
+_MOST_PROCESSES = 10_000
+_MOST_MASTERS = 16
+_SETTINGS = ("listen", "pm", "process.", "request_", "rlimit_")
+"""Of a pool: what these begin with."""
+_ACL = "system.posix_acl_access"
+
+
+def gather(path: str, client: User | None = None) -> Facts:
+    """``path``: of a socket, or ``@NAME``. ``client``: who connects; else nginx does, where one is found."""
+    abstract = path.startswith("@")
+    if not abstract:
+        path = os.path.abspath(path)
+    machine = Machine()
+    try:
+        facts = _Gathering(path, abstract, machine).facts(client)
+    finally:
+        machine.close()
+    return facts
+
+
+def find_user(name: str) -> User | None:
+    """A user of this machine, by name or number."""
+    try:
+        if name.isdecimal():
+            number = int(name[:12])
+            with contextlib.suppress(KeyError, OverflowError):
+                name = pwd.getpwuid(number).pw_name
+            if name.isdecimal():
+                return User(name, number, (number,), "--client", name)
+        entry = pwd.getpwnam(name)
+        gids = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+        return User(shown(entry.pw_name), entry.pw_uid, gids, "--client", group_name(entry.pw_gid))
+    except (KeyError, ValueError, OSError):
+        return None
+
+
+class _Gathering:
+    def __init__(self, path: str, abstract: bool, machine: Machine) -> None:
+        self._path = path
+        self._abstract = abstract
+        self._machine = machine
+        self._real = None if abstract else os.path.realpath(path)
+        self._unseen: list[str] = []
+
+    def facts(self, client: User | None) -> Facts:
+        tapped = self._tapped()
+        entries, failure = ((), None) if self._abstract else self._entries()
+        found = None if failure else self._state(tapped or self._path)
+        if found is None:
+            failure = failure or ("ECONNREFUSED" if self._abstract else None)
+        elif found.state != "listening" and found.type != "datagram":
+            failure = "ECONNREFUSED"
+        servers = self._servers(found)
+        master, pool = self._php_fpm(servers)
+        serving_nginx = () if self._abstract else self._nginx()
+        clients = (client,) if client is not None else self._clients(serving_nginx)
+        unseen = [*self._machine.without, *self._unseen]
+        if _line_of("/sys/fs/selinux/enforce") == "1":
+            unseen.append("what SELinux permits (it is enforcing): ausearch -m avc -ts recent")
+        return Facts(
+            path=printable(self._path),
+            failure=failure,
+            type=None if found is None else found.type,
+            state=None if found is None else found.state,
+            queue=None if found is None else found.queue,
+            backlog=None if found is None else found.backlog,
+            gone=None if found is None else found.gone,
+            tapped=None if tapped is None else printable(tapped),
+            somaxconn=_somaxconn(),
+            entries=entries,
+            servers=servers,
+            php_fpm=master,
+            pool=pool,
+            nginx=serving_nginx,
+            clients=clients,
+            unseen=tuple(dict.fromkeys(unseen)),
+        )
+
+    # --- the socket ---
+
+    def _tapped(self) -> str | None:
+        with contextlib.suppress(OSError, ValueError):
+            beside = self._path + _SUFFIX
+            if not self._abstract and stat.S_ISSOCK(os.lstat(beside).st_mode):
+                return beside
+        return None
+
+    def _entries(self) -> tuple[tuple[Entry, ...], str | None]:
+        """The directories and the file, and the errno of connect() where they lead to no socket."""
+        if len(os.fsencode(self._path)) > 107:
+            # sockaddr_un has 108 bytes, and most programs end them with a NUL.
+            return (), "ENAMETOOLONG"
+        found: list[Entry] = []
+        try:
+            directories = dict.fromkeys([*_above(self._path), *_above(self._real or self._path)])
+            found += [_entry(directory) for directory in directories]
+            file = _entry(self._path)
+            if not stat.S_ISSOCK(os.stat(self._path).st_mode):
+                # unix_find_bsd() says so of every file that is no socket.
+                return (*found, file), "ECONNREFUSED"
+        except (OSError, ValueError) as error:
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOENT
+            if number == errno.EACCES:
+                self._unseen.append(f"{shown(self._path)}: we may not look there (run as root)")
+                return (), None
+            return tuple(found), errno_name(number)
+        return (*found, file), None
+
+    def _state(self, path: str) -> SocketState | None:
+        try:
+            found = state_of(self._machine, path, Doer())
+        except OSError as error:
+            self._unseen.append(f"{shown(path)}: {error.strerror}")
+            return None
+        return next((each for each in found if each.state == "listening"), found[0] if found else None)
+
+    def _servers(self, found: SocketState | None) -> tuple[Process, ...]:
+        if found is None:
+            return ()
+        titles = {each.pid: process_table.read_title(each.pid) for each in found.processes[:_MOST_PROCESSES]}
+        return tuple(
+            Process(
+                each.pid,
+                each.comm,
+                process_table.read_descriptors(each.pid),
+                # (A master that has forked nobody yet serves nobody either.)
+                each.master or php_fpm.configuration_of(titles[each.pid]) is not None,
+                None if each.doing is None or each.doing.what == "unknown" else each.doing.what != "accept",
+                None if each.doing is None else each.doing.text,
+            )
+            for each in found.processes[:_MOST_PROCESSES]
+        )
+
+    # --- php-fpm ---
+
+    def _php_fpm(self, servers: tuple[Process, ...]) -> tuple[int | None, Pool | None]:
+        """The master, and the pool that listens here. Who serves may be hidden from us; titles are not."""
+        pids = [each.pid for each in servers] or [pid for pid, _ in process_table.titled(php_fpm.TITLE)]
+        notes: list[str] = []
+        for pid in pids[:_MOST_PROCESSES]:
+            file = php_fpm.configuration_of(process_table.read_title(pid))
+            if file is None:
+                continue
+            if _is_elsewhere(pid):
+                self._unseen.append(f"the configuration of php-fpm (pid {pid}): it has another root directory")
+                continue
+            reader = Reader()
+            sections, files = php_fpm.read_sections(reader, file)
+            name = php_fpm.pool_at(sections, self._is_same)
+            if name is not None:
+                self._unseen += reader.notes
+                return pid, _pool(name, sections, files)
+            notes += [*reader.notes, f"{shown(file)}: no pool there has listen = {shown(self._path)}"]
+            if servers:
+                self._unseen += notes
+                return pid, None
+        return None, None
+
+    # --- nginx ---
+
+    def _nginx(self) -> tuple[Nginx, ...]:
+        found = []
+        masters = list(process_table.titled(nginx.TITLE))
+        for pid, title in masters[:_MOST_MASTERS]:
+            reader = Reader()
+            file = self._nginx_file(pid, title)
+            if file is None:
+                continue
+            seen = nginx.look(reader, file, pid, self._is_same)
+            # What another nginx has that could not be read is of interest all the same.
+            self._unseen += reader.notes
+            if seen is not None:
+                found.append(msgspec.structs.replace(seen, workers=_nginx_workers(pid)))
+        if len(masters) > _MOST_MASTERS:
+            self._unseen.append(f"{len(masters) - _MOST_MASTERS} more nginx that run")
+        return tuple(found)
+
+    def _nginx_file(self, pid: int, title: str) -> str | None:
+        if _is_elsewhere(pid):
+            self._unseen.append(f"the configuration of nginx (pid {pid}): it has another root directory")
+            return None
+        file, prefix = nginx.configuration_of(title)
+        if file is None:
+            places = (
+                nginx.DEFAULTS if prefix is None else (os.path.join(prefix, "conf/nginx.conf"), *nginx.DEFAULTS)
+            )
+            file = next((each for each in places if os.path.exists(each)), None)
+        elif not file.startswith("/"):
+            file = None if prefix is None else os.path.join(prefix, file)
+        if file is None:
+            self._unseen.append(f"the configuration of nginx (pid {pid}): nothing says where it is")
+        return file
+
+    def _clients(self, found: tuple[Nginx, ...]) -> tuple[User, ...]:
+        """The users of nginx's workers, each once."""
+        users: dict[tuple[int, tuple[int, ...]], User] = {}
+        for each in found:
+            for worker in each.workers:
+                ids = procfs.read_ids(worker.pid)
+                if ids is None:
+                    continue
+                uid, gid, more = ids
+                users.setdefault(
+                    (uid, (gid, *more)),
+                    User(
+                        user_name(uid),
+                        uid,
+                        (gid, *more),
+                        f"nginx's worker, pid {worker.pid}",
+                        group_name(gid),
+                        self._is_seen_by(worker.pid),
+                    ),
+                )
+        return tuple(users.values())
+
+    def _is_seen_by(self, pid: int) -> bool | None:
+        """A service may have a /tmp of its own (PrivateTmp=): whether it finds the same socket there."""
+        try:
+            if os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt")):
+                return None
+            here = os.stat(self._path)
+        except OSError:
+            return None
+        try:
+            return os.path.samestat(os.stat(f"/proc/{pid}/root{self._real}"), here)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return None
+
+    def _is_same(self, path: str) -> bool:
+        if os.path.normpath(path) == self._path:
+            return True
+        try:
+            return path.startswith("/") and os.path.realpath(path) == self._real
+        except (OSError, ValueError):
+            return False
+
+
+def _pool(name: str, sections: php_fpm.Sections, files: dict[str, str]) -> Pool:
+    settings = {key: shown(value) for key, value in sections[name].items() if key.startswith(_SETTINGS)}
+    owner = group = None
+    if not any(settings.get(key) for key in ("listen.acl_users", "listen.acl_groups")):
+        owner = _number_of(settings.get("listen.owner"), _uid)
+        group = _number_of(settings.get("listen.group"), _gid)
+    return Pool(
+        name=shown(name),
+        file=shown(files.get(name, "")),
+        settings=settings,
+        process_max=php_fpm.number(sections["global"].get("process.max"), 0),
+        owner=owner,
+        group=group,
+    )
+
+
+def _uid(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def _gid(name: str) -> int:
+    return grp.getgrnam(name).gr_gid
+
+
+def _number_of(name: str | None, look_up: Callable[[str], int]) -> int | None:
+    if not name:
+        return None
+    if name.isdecimal() and len(name) < 12:
+        return int(name)
+    try:
+        return look_up(name)
+    except (KeyError, ValueError, OSError):
+        return None
+
+
+def _nginx_workers(master: int) -> tuple[Process, ...]:
+    return tuple(
+        Process(pid, name_of(pid), process_table.read_descriptors(pid))
+        for pid in process_table.titled_children(master, "nginx: worker process")
+    )
+
+
+def _is_elsewhere(pid: int) -> bool:
+    """Its root directory is another than ours (a container, a chroot): paths mean something else there."""
+    try:
+        return not os.path.samestat(os.stat(f"/proc/{pid}/root/."), os.stat("/"))
+    except OSError:
+        return False
+
+
+def _above(path: str) -> list[str]:
+    """The directories above it, from the root on."""
+    found = []
+    while (parent := os.path.dirname(path)) != path:
+        found.append(parent)
+        path = parent
+    return found[::-1]
+
+
+def _entry(path: str) -> Entry:
+    """Raises OSError."""
+    seen = os.stat(path)
+    acl = b""
+    with contextlib.suppress(OSError):
+        acl = os.getxattr(path, _ACL)
+    owner = f"{user_name(seen.st_uid)}:{group_name(seen.st_gid)}"
+    return Entry(shown(path), seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode), parse_acl(acl), owner)
+
+
+def _line_of(path: str) -> str | None:
+    """A file of one short line; None: there is none."""
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(64).strip()
+    except OSError:
+        return None
+
+
+def _somaxconn() -> int | None:
+    text = _line_of("/proc/sys/net/core/somaxconn")
+    return int(text) if text and text.isdecimal() else None

@@ -1,0 +1,64 @@
+"""Finding processes by what they call themselves, and how near each is to its limit of descriptors (proc(5)).
+
+Rules: never raises because a process is gone or hidden: then the answer is None, or empty. What a process says of
+itself (its title) is anything at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from udsproxy.kernel.procfs import read_parent
+
+_MOST_TITLE = 4096
+_NOFILE = re.compile(r"^Max open files +(\d+|unlimited) +(\d+|unlimited)", re.MULTILINE)
+
+
+class Descriptors(msgspec.Struct, frozen=True):
+    """RLIMIT_NOFILE of a process, and how many it has open. None: no limit; or that may not be read."""
+
+    soft: int | None = None
+    hard: int | None = None
+    used: int | None = None
+
+
+def read_title(pid: int) -> str:
+    """``/proc/PID/cmdline``: the arguments, a space between them, or the title that a server has put there."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            text = file.read(_MOST_TITLE)
+    except OSError:
+        return ""
+    return text.rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "backslashreplace")
+
+
+def titled(start: str) -> Iterator[tuple[int, str]]:
+    """The processes whose title begins so."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir("/proc")
+    for pid in sorted(int(name) for name in names if name.isdigit()):
+        title = read_title(pid)
+        if title.startswith(start):
+            yield pid, title
+
+
+def titled_children(parent: int, start: str) -> list[int]:
+    """The children of a process whose title begins so."""
+    return [pid for pid, _ in titled(start) if read_parent(pid) == parent]
+
+
+def read_descriptors(pid: int) -> Descriptors:
+    """How many descriptors it may have, and has."""
+    soft = hard = used = None
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/limits", encoding="ascii", errors="replace") as file:
+        if found := _NOFILE.search(file.read()):
+            soft, hard = (int(value) if value.isdigit() else None for value in found.groups())
+    with contextlib.suppress(OSError):
+        used = len(os.listdir(f"/proc/{pid}/fd"))
+    return Descriptors(soft, hard, used)
