@@ -50,7 +50,9 @@ SCRIPTS = {
     # What a worker may wait for: a database that says nothing, a lock, a computation, time.
     "database": 'fread(stream_socket_client("tcp://{$_GET["at"]}"), 1); echo "answered\\n";',
     "locked": 'flock(fopen($_GET["file"], "c"), LOCK_EX); echo "locked\\n";',
-    "compute": 'while (!file_exists($_GET["until"])) { clearstatcache(); hash("sha256", str_repeat("x", 1 << 22)); }',
+    "compute": """
+        while (!file_exists($_GET["until"])) { clearstatcache(); hash("sha256", str_repeat("x", 1 << 22)); }
+    """,
     "sleep": 'usleep(1500000); echo "slept\\n";',
     "endless": 'while (true) { echo str_repeat("endless ", 8192); flush(); usleep(1000); }',
 }

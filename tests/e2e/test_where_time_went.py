@@ -147,7 +147,7 @@ def test_a_sleep(place: Place) -> None:
 
 
 def test_nobody_has_accepted(place: Place, database: Database) -> None:
-    """A request that waits in the accept queue has no worker, and says so; when it is answered its wait is known."""
+    """A request that waits in the accept queue has no worker, and says so; once it is answered its wait is known."""
     database.stall()
     uri = f"/database.php?at={database.address}"
     socks = [place.front.begin(uri, close=True) for _ in range(4)]
@@ -187,8 +187,8 @@ def load(front: Front, uri: str, stop: threading.Event) -> list[socket.socket]:
 
 
 def test_the_whole_story(stage: Stage, start_proxy: StartProxy, database: Database) -> None:
-    """A database stalls for three seconds under a steady load: one incident, which names its address, begins when the
-    stall does, and counts as many EAGAINs as nginx logs."""
+    """A database stalls for three seconds under a steady load: one incident, which names its address, begins when
+    the stall does, and counts as many EAGAINs as nginx logs."""
     place = Place(stage, start_proxy, workers=WORKERS, backlog=BACKLOG)
     uri, stop = f"/database.php?at={database.address}", threading.Event()
     with ThreadPoolExecutor() as pool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import pytest
 
 from udsproxy.events import Close, Data, DecodeError, Direction, Dropped, Event, Open, ProxyError, Request
 from udsproxy.protocols import fastcgi as wire
+from udsproxy.protocols.decoder import RawDecoder
 from udsproxy.protocols.tap import QUEUE_ITEMS, Mark, Tap
 
 QUESTION = wire.encode_request({b"REQUEST_METHOD": b"GET", b"SCRIPT_NAME": b"/a", b"HTTP_COOKIE": b"sesame"})
@@ -195,12 +195,8 @@ def test_a_dense_chunk_is_decoded_in_slices() -> None:
     assert [len(event.data) for event in shown] == [16 + 8 * 20_000, 16 + 3 * (8 + 65535 + 1)]
 
 
-class BrokenDecoder:
+class BrokenDecoder(RawDecoder):
     """A decoder with a bug."""
-
-    protocol = None
-    exchanges = 0
-    secret_spans: ClassVar[list[tuple[int, int]]] = []
 
     def feed(self, direction: Direction, at: int, data: bytes) -> list[Event]:
         raise ZeroDivisionError("oops")
@@ -208,14 +204,8 @@ class BrokenDecoder:
     def ahead(self, direction: Direction) -> int:
         return 0
 
-    def lost(self, direction: Direction, at: int) -> list[Event]:
-        return []
-
     def mark(self, request: int | None, rule: str) -> None:
         raise ZeroDivisionError("oops")
-
-    def close(self, at: int, why: str) -> list[Event]:
-        return []
 
 
 class BrokenAtTheEnd(BrokenDecoder):

@@ -34,7 +34,8 @@ async def test_a_connection(site: Site, autojump_clock: trio.testing.MockClock) 
                 assert await client.recv(10) == b"pong!"
                 client.close()
                 assert await server.recv(10) == b""
-    assert [event["event"] for event in site.events()] == ["listening", "open", "close", "summary"]
+    names = [event["event"] for event in site.events()]
+    assert names == ["listening", "open", "accepted", "close", "summary"]
     [listening], [opened], [closed] = (site.events(name) for name in ("listening", "open", "close"))
     assert (listening["listen"], listening["upstream"]) == (site.listen.path, site.upstream.path)
     who = opened["client"]

@@ -83,7 +83,7 @@ def tap(
         say(printable(f"in place of {place.path}; " + ("Ctrl-C puts it back" if not command else "while it runs:")))
         with trio.move_on_after(lasts_s) as scope:
             if command:
-                status.append(await _run_command(command))
+                status.append(await _run_command(server, command))
             else:
                 await trio.sleep_forever()
         if scope.cancelled_caught and command:
@@ -119,9 +119,10 @@ def _restore(path: str) -> int:
     return DONE
 
 
-async def _run_command(command: tuple[str, ...]) -> int:
+async def _run_command(server: Server, command: tuple[str, ...]) -> int:
     """Its exit status, as a shell counts. Raises `Failure`."""
     try:
+        server.expect_child()
         process = await trio.lowlevel.open_process(list(command))
     except OSError as error:
         say(f"cannot run {printable(command[0])}: {error.strerror}")

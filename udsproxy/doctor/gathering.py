@@ -22,7 +22,7 @@ from udsproxy.doctor.rights import parse_acl
 from udsproxy.endpoints.ownership import group_name, user_name
 from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
-from udsproxy.inspection.machine import Machine, name_of
+from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import SocketState, state_of
 from udsproxy.kernel import process_table, procfs
 
@@ -304,7 +304,7 @@ def _number_of(name: str | None, look_up: Callable[[str], int]) -> int | None:
 
 def _nginx_workers(master: int) -> tuple[Process, ...]:
     return tuple(
-        Process(pid, name_of(pid), process_table.read_descriptors(pid))
+        Process(pid, printable(procfs.read_comm(pid) or "?"), process_table.read_descriptors(pid))
         for pid in process_table.titled_children(master, "nginx: worker process")
     )
 

@@ -12,7 +12,7 @@ import msgspec
 
 from udsproxy.events import Doing
 from udsproxy.inspection.doing import Doer
-from udsproxy.inspection.machine import Machine, name_of
+from udsproxy.inspection.machine import Machine
 from udsproxy.kernel import procfs
 
 MOST_WORKERS = 2000
@@ -105,22 +105,18 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
         pid = next((pid for pid in holders if pid in serving), holders[0] if holders else 0)
         if pid:
             held.setdefault(pid, []).append(number)
-    gone = 0
-    if listener.name:
-        for inode in machine.accepted_under(listener.name, listener.type):
-            accepted = machine.unix[inode]
-            gone += not accepted.peer and inode in machine.holders
+    gone = sum(not each.peer and each.inode in machine.holders for each in machine.accepted_from(listener))
     return Sample(
         number=ask.number,
         queue=listener.queue,
-        backlog=listener.backlog if machine.knows_backlog else None,
+        backlog=listener.backlog if machine.has_diag else None,
         gone_waiting=sum(not inode for inode in listener.waiting),
         gone_running=gone,
         waiting=tuple(waiting),
         workers=tuple(
             WorkerState(
                 pid=pid,
-                comm=name_of(pid),
+                comm=machine.name_of(pid),
                 doing=doer.doing(pid, machine, now, stack=ask.stack) if ask.doing else None,
                 connections=tuple(held.get(pid, ())),
             )

@@ -153,6 +153,7 @@ class AcceptLoop:
         finally:
             self._nursery = None
             self._close_door()
+            self.connections.waits.close()
 
     def watched_by(self, observer: Observer) -> Watch | None:
         """What watches this proxy, where somebody looks and there is something to see."""

@@ -1,6 +1,9 @@
-"""Our end of the observer (`udsproxy.inspection.observer`): started when it is first asked, ended with us.
+"""Our end of the observer (`udsproxy.inspection.observer`).
 
-Rules: one question at a time. Where it cannot be started, or fails, that is told once, and there is no answer.
+Rules: it is started before there are connections, and never again: a child has copies of all descriptors until it
+runs its own program, and epoll tells of what was closed meanwhile as if it were open, under a number that may be
+another's by then (epoll(7)). One question at a time. Where it cannot be started, or fails, that is told once, and
+there are no more answers.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import trio
 
 from udsproxy.inspection.workers import Ask, Sample
 
-_MOST_FAILURES = 3
 _MOST_BYTES = 8 * 1024 * 1024
 _READ = 64 * 1024
 _REAP_S = 1.0
@@ -24,38 +26,49 @@ _REAP_S = 1.0
 class Observer:
     """Ask it."""
 
-    def __init__(self, tell_failure: Callable[[str], None]) -> None:
-        self._tell_failure = tell_failure
-        self._lock = trio.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self) -> None:
+        self.tell_failure: Callable[[str], None] = lambda _: None
+        self._lock: trio.Lock | None = None
         self._to: trio.lowlevel.FdStream | None = None
         self._from: trio.lowlevel.FdStream | None = None
         self._number = 0
-        self._failures = 0
-        self._ended: list[subprocess.Popen[bytes]] = []
+        self._failure: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended: subprocess.Popen[bytes] | None = None
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "udsproxy.inspection.observer"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._failure = f"the observer was not started: {error.strerror}"
 
     async def ask(self, ask: Ask) -> Sample | None:
         """Its answer. None: there is none, now or ever."""
+        if self._lock is None:
+            self._lock = trio.Lock()
+            if self._failure is not None:
+                self.tell_failure(self._failure)
         async with self._lock:
-            if self._failures >= _MOST_FAILURES:
+            if self._process is None:
                 return None
             try:
-                if self._process is None:
-                    await self._start()
+                if self._to is None:
+                    self._open(self._process)
                 return await self._exchange(ask)
             except (OSError, trio.BrokenResourceError, msgspec.DecodeError, EOFError) as error:
-                self._failures += 1
                 self.close()
-                if self._failures == _MOST_FAILURES:
-                    self._tell_failure(str(error) or type(error).__name__)
+                self.tell_failure(str(error) or type(error).__name__)
                 return None
             except BaseException:
                 self.close()  # an answer that is still to come would be taken for another
                 raise
 
-    async def _start(self) -> None:
-        # In a thread: to start a process takes milliseconds.
-        self._process = process = await trio.to_thread.run_sync(_start)
+    def _open(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         with process.stdin, process.stdout:
@@ -80,29 +93,21 @@ class Observer:
         for stream in (self._to, self._from):
             if stream is not None:
                 stream.close()
-        self._to = self._from = None
-        if self._process is not None:
-            self._ended.append(self._process)
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            for file in (process.stdin, process.stdout):
+                if file is not None:
+                    file.close()
+            self._ended = process
 
     def reap(self) -> None:
-        """`close`, and wait for its end, but no longer than `_REAP_S`."""
+        """`close`, and wait for its end, but not for long."""
         self.close()
-        for process in self._ended:
-            try:
-                process.wait(_REAP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._ended.clear()
-
-
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "udsproxy.inspection.observer"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        start_new_session=True,
-    )
+        process, self._ended = self._ended, None
+        if process is None:
+            return
+        try:
+            process.wait(_REAP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -88,6 +88,8 @@ _READ_ON = select.EPOLLPRI | select.EPOLLERR
 error is still to be had."""
 _UNASKED = select.EPOLLERR
 """Stands for what epoll would say, where it was not asked."""
+_CHILD_NS = 10_000_000_000
+"""How long it may take until a child runs its own program."""
 _SURE_NS = 1_000_000
 """After so long it is looked whether more has come than was seen, also where traffic leaves no time for that."""
 _PRI, _ERROR = select.EPOLLPRI, select.EPOLLERR
@@ -148,6 +150,7 @@ class Relay:
         """A heap: when (ns), a number that keeps the order, what."""
         self._cancelled = 0
         """Of these."""
+        self._careful_until = 0
         self._due_number = itertools.count()
         self._owed = 0
         """What traffic took since the tap last worked, where much waits for it (ns)."""
@@ -254,6 +257,12 @@ class Relay:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
         if scope.cancelled_caught and at - monotonic_ns() > _NEAR_NS:
             self._run_due(at)  # trio's clock is not the system's: a test's, which jumps
+
+    def expect_child(self) -> None:
+        """A child process is about to be started. Until it runs its own program it has copies of our descriptors,
+        and what we close meanwhile stays in the epoll: its events would come under a number that may be another's
+        by then (epoll(7)). So for a while everything is taken out of the epoll before it is closed."""
+        self._careful_until = monotonic_ns() + _CHILD_NS
 
     def close(self) -> None:
         """End every connection that is left. Nothing can be asked of the relay after that."""
@@ -716,9 +725,13 @@ class Relay:
 
     def _close_ended(self) -> None:
         ended, self._over = self._over, []
+        is_careful = self._careful_until > 0 and self._is_careful()
         for pair in ended:
             c2s, s2c = pair.c2s, pair.s2c
             for flow in (c2s, s2c):
+                if is_careful:
+                    with contextlib.suppress(OSError):  # (it may never have been in it)
+                        self._epoll.unregister(flow.src.fileno())
                 if pair.reset != flow.side:
                     if not flow.eof or flow.detour is not None:
                         self.unread.read_out(flow)
@@ -732,6 +745,11 @@ class Relay:
                 c2s.detour.leave()
                 s2c.detour.leave()
                 c2s.detour = s2c.detour = None
+
+    def _is_careful(self) -> bool:
+        if monotonic_ns() >= self._careful_until:
+            self._careful_until = 0
+        return self._careful_until > 0
 
 
 def _polls(sock: Socket, mask: int) -> bool:

@@ -80,6 +80,8 @@ class Server:
         self._listeners: list[Listener] = []
         self._loops: list[AcceptLoop] = []
         self._tap: Tap | None = None
+        self._observer: Observer | None = None
+        self._relay: Relay | None = None
         self.started = trio.Event()
         """It has begun to accept; `faults` is there."""
         self.left = trio.Event()
@@ -100,6 +102,8 @@ class Server:
         self._began = monotonic_ns()
         try:
             self._sinks = make_sinks(self._log, several=len(self._proxies) > 1)
+            if self._sinks and not all(isinstance(proxy.upstream, Tcp) for proxy in self._proxies):
+                self._observer = Observer()
             for proxy in self._proxies:
                 listener = self._listen(proxy)
                 self._listeners.append(listener)
@@ -108,6 +112,11 @@ class Server:
             self._close()
             raise
         return self._listeners
+
+    def expect_child(self) -> None:
+        """A child process is about to be started (`udsproxy.proxy.relay.Relay.expect_child`)."""
+        if self._relay is not None:
+            self._relay.expect_child()
 
     def stop(self) -> None:
         """Stop accepting, let connections finish for the grace time; the second time, end at once."""
@@ -167,14 +176,14 @@ class Server:
             secrets=self._log.secrets,
         )
         self._tap = tap
-        observer = Observer(partial(self._tell_unobserved, tap))
-        relay = Relay(tap)
+        if self._observer is not None:
+            self._observer.tell_failure = partial(self._tell_unobserved, tap)
+        self._relay = relay = Relay(tap)
         tap.wake = relay.wake
         try:
             with contextlib.closing(relay), self._ending:
-                await self._serve(tap, relay, observer)
+                await self._serve(tap, relay)
         finally:
-            observer.close()
             tap.wake = _nobody
             for listener in self._listeners:
                 listener.close()
@@ -183,7 +192,6 @@ class Server:
                 pass
             summary = tap.finish((ended - self._began) / 1e9, ended)
             self._close()
-            observer.reap()
         return summary
 
     def _tell_unobserved(self, tap: Tap, why: str) -> None:
@@ -197,7 +205,7 @@ class Server:
             )
         )
 
-    async def _serve(self, tap: Tap, relay: Relay, observer: Observer) -> None:
+    async def _serve(self, tap: Tap, relay: Relay) -> None:
         pairs = zip(self._proxies, self._listeners, strict=True)
         loops = [AcceptLoop(proxy, listener, relay, tap, Book(proxy.name, self._seed)) for proxy, listener in pairs]
         self._loops = loops
@@ -205,7 +213,7 @@ class Server:
             self.faults = RunningFaults(list(zip(self._proxies, loops, strict=True)), nursery)
             nursery.start_soon(relay.run)
             for loop in loops:
-                if (watch := loop.watched_by(observer)) is not None:
+                if self._observer is not None and (watch := loop.watched_by(self._observer)) is not None:
                     nursery.start_soon(watch.run)
             await self._accept_until_stopped(loops)
             nursery.cancel_scope.cancel()
@@ -236,6 +244,8 @@ class Server:
     def _close(self) -> None:
         for listener in self._listeners:
             listener.close()
+        if self._observer is not None:
+            self._observer.reap()
         for sink in self._sinks:
             sink.close(_LAST_WRITES_S)
             if sink.failure is not None:

@@ -4,8 +4,8 @@ A queue is first come, first served: of these connections, in the order of their
 the first. So one question is enough (sock_diag: whose peer is known is accepted), and a search finds where they
 end. An answer says it too, and costs nothing; most connections of a healthy upstream are never asked for.
 
-Rules: nothing waits; a look costs 15 µs and more, and is had while somebody waits, for a twentieth of the time at
-most. What is known is an interval: between the last look at which it waited and the first sign that it does not.
+Rules: nothing waits; a look costs 15 µs and more, and is had while somebody waits, for a small part of the time.
+What is known is an interval: between the last look at which it waited and the first sign that it does not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ LAST_NS = 5_000_000
 """How long at most until the next look, while somebody waits and no connection ends."""
 _FREED_NS = 50_000
 """A worker whose connection has ended takes the next after about so long."""
-_SHARE = 20
+_SHARE, _FREED_SHARE = 20, 8
+"""The time between two looks, in times of what the last one took: at least so much, and where a connection ends."""
 
 
 class Waiting(Protocol):
@@ -63,6 +64,7 @@ class Waits:
         self._diag: SockDiag | None = None
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts. 0: none is."""
+        self._freed_from = 0
         self._first = FIRST_NS
         self._pause = FIRST_NS
         self._looked_at = 0
@@ -73,8 +75,12 @@ class Waits:
         """Is called when somebody begins to wait where nobody did."""
 
     def close(self) -> None:
+        """Look no more."""
+        self._look_at = 0
+        self.accepted = None
         if self._diag is not None:
             self._diag.close()
+            self._diag = None
 
     @property
     def since(self) -> int | None:
@@ -103,9 +109,11 @@ class Waits:
 
     def freed(self) -> None:
         """A connection has ended: a worker takes the next now."""
-        if self._since is not None and self._look_at and self._pause > FIRST_NS:
-            self._pause = FIRST_NS
-            self._look_when(monotonic_ns() + _FREED_NS)
+        if self._since is not None and self._look_at:
+            at = max(monotonic_ns() + _FREED_NS, self._freed_from)
+            if at < self._look_at:
+                self._pause = FIRST_NS
+                self._look_when(at)
 
     def _look_when(self, at: int) -> None:
         self._look_at = at
@@ -174,6 +182,7 @@ class Waits:
         else:
             self._since = None
         self._pause = FIRST_NS if accepted else min(self._pause + self._pause // 2, LAST_NS)
+        self._freed_from = now + _FREED_SHARE * (now - began)
         self._look_when(now + max(self._pause, _SHARE * (now - began)))
 
     def _count_accepted(self) -> int:
