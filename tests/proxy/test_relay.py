@@ -430,17 +430,20 @@ async def test_what_a_child_still_holds(relay: Relay) -> None:
     """While a child has a copy of a connection's descriptor, what happens to that connection after its end is not
     taken for what happens to another, which has its number."""
     first = Ends(relay)
-    number = first.pair.c2s.src.fileno()
-    held = os.dup(number)
+    numbers = {first.pair.c2s.src.fileno(), first.pair.s2c.src.fileno()}
+    held = [os.dup(number) for number in numbers]
     relay.expect_child()
     relay.end(first.pair)
     await first.over.wait()
     others = [Ends(relay) for _ in range(4)]
-    assert number in [flow.src.fileno() for ends in others for flow in (ends.pair.c2s, ends.pair.s2c)]
+    assert numbers & {flow.src.fileno() for ends in others for flow in (ends.pair.c2s, ends.pair.s2c)}
     first.close()
     await trio.testing.wait_all_tasks_blocked(0.01)
     for ends in others:
         await ends.client.send(b"x")
         assert await ends.upstream.recv(10) == b"x"
+        await ends.upstream.send(b"y")
+        assert await ends.client.recv(10) == b"y"
         ends.close()
-    os.close(held)
+    for number in held:
+        os.close(number)

