@@ -222,8 +222,8 @@ class Request(Event, frozen=True, kw_only=True):
     c2s_bytes: int
     s2c_bytes: int
     accept_wait_s: float | None = None
-    """How long its connection was in the upstream's accept queue; of the connection's first. ``ttfb_s`` has it
-    within."""
+    """How long its connection was in the upstream's accept queue; of the connection's first. It is a part of
+    ``ttfb_s`` and ``total_s``, as far as the request had been sent by then."""
     accept_error_s: float | None = None
     """By how much that may be wrong."""
     ttfb_s: float | None = None

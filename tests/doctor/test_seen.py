@@ -21,12 +21,12 @@ def read(log: bytes, path: str = "/run/x.sock") -> seen.Traffic | None:
 
 
 def test_rates_and_times() -> None:
-    """Requests are counted when they came: their end, without their time and their wait in the queue."""
+    """Requests are counted when they came; how long they were in the queue is not how long they took a worker."""
     log = b"".join(
         [
             request("2026-11-23T06:10:10.500000Z", 0.1),
             request("2026-11-23T06:10:10.600000Z", 0.3),
-            request("2026-11-23T06:10:12.500000Z", 2.0, accept_wait_s=0.2),
+            request("2026-11-23T06:10:12.500000Z", 2.2, accept_wait_s=0.2),
             request("2026-11-23T06:10:20.500000Z", 0.0),
         ]
     )

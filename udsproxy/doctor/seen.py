@@ -1,7 +1,7 @@
 """What a log of ``udsproxy run --log json`` says of the traffic: requests a second, and how long each takes.
 
 Rules: a file of any size is read once, in bounded memory; a line that is no event is counted and skipped. A
-request's ``total_s`` is the time that it holds a worker: its wait in the queue comes before that (docs/events.md).
+request holds a worker for ``total_s`` less its wait in the queue (docs/events.md).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def read(file: BinaryIO, is_here: Callable[[str], bool]) -> Traffic | None:
         elif (began := _began(line)) is None:
             skipped += 1
         else:
-            one.add(began, line.total_s)
+            one.add(began, max(0.0, line.total_s - line.accept_wait_s))
     some = [each for each in counted.values() if each.requests]
     if not some:
         return None
@@ -134,11 +134,10 @@ def read(file: BinaryIO, is_here: Callable[[str], bool]) -> Traffic | None:
 
 def _began(line: _Line) -> float | None:
     """When the request came, in seconds since 1970; None: that cannot be."""
-    waited = line.total_s + line.accept_wait_s
     if not 0 <= line.total_s <= _MOST_S or not 0 <= line.accept_wait_s <= _MOST_S:
         return None
     try:
-        return datetime.fromisoformat(line.ts).timestamp() - waited
+        return datetime.fromisoformat(line.ts).timestamp() - line.total_s
     except (ValueError, OverflowError, OSError):
         return None
 

@@ -518,8 +518,10 @@ class FastCGIDecoder:
         script, uri = self._script_and_uri(exchange)
         first = exchange.first_reply_at
         waited_s = error_s = None
+        began = exchange.began_at
         if self.exchanges == 1 and self._scope.wait is not None:
             self.answered_at = first
+            began = self._scope.wait.sent_at(began)
             known = self._scope.wait.known(first)
             if known is not None:
                 waited_s, error_s = known
@@ -542,9 +544,9 @@ class FastCGIDecoder:
                 s2c_bytes=exchange.s2c_bytes,
                 accept_wait_s=waited_s,
                 accept_error_s=error_s,
-                ttfb_s=None if first is None else (first - exchange.began_at) / 1e9,
+                ttfb_s=None if first is None else (first - began) / 1e9,
                 transfer_s=None if first is None else (at - first) / 1e9,
-                total_s=(at - exchange.began_at) / 1e9,
+                total_s=(at - began) / 1e9,
                 slow=exchange.snapshots or None,
                 faults=(*self._faults, *exchange.faults) or None,
                 incomplete=incomplete,

@@ -347,6 +347,7 @@ class Mirrored:
                 continue
             wait = AcceptWait(first.connected_at)
             wait.end(self._stepped_at, now)
+            wait.hold(now)
             connections.open(client, first.sock, connections.number(), first.connect_s, wait)
         self._stepped_at = now
         found = self._diag.queue_of(self._own)
