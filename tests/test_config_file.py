@@ -26,7 +26,17 @@ def test_the_example_says_what_holds_without_it() -> None:
     assert parse_file(text) == Config(proxies=(ProxyConfig(listen=listen, upstream=upstream, name="www"),))
     written = {line.lstrip("# ").partition(" = ")[0] for line in text.splitlines() if " = " in line}
     assert written >= {"grace", "faults", "seed", "format", "file", "verbose", "hexdump", "redact", "show_secrets"}
-    assert written >= {"color", "listen", "upstream", "name", "decode", "backlog", "connect_timeout"}
+    assert written >= {
+        "color",
+        "listen",
+        "upstream",
+        "name",
+        "decode",
+        "backlog",
+        "connect_timeout",
+        "slow",
+        "incident",
+    }
 
 
 def test_a_file_that_says_everything() -> None:
@@ -48,6 +58,8 @@ def test_a_file_that_says_everything() -> None:
         backlog = 5
         decode = "raw"
         connect_timeout = "250ms"
+        slow = "2s"
+        incident = "none"
         faults = ["refuse", "refuse for=1s"]
         [[proxy]]
         name = "two"
@@ -58,6 +70,8 @@ def test_a_file_that_says_everything() -> None:
     first = ProxyConfig(
         listen=UnixPath("/a/l", 0o660), upstream=Tcp("::1", 9000), name="l", backlog=5, decode="raw",
         connect_timeout_s=0.25,
+        slow_s=2.0,
+        incident_s=None,
         faults=(
             held,
             Rule(fault=kinds.Refuse(), name="refuse"),
@@ -88,6 +102,8 @@ def test_a_file_that_says_everything() -> None:
         (PROXY + "backlog = -1", "proxy[1]: backlog -1"),
         (PROXY + "decode = 'http'", "proxy[1].decode = 'http': it is one of auto, fastcgi, raw, none"),
         (PROXY + "connect_timeout = 'soon'", "proxy[1].connect_timeout: 'soon' is no duration"),
+        (PROXY + "slow = 0", "proxy[1].slow: 0: more than 0 is needed, or none"),
+        (PROXY + "incident = 'never'", "proxy[1].incident: 'never' is no duration"),
         (PROXY + "faults = ['refus']", "proxy[1].faults: fault 'refus': unknown"),
         (PROXY + "faults = ['refus']", "unknown fault 'refus'; did you mean 'refuse'?"),
         (PROXY + "faults = ['close if proxy=x']", "proxy[1]: fault close: it is for proxy=x, and this is 'l'"),

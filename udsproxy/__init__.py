@@ -17,6 +17,7 @@ The architecture in a page::
 * ``control``    HTTP over a Unix socket of its own, to look at a running process and change its faults
 * ``protocols``  what bytes mean: the tap, the decoders (FastCGI), their registry
 * ``kernel``     what the kernel and /proc tell of sockets and processes; being a client for one system call
+* ``inspection`` what sockets and processes are at this moment; the observer, a process that looks for a proxy
 * ``sinks``      where events go: console, JSON lines, socat's format; each writes in a thread of its own
 * ``events``     every record that leaves the traffic's path
 * ``config``     the settings of a proxy and of its output
@@ -31,7 +32,7 @@ and the credentials of who sent it, go with it.
 
 What waits is a task; what need not wait is a call; bytes have one engine. Observers never touch the path: what
 they cannot keep up with they lose, and say how much. Imports point one way, ``cli → {lab, control} → proxy →
-{takeover, faults, kernel, sinks} → protocols → events``; tests/test_imports.py holds that.
+{takeover, faults, inspection, sinks} → {kernel, protocols} → events``; tests/test_imports.py holds that.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def test_a_sleep(place: Place) -> None:
 
 
 def test_nobody_has_accepted(place: Place, database: Database) -> None:
-    """A request that waits in the accept queue has no worker, and says so; once it is answered its wait is known."""
+    """A request that waits in the accept queue has no worker, and says so; once answered, its wait is known."""
     database.stall()
     uri = f"/database.php?at={database.address}"
     socks = [place.front.begin(uri, close=True) for _ in range(4)]

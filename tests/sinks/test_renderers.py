@@ -20,16 +20,23 @@ from udsproxy.events import (
     Close,
     Data,
     DecodeError,
+    Doing,
     Dropped,
     Event,
+    Incident,
     Listening,
+    Load,
     Message,
     Open,
     ProxyError,
     Queue,
     Request,
+    Slow,
+    Snapshot,
     Summary,
     UpstreamError,
+    WaitingOn,
+    Worker,
 )
 from udsproxy.sinks.console import ConsoleRenderer
 from udsproxy.sinks.json_lines import JsonRenderer
@@ -59,7 +66,15 @@ EVENTS: list[Event] = [
     Dropped(at=AT, proxy="p", observer="tap", count=4, nbytes=4000),
     Summary(at=AT, proxy="p", connections=1, requests=2, incomplete=0, upstream_errors=1, decode_errors=0,
             dropped=0, c2s_bytes=10, s2c_bytes=20, total_s=60.0),
-    Accepted(**WHERE, accept_wait_s=0.99, accept_error_s=0.001),
+    Accepted(**WHERE, accept_wait_s=0.99, accept_error_s=0.001, worker=Worker(812, "php-fpm8.2")),
+    Slow(**WHERE, request=1, method="GET", uri="/a?b", script="/a", snapshot=Snapshot(
+         at_s=1.0, worker=Worker(812, "php-fpm8.2"), doing=Doing(
+             what="socket", call="poll", on="tcp 10.0.0.5:3306", who="mysqld, pid 9", for_s=0.5,
+             stack=("a", "b")))),
+    Slow(**WHERE, request=1, snapshot=Snapshot(at_s=1.0, queued=True)),
+    Incident(at=AT, proxy="p", what="from then on", phase="open", since="2026-11-24T14:02:11.250000Z", active=3,
+             waiting_on=(WaitingOn("poll() on tcp 10.0.0.5:3306", 8),), in_flight=(Load("/a", 9, 2.7),),
+             unseen="nothing"),
     Queue(at=AT, proxy="p", queue=3, backlog=2, active=2),
 ]  # fmt: skip
 
@@ -82,7 +97,9 @@ JSON_KEYS = {
     "open": {"client", "connect_s"},
     "request": {"protocol", "request", "method", "uri", "script", "status", "app_status", "protocol_status",
                 "c2s_bytes", "s2c_bytes", "ttfb_s", "total_s"},
-    "accepted": {"accept_wait_s", "accept_error_s"},
+    "accepted": {"accept_wait_s", "accept_error_s", "worker"},
+    "slow": {"request", "method", "uri", "script", "snapshot"},
+    "incident": {"what", "phase", "since", "active", "waiting_on", "in_flight", "unseen"},
     "queue": {"queue", "backlog", "active"},
     "message": {"direction", "protocol", "kind", "nbytes", "fields"},
     "close": {"by", "c2s_bytes", "s2c_bytes", "total_s", "requests"},
@@ -171,6 +188,26 @@ def test_a_full_queue_is_in_words() -> None:
     assert "after 990 ms in the queue" in render(
         console(), replace(REQUEST, accept_wait_s=0.99, accept_error_s=0.001)
     )
+
+
+def test_what_holds_a_request_is_in_words() -> None:
+    """What a worker waits on, and for how long; the kernel's stack with -v only; that there is no worker."""
+    worker, queued, incident = EVENTS[13:16]
+    line = render(console(), worker)
+    assert (
+        "slow 1.00 s GET /a?b  php-fpm8.2, pid 812: poll() on tcp 10.0.0.5:3306 (mysqld, pid 9) for 500 ms" in line
+    )
+    assert "kernel: a < b" in render(console(verbosity=1), worker)
+    assert "kernel" not in line
+    assert "in the accept queue: no worker has taken it" in render(console(), queued)
+    first, *more = render(console(), incident).splitlines()
+    assert first.endswith("incident: from then on")
+    assert [each.strip() for each in more] == [
+        "8 × poll() on tcp 10.0.0.5:3306",
+        "9 × /a, the oldest 2.70 s",
+        "nothing",
+    ]
+    assert "accepted by php-fpm8.2 (pid 812) after 990 ms" in render(console(verbosity=1), EVENTS[12])
 
 
 def test_connections_without_exchanges_are_shown() -> None:

@@ -155,7 +155,7 @@ class _Gathering:
                 process_table.read_descriptors(each.pid),
                 # (A master that has forked nobody yet serves nobody either.)
                 each.master or php_fpm.configuration_of(titles[each.pid]) is not None,
-                None if each.doing is None or each.doing.what == "unknown" else each.doing.what != "accept",
+                None if each.master or each.waits is None else not each.waits,
                 None if each.doing is None else each.doing.text,
             )
             for each in found.processes[:_MOST_PROCESSES]

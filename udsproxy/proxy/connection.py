@@ -223,7 +223,7 @@ class Connections:
         self.count = 0
         """How many there have been."""
         self._open: dict[int, Connection] = {}
-        self.waits = Waits(relay.call_at)
+        self.waits = Waits(relay.call_at, relay.unread.diag)
         self.ended: Callable[[Connection], None] | None = None
         """Is told of each that has ended, before its end is told."""
 

@@ -47,13 +47,14 @@ class Unread:
         """Of whom it has not been looked whether what they leave unread hinders somebody."""
         self._whole = into
         self._scratch = memoryview(bytearray(LOOK + MOST_CHARGE))
-        self._diag: SockDiag | None = None
+        self.diag: SockDiag | None = None
+        """Others may ask it too."""
         with contextlib.suppress(OSError):
-            self._diag = SockDiag()
+            self.diag = SockDiag()
 
     def close(self) -> None:
-        if self._diag is not None:
-            self._diag.close()
+        if self.diag is not None:
+            self.diag.close()
 
     @staticmethod
     def follow(flow: Flow, nbytes: int) -> None:
@@ -106,10 +107,10 @@ class Unread:
             self._call_at(now + max(_HINDERED_NS // 10, 20 * (now - began)), self._look_after_keepers)
 
     def hinders(self, flow: Flow) -> bool:
-        if self._diag is None:
+        if self.diag is None:
             return True
         try:
-            memory = self._diag.memory_of_peer(os.fstat(flow.src.fileno()).st_ino)
+            memory = self.diag.memory_of_peer(os.fstat(flow.src.fileno()).st_ino)
         except OSError:
             return True
         if memory is None:
@@ -123,8 +124,8 @@ class Unread:
     def has_closed(self, sock: Socket) -> bool:
         """Is its other end closed, and not only shut down?"""
         with contextlib.suppress(OSError):
-            if self._diag is not None:
-                return not self._diag.peer_of(os.fstat(sock.fileno()).st_ino)
+            if self.diag is not None:
+                return not self.diag.peer_of(os.fstat(sock.fileno()).st_ino)
         return True
 
     def read_out(self, flow: Flow) -> None:

@@ -55,13 +55,13 @@ class Waiting(Protocol):
 class Waits:
     """See the module."""
 
-    def __init__(self, call_at: Callable[[int, Callable[[int], None]], object]) -> None:
-        """``call_at``: the relay's."""
+    def __init__(self, call_at: Callable[[int, Callable[[int], None]], object], diag: SockDiag | None) -> None:
+        """``call_at``: the relay's. ``diag``: None where the kernel has none."""
         self._call_at = call_at
         self._queue: deque[Waiting] = deque()
         self.accepted: Callable[[Waiting], None] | None = None
         """Is told of each that was seen to be accepted; None: nobody wants to know, and it is not looked."""
-        self._diag: SockDiag | None = None
+        self._diag = diag
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts. 0: none is."""
         self._freed_from = 0
@@ -78,9 +78,6 @@ class Waits:
         """Look no more."""
         self._look_at = 0
         self.accepted = None
-        if self._diag is not None:
-            self._diag.close()
-            self._diag = None
 
     @property
     def since(self) -> int | None:
@@ -203,8 +200,7 @@ class Waits:
     def _is_accepted(self, connection: Waiting) -> bool:
         if connection.left_queue:
             return True
-        with contextlib.suppress(OSError):
-            if self._diag is None:
-                self._diag = SockDiag()
-            return bool(self._diag.peer_of(os.fstat(connection.upstream.fileno()).st_ino))
+        if self._diag is not None:
+            with contextlib.suppress(OSError):
+                return bool(self._diag.peer_of(os.fstat(connection.upstream.fileno()).st_ino))
         return False
