@@ -52,6 +52,11 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[Rule, ...] = ()
     """Each with a name of its own."""
 
+    @property
+    def is_watched(self) -> bool:
+        """The upstream's queue and workers are looked at."""
+        return self.slow_s is not None or self.incident_s is not None
+
     def __post_init__(self) -> None:
         if self.backlog is not None and not 0 <= self.backlog <= MAX_BACKLOG:
             raise ConfigError(f"backlog {self.backlog}: a number from 0 to {MAX_BACKLOG} is needed")

@@ -133,7 +133,8 @@ def test_as_many_connections_as_there_are_descriptors(stage: Stage, start_proxy:
                 server.close()
 
         close(open_some(range(50)))  # what is made once and kept is there from here on
-        before, memory = until(lambda: descriptors(proxy), "its descriptors"), resident(proxy)
+        proxy.wait_for("close", count=50)
+        before, memory = descriptors(proxy), resident(proxy)
         pairs: list[tuple[socket.socket, socket.socket]] = []
         began = time.monotonic()
         for start in range(0, room, 50):
@@ -517,8 +518,8 @@ def test_a_disk_that_is_full_again_and_again(stage: Stage, start_proxy: StartPro
     os.mkdir(stage.path("disk"))
     log = stage.path("disk", "log.json")
     with Disk(stage.path("disk")) as disk, EchoServer(stage.path("up.sock")):
-        # (With a limit of our own there are two events for each connection, neither more nor less.)
-        options = ["--log", "json", "--log-file", log]
+        # (Where nothing is looked at there are two events for each connection, neither more nor less.)
+        options = ["--log", "json", "--log-file", log, "--slow", "none", "--incident", "none"]
         proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"), "--backlog", "100", log=options)
         proxy.log = log
         proxy.wait_for("listening")

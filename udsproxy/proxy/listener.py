@@ -160,6 +160,8 @@ class AcceptLoop:
         config = self._config
         if self._tap.quiet or isinstance(config.upstream, Tcp) or self.listener.kind == socket.SOCK_DGRAM:
             return None
+        if not config.is_watched:
+            return None
         self._watch = Watch(
             config.name,
             self.connections,

@@ -102,7 +102,7 @@ class Server:
         self._began = monotonic_ns()
         try:
             self._sinks = make_sinks(self._log, several=len(self._proxies) > 1)
-            if self._sinks and not all(isinstance(proxy.upstream, Tcp) for proxy in self._proxies):
+            if self._sinks and any(p.is_watched and not isinstance(p.upstream, Tcp) for p in self._proxies):
                 self._observer = Observer()
             for proxy in self._proxies:
                 listener = self._listen(proxy)
