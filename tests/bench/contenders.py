@@ -129,6 +129,14 @@ def _start_udsproxy_json(layout: Layout, name: str) -> None:
         _spawn_udsproxy(layout, name, service, "--log", "json", "--log-file", record)
 
 
+def _start_udsproxy_unwatched(layout: Layout, name: str) -> None:
+    """Records as that does, and looks at no queue and no worker: what it saves is the cost of that."""
+    for service in layout.services:
+        record = record_path(layout, name, service)
+        options = ("--log", "json", "--log-file", record, "--slow", "none", "--incident", "none")
+        _spawn_udsproxy(layout, name, service, *options)
+
+
 def _spawn_udsproxy(layout: Layout, name: str, service: str, *options: str) -> None:
     argv = udsproxy_argv(layout.listen(name, service), layout.upstream(service), *options)
     layout.stage.spawn(f"{name} for {service}", argv, layout.log(name, service))
@@ -145,6 +153,7 @@ HAPROXY = "haproxy"
 UDSPROXY_FORWARD = "udsproxy-forward"
 UDSPROXY_FIXED = "udsproxy-fixed"
 UDSPROXY_JSON = "udsproxy-json"
+UDSPROXY_UNWATCHED = "udsproxy-unwatched"
 
 CONTENDERS = (
     Contender(DIRECT, (), _start_direct),
@@ -155,4 +164,5 @@ CONTENDERS = (
     Contender(UDSPROXY_FORWARD, ("udsproxy",), _start_udsproxy_forward),
     Contender(UDSPROXY_FIXED, ("udsproxy",), _start_udsproxy_fixed),
     Contender(UDSPROXY_JSON, ("udsproxy",), _start_udsproxy_json, records=True, unrecorded=udsproxy_dropped),
+    Contender(UDSPROXY_UNWATCHED, ("udsproxy",), _start_udsproxy_unwatched, True, udsproxy_dropped),
 )

@@ -10,7 +10,14 @@ import re
 from dataclasses import dataclass
 from statistics import median
 
-from tests.bench.contenders import HAPROXY, SOCAT_V, UDSPROXY_FIXED, UDSPROXY_FORWARD, UDSPROXY_JSON
+from tests.bench.contenders import (
+    HAPROXY,
+    SOCAT_V,
+    UDSPROXY_FIXED,
+    UDSPROXY_FORWARD,
+    UDSPROXY_JSON,
+    UDSPROXY_UNWATCHED,
+)
 from tests.bench.layout import DIRECT, version
 from tests.bench.workloads import FASTCGI, REDIS_50, Sample, Workload
 
@@ -35,6 +42,7 @@ TARGETS = (
     Target(UDSPROXY_FORWARD, 0.7, HAPROXY, REDIS_50),
     Target(UDSPROXY_FORWARD, 0.97, UDSPROXY_FIXED, FASTCGI),
     Target(UDSPROXY_FORWARD, 0.97, UDSPROXY_FIXED, REDIS_50),
+    Target(UDSPROXY_JSON, 0.98, UDSPROXY_UNWATCHED, FASTCGI),
 )
 
 

@@ -88,7 +88,10 @@ class Looker:
             self.close()
             return None
         found = self._refusals.taken()
-        return sum(found[pid] for pid in ask.clients) if ask.clients else found.total()
+        if not ask.clients:
+            return found.total()
+        clients = set(ask.clients)
+        return sum(count for pid, count in found.items() if pid in clients or procfs.read_process(pid) in clients)
 
     def close(self) -> None:
         if self._refusals is not None:

@@ -34,8 +34,8 @@ _QUIET_S = 1.0
 """An incident is over when nobody has waited, and nobody met an error, for so long."""
 _COUNT_NS = 2_000_000_000
 """How long refusals are counted once somebody has waited: to begin with that touches every processor."""
-_SHARE = 20
-"""Workers are asked for in a twentieth of the time at most."""
+_SHARE, _LOOK_SHARE = 20, 5
+"""The time between two looks, in times of what the last one took, at least: who has accepted; what workers do."""
 
 
 class Watch:
@@ -68,6 +68,8 @@ class Watch:
         self._incident: Gathered | None = None
         self._look_at = 0
         """When the workers are looked at next, in an incident (ns)."""
+        self._took_s = 0.0
+        """How long the last look took."""
         self._counting = False
         self._refused = 0
         """Before there was an incident."""
@@ -114,6 +116,11 @@ class Watch:
                     await self._woken.wait()
                 self._woken = trio.Event()
                 await self._look()
+        except Exception as error:
+            # A bug here costs what it would have told, and no traffic.
+            self._connections.waits.accepted = self._connections.waits.crowded = None
+            self._connections.ended = None
+            self._observer.tell_failure(f"BUG: {type(error).__name__}: {error}")
         finally:
             now = monotonic_ns()
             while self._accepted:
@@ -152,7 +159,9 @@ class Watch:
                 self._refused += sample.refused
                 starts = True
                 sample = await self._ask(asked, doing=True, stack=False, count=True)
-            self._identify_at = monotonic_ns() + _SHARE * (monotonic_ns() - now)
+            took = monotonic_ns() - now
+            self._took_s = took / 1e9
+            self._identify_at = now + (_SHARE + 1) * took
         workers = _by_connection(sample)
         for each in identify:
             if each in self._accepted:
@@ -264,7 +273,8 @@ class Watch:
             if looked:
                 incident.sample(now, sample, self._in_flight(now))
                 age_s = (now - incident.began_at) / 1e9
-                self._look_at = now + int(min(max(age_s / 10, _FIRST_LOOK_S), _LAST_LOOK_S) * 1e9)
+                pause_s = max(min(max(age_s / 10, _FIRST_LOOK_S), _LAST_LOOK_S), _LOOK_SHARE * self._took_s)
+                self._look_at = now + int(pause_s * 1e9)
         if starts:
             self._tap.put(incident.event(now, self._proxy, self._connections.active, is_over=False))
         elif (now - incident.seen_at) / 1e9 > _QUIET_S:
