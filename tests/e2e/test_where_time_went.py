@@ -36,13 +36,16 @@ class Database:
         self.address = "{}:{}".format(*self._listener.getsockname())
         self._answers = threading.Event()
         self._answers.set()
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._answers.set()
+        self._listener.shutdown(socket.SHUT_RDWR)  # who is in accept() does not notice a close()
+        self._thread.join(LIMIT_S)
         self._listener.close()
 
     def stall(self) -> None:
@@ -173,8 +176,8 @@ def test_nobody_has_accepted(place: Place, database: Database) -> None:
 
 LATE_S = float(os.environ.get("UDSPROXY_LATE_S", "1"))
 MISSED = int(os.environ.get("UDSPROXY_MISSED", "30"))
-"""A machine that is busy with something else may be so late to see it begin, and to count. On one that is not, 0.1 s
-and none."""
+"""A machine that is busy with something else may be so late to see it begin, and to count. On one that is not, 0.1
+s and none."""
 WORKERS = BACKLOG = 8
 APART_S = 0.01
 STALL_S = 3.0
