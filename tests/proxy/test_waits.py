@@ -32,7 +32,7 @@ class Place:
         self._path = os.path.relpath(directory / "s")
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self._path)
-        self.listener.listen(100)
+        self.listener.listen(1000)
         self.asked: list[tuple[int, Callable[[int], None]]] = []
         self.told: list[Waiting] = []
         self.connections: list[Connection] = []
@@ -55,7 +55,6 @@ class Place:
         call(at)
 
     def close(self) -> None:
-        self.waits.close()
         self._diag.close()
         for sock in [self.listener, *self.accepted, *(each.upstream for each in self.connections)]:
             sock.close()
@@ -162,3 +161,33 @@ def test_those_ahead_count(place: Place) -> None:
     assert (place.waits.since, crowded) == (5, [True])
     place.waits.wait_ahead(None)
     assert place.waits.since is None
+
+
+def test_a_queue_that_empties_again_and_again(place: Place) -> None:
+    """Where those who wait are others at each look, the queue may have been empty meanwhile: it is not since the
+    first of these has come."""
+    place.come(1)
+    place.look()
+    first = place.waits.since
+    place.accept(1)
+    place.come(1)
+    wait = place.connections[1].wait
+    assert wait is not None
+    wait.connected_at = monotonic_ns()
+    place.look()
+    assert first == 0
+    assert place.waits.since == wait.connected_at
+
+
+def test_nobody_is_kept_where_nobody_looks(place: Place) -> None:
+    """Who has ended is forgotten, also behind one who says nothing for ever; and where nobody wants to know, nobody
+    is kept at all."""
+    place.come(1)
+    for _ in range(300):
+        place.come(1)
+        place.connections[-1].left_queue = True
+    assert len(place.waits) < 200
+    place.waits.accepted = None
+    before = len(place.waits)
+    place.come(1)
+    assert len(place.waits) == before

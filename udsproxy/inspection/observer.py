@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections import Counter
 from time import monotonic
 
 import msgspec
@@ -26,6 +27,7 @@ from udsproxy.kernel.refusals import Refusals
 _NICE = 5
 _SHARE = 20
 """The time between two looks at all processes, in times of what the last one took."""
+_MOST_LISTENERS = 1000
 _AGAIN_S = 0.5
 """But no less."""
 
@@ -40,6 +42,10 @@ class Looker:
         self._took = 0.0
         self._refusals: Refusals | None = None
         self._why_not: str | None = None
+        self._workers: dict[int, set[int]] = {}
+        """Of each listener that was asked for."""
+        self._wanting: dict[str, Counter[int]] = {}
+        """Who wants refusals counted, and what was counted that they have not been told."""
 
     def answer(self, ask: Ask, now: float) -> Sample:
         counted = self._count(ask)
@@ -51,7 +57,10 @@ class Looker:
                 sample = take_sample(ask, machine, self._doer, now)
             finally:
                 machine.close()
-            self._doer.forget({worker.pid for worker in sample.workers})
+            if len(self._workers) > _MOST_LISTENERS:
+                self._workers.clear()
+            self._workers[ask.listener] = {worker.pid for worker in sample.workers}
+            self._doer.forget(set[int]().union(*self._workers.values()))
         return msgspec.structs.replace(sample, refused=counted, why_not=self._why_not)
 
     def _look(self, listener: int, now: float) -> dict[int, list[tuple[int, int]]]:
@@ -81,17 +90,24 @@ class Looker:
                 why = "that takes root" if os.geteuid() else error.strerror
                 self._why_not = f"the kernel's tracing cannot be used: {why}"
                 return None
+        wants = self._wanting.pop(ask.proxy, Counter())
+        if ask.count_refusals:
+            self._wanting[ask.proxy] = Counter()
         try:
-            self._refusals.count(on=ask.count_refusals)
+            self._refusals.count(on=bool(self._wanting))
         except OSError as error:
             self._why_not = f"the kernel's tracing cannot be used: {error.strerror}"
             self.close()
             return None
-        found = self._refusals.taken()
-        if not ask.clients:
-            return found.total()
-        clients = set(ask.clients)
-        return sum(count for pid, count in found.items() if pid in clients or procfs.read_process(pid) in clients)
+        found = Counter[int]()
+        for thread, count in self._refusals.taken().items():
+            found[procfs.read_process(thread) or thread] += count
+        for others in self._wanting.values():
+            others.update(found)
+        if ask.count_refusals:
+            self._wanting[ask.proxy] = Counter()
+        wants.update(found)
+        return sum(wants[pid] for pid in set(ask.clients)) if ask.clients else None
 
     def close(self) -> None:
         if self._refusals is not None:

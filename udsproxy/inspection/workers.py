@@ -6,6 +6,7 @@ JSON, a line each. Everything is bounded.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import msgspec
@@ -13,9 +14,10 @@ import msgspec
 from udsproxy.events import Doing
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
-from udsproxy.kernel import procfs
 
 MOST_WORKERS = 2000
+_MOST_GENERATIONS = 20
+_PID = re.compile(r", pid \d+(?: and \d+ more)?")
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -23,6 +25,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     number: int
     """Comes back in the answer."""
+    proxy: str = ""
+    """Who asks."""
     listener: int = 0
     """Its inode; 0: nothing is wanted."""
     connections: tuple[tuple[int, int], ...] = ()
@@ -33,7 +37,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     count_refusals: bool = False
     """Count the connect() calls that get EAGAIN until this is said otherwise."""
     clients: tuple[int, ...] = ()
-    """The processes whose these may be; none: of all."""
+    """The processes whose these may be."""
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -75,10 +79,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return sum(worker.is_busy for worker in self.workers)
 
     def what_they_do(self) -> list[tuple[str, int]]:
-        """What the busy ones do, and how many of them each; most first. (On which process, but not with which
-        pid: a server forks many.)"""
+        """What the busy ones do, and how many of them each; most first. (Not with which pid: a server forks
+        many.)"""
         told = Counter(
-            worker.doing.text if worker.doing is not None else "something that we may not see"
+            _PID.sub("", worker.doing.text) if worker.doing is not None else "something that we may not see"
             for worker in self.workers
             if worker.is_busy
         )
@@ -90,8 +94,12 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
     listener = machine.unix.get(ask.listener)
     if listener is None:
         return Sample(number=ask.number)
-    pids = procfs.without_masters([pid for pid, _ in machine.holders.get(ask.listener, ())])[:MOST_WORKERS]
-    serving = set(pids)
+    accepted = {
+        each.inode: {pid for pid, _ in machine.holders[each.inode]}
+        for each in machine.accepted_from(listener)
+        if each.inode in machine.holders
+    }
+    pids = _workers(machine, ask.listener, accepted)[:MOST_WORKERS]
     held: dict[int, list[int]] = {}
     waiting = []
     for number, inode in ask.connections:
@@ -101,11 +109,12 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
         if not ours.peer:
             waiting.append(number)
             continue
-        holders = [pid for pid, _ in machine.holders.get(ours.peer, ())]
-        pid = next((pid for pid in holders if pid in serving), holders[0] if holders else 0)
+        holders = {pid for pid, _ in machine.holders.get(ours.peer, ())}
+        # (A worker's children, which a script has started, hold it too.)
+        pid = next((pid for pid in sorted(holders) if machine.parent_of(pid) not in holders), 0)
         if pid:
             held.setdefault(pid, []).append(number)
-    gone = sum(not each.peer and each.inode in machine.holders for each in machine.accepted_from(listener))
+    gone = sum(not machine.unix[inode].peer for inode in accepted)
     return Sample(
         number=ask.number,
         queue=listener.queue,
@@ -123,3 +132,24 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
             for pid in dict.fromkeys([*pids, *held])
         ),
     )
+
+
+def _workers(machine: Machine, listener: int, accepted: dict[int, set[int]]) -> list[int]:
+    """Of who holds the listening socket those that serve it: neither a master, which holds it for its children, nor
+    what a worker has started, which has inherited it. ``accepted``: who holds each accepted connection."""
+    holders = {pid for pid, _ in machine.holders.get(listener, ())}
+    at_work = set[int]().union(*accepted.values())
+
+    def is_of_worker(pid: int) -> bool:
+        for _ in range(_MOST_GENERATIONS):
+            parent = machine.parent_of(pid)
+            if parent not in holders or parent is None:
+                return False
+            if parent in at_work and any({pid, parent} <= those for those in accepted.values()):
+                return True
+            pid = parent
+        return False
+
+    own = [pid for pid in sorted(holders) if not (pid in at_work and is_of_worker(pid))]
+    parents = {machine.parent_of(pid) for pid in own}
+    return [pid for pid in own if pid not in parents or pid in at_work]

@@ -18,7 +18,8 @@ from collections import Counter
 
 _TRACING = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _EVENT = "events/syscalls/sys_exit_connect"
-_LINE = re.compile(rb"-(\d+) +\[\d+\]")
+_LINE = re.compile(rb".{16}-(\d+) +\[\d+\] ", re.DOTALL)
+"""A name of 16 characters, and the number of a thread (kernel/trace/trace_output.c, trace_print_context)."""
 _READ = 64 * 1024
 _PREFIX = "udsproxy-"
 
@@ -63,7 +64,7 @@ class Refusals:
             lines = (self._rest + data).split(b"\n")
             self._rest = lines.pop()[-_READ:]
             for line in lines:
-                match = _LINE.search(line)
+                match = _LINE.match(line)
                 if match:
                     found[int(match[1])] += 1
         return found
@@ -87,7 +88,18 @@ def _remove_orphans(instances: str) -> None:
     for name in os.listdir(instances):
         pid = name.removeprefix(_PREFIX)
         if name != pid and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            with contextlib.suppress(OSError), open(f"{instances}/{name}/{_EVENT}/enable", "w") as file:
-                file.write("0")
-            with contextlib.suppress(OSError):
-                os.rmdir(f"{instances}/{name}")
+            _remove(f"{instances}/{name}")
+
+
+def remove(pid: int) -> None:
+    """What this process, which was killed, may have left on."""
+    for root in _TRACING:
+        if os.path.isdir(f"{root}/instances/{_PREFIX}{pid}"):
+            _remove(f"{root}/instances/{_PREFIX}{pid}")
+
+
+def _remove(instance: str) -> None:
+    with contextlib.suppress(OSError), open(f"{instance}/{_EVENT}/enable", "w") as file:
+        file.write("0")
+    with contextlib.suppress(OSError):
+        os.rmdir(instance)

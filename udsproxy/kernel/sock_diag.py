@@ -55,6 +55,14 @@ class SockDiag:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def works(self) -> bool:
+        """Does the kernel have unix_diag? (Without it the answer to everything is ENOENT: net/core/sock_diag.c.)"""
+        with socket.socket(socket.AF_UNIX) as known:
+            try:
+                return self._ask(os.fstat(known.fileno()).st_ino, 1 << codec.PEER) is not None
+            except DiagError:
+                return False
+
     def queue_of(self, inode: int) -> tuple[int, int] | None:
         """(queue, backlog) of a listener; None: there is no such listener any more. Raises `DiagError`."""
         found = self._ask(inode, 1 << codec.RQLEN)

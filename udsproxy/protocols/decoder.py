@@ -134,8 +134,12 @@ class Decoder(Protocol):
         """When the server first sent something (ns)."""
         ...
 
-    def pending(self, before: int) -> Sequence[Pending]:
-        """The exchanges that have begun before that time (ns) and not ended."""
+    def begun(self, before: int) -> Sequence[tuple[int, int]]:
+        """The exchanges that have begun before that time (ns) and not ended: when (ns), and which."""
+        ...
+
+    def pending(self, request: int) -> Pending | None:
+        """What is known of one of these."""
         ...
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
@@ -175,8 +179,11 @@ class RawDecoder:
     def close(self, at: int, why: str) -> Sequence[Event]:
         return ()
 
-    def pending(self, before: int) -> Sequence[Pending]:
+    def begun(self, before: int) -> Sequence[tuple[int, int]]:
         return ()
+
+    def pending(self, request: int) -> Pending | None:
+        return None
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         """As above."""
@@ -289,8 +296,11 @@ class AutoDecoder:
     def answered_at(self) -> int | None:
         return self._decoder.answered_at if self._decoder else None
 
-    def pending(self, before: int) -> Sequence[Pending]:
-        return self._decoder.pending(before) if self._decoder else ()
+    def begun(self, before: int) -> Sequence[tuple[int, int]]:
+        return self._decoder.begun(before) if self._decoder else ()
+
+    def pending(self, request: int) -> Pending | None:
+        return self._decoder.pending(request) if self._decoder else None
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         if self._decoder is not None:

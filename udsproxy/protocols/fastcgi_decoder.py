@@ -211,15 +211,17 @@ class FastCGIDecoder:
         elif (exchange := self._open.get(request)) is not None:
             exchange.faults += (rule,)
 
-    def pending(self, before: int) -> Sequence[Pending]:
-        found: list[Pending] = []
-        for exchange in self._open.values():
-            if exchange.began_at >= before:
-                continue
-            script, uri = self._script_and_uri(exchange)
-            method = self._found(exchange, b"REQUEST_METHOD")
-            found.append(Pending(exchange.request_id, exchange.began_at, method, uri, script))
-        return found
+    def begun(self, before: int) -> Sequence[tuple[int, int]]:
+        if not self._open:
+            return ()
+        return [(each.began_at, each.request_id) for each in self._open.values() if each.began_at < before]
+
+    def pending(self, request: int) -> Pending | None:
+        exchange = self._open.get(request)
+        if exchange is None:
+            return None
+        script, uri = self._script_and_uri(exchange)
+        return Pending(request, exchange.began_at, self._found(exchange, b"REQUEST_METHOD"), uri, script)
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         exchange = self._open.get(request)

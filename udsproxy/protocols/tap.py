@@ -202,9 +202,14 @@ class Observation:
             return None
         return self._wait.known(None if self._decoder is None else self._decoder.answered_at)
 
-    def pending(self, before: int) -> Sequence[Pending]:
-        """The exchanges that have begun before that time (ns) and not ended, as far as that is decoded."""
-        return () if self._decoder is None else self._decoder.pending(before)
+    def begun(self, before: int) -> Sequence[tuple[int, int]]:
+        """The exchanges that have begun before that time (ns) and not ended, as far as that is decoded: when, and
+        which."""
+        return () if self._decoder is None else self._decoder.begun(before)
+
+    def pending(self, request: int) -> Pending | None:
+        """What is known of one of these."""
+        return None if self._decoder is None else self._decoder.pending(request)
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         """What holds one of these."""

@@ -83,9 +83,14 @@ class Connection(Pair):
         """Our connection to the upstream."""
         return self.s2c.src
 
-    def pending(self, before: int) -> Sequence[Pending]:
-        """Its exchanges that have begun before that time (ns) and not ended, as far as that is decoded."""
-        return () if self._observation is None else self._observation.pending(before)
+    def begun(self, before: int) -> Sequence[tuple[int, int]]:
+        """Its exchanges that have begun before that time (ns) and not ended, as far as that is decoded: when, and
+        which."""
+        return () if self._observation is None else self._observation.begun(before)
+
+    def pending(self, request: int) -> Pending | None:
+        """What is known of one of these."""
+        return None if self._observation is None else self._observation.pending(request)
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         """What holds one of these."""
@@ -223,8 +228,8 @@ class Connections:
         self.count = 0
         """How many there have been."""
         self._open: dict[int, Connection] = {}
-        self.waits = Waits(relay.call_at, relay.unread.diag)
-        self.ended: Callable[[Connection], None] | None = None
+        self.waits = Waits(relay.call_at, relay.unread.diag if relay.unread.sees else None)
+        self.on_end: Callable[[Connection], None] | None = None
         """Is told of each that has ended, before its end is told."""
 
     def number(self) -> int:
@@ -254,7 +259,6 @@ class Connections:
         connection = Connection(self, number, client, upstream, observation, wait)
         if is_new:
             waits.add(connection)
-        self._open[number] = connection
         self.active += 1
         if self._look_due is None and self.look_who_asks is not None and (at := monotonic_ns()) > self._looks_at:
             self._peers.of(client, at)
@@ -267,6 +271,7 @@ class Connections:
         if client.type == socket.SOCK_SEQPACKET:
             for flow in (connection.c2s, connection.s2c):
                 flow.detour = Records(relay, flow)
+        self._open[number] = connection
         # What comes first is forwarded before there is time to tell of the connection, and told of after it.
         early: list[tuple[Any, ...]] = []
         if observation is not None and observation.wants_data:
@@ -446,8 +451,8 @@ class Connections:
         """The relay has closed one."""
         if connection is not None:
             self._open.pop(connection.number, None)
-            if self.ended is not None:
-                self.ended(connection)
+            if self.on_end is not None:
+                self.on_end(connection)
         self.active -= 1
         self.waits.freed()
         if self._emptied is not None and not self.active:

@@ -16,13 +16,15 @@ MOST_LEVELS = 60
 _MOST_LOADS = 10
 _MOST_WAITS = 10
 _MOST_ERRORS = 20
+_MOST_NAME = 200
 
 
 class Gathered:
     """What is known of an incident so far."""
 
-    def __init__(self, began_at: int, since: str) -> None:
-        """``since``: the same time, for people."""
+    def __init__(self, began_at: int, since: str, *, hidden: bool = False) -> None:
+        """``since``: the same time, for people. ``hidden``: we may not see everybody's processes."""
+        self._hidden = hidden
         self.began_at = began_at
         self.since = since
         self.seen_at = began_at
@@ -119,14 +121,15 @@ class Gathered:
         if self.refused is None and self._why_not:
             parts.append(f"EAGAINs are not counted ({self._why_not})")
         if not self._workers:
-            parts.append("the workers cannot be seen (run as root)")
+            parts.append("the workers cannot be seen" + (" (run as root)" if self._hidden else ""))
         return "; ".join(parts) or None
 
     def _sentence(self, at: int, limit: int | None, *, is_over: bool) -> str:
         took = f" for {_short((self.seen_at - self.began_at) / 1e9)}" if is_over else ""
         start = f"from {self.since[11:23]} UTC{took}"
         of = f" of {limit}" if limit is not None else ""
-        parts = [f"{start} the queue grew to {self._queue}{of}" if self._queue else f"{start} clients met errors"]
+        what = "clients met errors" if self._errors or self.refused else "clients waited"
+        parts = [f"{start} the queue grew to {self._queue}{of}" if self._queue else f"{start} {what}"]
         met = [f"{self.refused} connect() got EAGAIN"] if self.refused else []
         met += [f"{count} × {what}" for what, count in self._errors.most_common(3)]
         if met:
@@ -156,7 +159,7 @@ class Gathered:
 
 def named(exchange: InFlight) -> str:
     """``GET /report.php``."""
-    what = exchange.script or exchange.uri or f"connection {exchange.conn}"
+    what = (exchange.script or exchange.uri or f"connection {exchange.conn}")[:_MOST_NAME]
     return f"{exchange.method} {what}" if exchange.method else what
 
 

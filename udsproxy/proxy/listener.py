@@ -68,7 +68,7 @@ EMPTY_S = 0.03
 """At the end, our queue has to be empty for so long: a client may have found our file before that was removed."""
 EMPTIED_S = 1.0
 """How long who had come before the path was taken from us is let in."""
-_KNOWN_NS = 2_000_000_000
+_KNOWN_NS = 10_000_000_000
 """How long what is known of the upstream's listener is good."""
 RETRY_TAKEN_S = 1.0
 """How soon it is tried whether we can listen again."""
@@ -153,7 +153,6 @@ class AcceptLoop:
         finally:
             self._nursery = None
             self._close_door()
-            self.connections.waits.close()
 
     def watched_by(self, observer: Observer) -> Watch | None:
         """What watches this proxy, where somebody looks and there is something to see."""
@@ -168,6 +167,7 @@ class AcceptLoop:
             self._tap,
             observer,
             self._find_upstream,
+            lambda: self._gone is not None,
             config.slow_s,
             config.incident_s,
         )

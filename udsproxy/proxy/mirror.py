@@ -139,6 +139,7 @@ class Mirrored:
         """We are near the limit."""
         self._ahead: deque[_Ahead] = deque()
         self._waits = connections.waits
+        self._waits.counted = True
         """Who came in at once, and may still wait in the upstream's queue."""
         self._held: deque[Socket] = deque()
         """Clients who were accepted, and for whom no connection could be made yet."""
@@ -179,6 +180,7 @@ class Mirrored:
     def close(self) -> None:
         self._look_at = 0
         self._waits.wait_ahead(None)
+        self._waits.counted = False
         self._connections.freed = None
         for each in self._ahead:
             each.sock.close()

@@ -8,18 +8,31 @@ there are no more answers.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
 
 import msgspec
 import trio
 
+import udsproxy
 from udsproxy.inspection.workers import Ask, Sample
+from udsproxy.kernel import refusals
 
 _MOST_BYTES = 8 * 1024 * 1024
 _READ = 64 * 1024
+_ANSWER_S = 5.0
+"""An answer that takes longer does not come."""
+_START = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from udsproxy.inspection.observer import main
+main()
+"""
 _REAP_S = 1.0
 
 
@@ -33,11 +46,14 @@ class Observer:
         self._from: trio.lowlevel.FdStream | None = None
         self._number = 0
         self._failure: str | None = None
+        self._asked_at = 0.0
+        """When it was asked what it has not answered."""
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: subprocess.Popen[bytes] | None = None
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "udsproxy.inspection.observer"],
+            self._process = subprocess.Popen(  # noqa: S603 - it is our own program
+                # (Isolated: nothing is imported from the current directory, which may be anybody's.)
+                [sys.executable, "-I", "-c", _START, str(Path(udsproxy.__file__).parent.parent)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -46,6 +62,14 @@ class Observer:
             )
         except OSError as error:
             self._failure = f"the observer was not started: {error.strerror}"
+
+    async def run(self) -> None:
+        """See that it answers. Until cancelled."""
+        while True:
+            await trio.sleep(1)
+            # (By the system's clock: a test's may jump.)
+            if self._asked_at and monotonic() - self._asked_at > _ANSWER_S:
+                self.close()
 
     async def ask(self, ask: Ask) -> Sample | None:
         """Its answer. None: there is none, now or ever."""
@@ -64,6 +88,9 @@ class Observer:
                 self.close()
                 self.tell_failure(str(error) or type(error).__name__)
                 return None
+            except trio.ClosedResourceError:
+                self.tell_failure(f"the observer has not answered for {_ANSWER_S:.0f} s")
+                return None
             except BaseException:
                 self.close()  # an answer that is still to come would be taken for another
                 raise
@@ -79,6 +106,7 @@ class Observer:
         assert self._to is not None
         assert self._from is not None
         self._number += 1
+        self._asked_at = monotonic()
         await self._to.send_all(msgspec.json.encode(msgspec.structs.replace(ask, number=self._number)) + b"\n")
         line = bytearray()
         while not line.endswith(b"\n"):
@@ -86,10 +114,12 @@ class Observer:
             if not data or len(line) > _MOST_BYTES:
                 raise EOFError("the observer has ended")
             line += data
+        self._asked_at = 0.0
         return msgspec.json.decode(line, type=Sample)
 
     def close(self) -> None:
         """End it: it ends when it sees that nobody is there to ask."""
+        self._asked_at = 0.0
         for stream in (self._to, self._from):
             if stream is not None:
                 stream.close()
@@ -110,4 +140,6 @@ class Observer:
             process.wait(_REAP_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_REAP_S)
+            refusals.remove(process.pid)  # it cannot any more

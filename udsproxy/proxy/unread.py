@@ -51,6 +51,8 @@ class Unread:
         """Others may ask it too."""
         with contextlib.suppress(OSError):
             self.diag = SockDiag()
+        self.sees = self.diag is not None and self.diag.works()
+        """It does answer."""
 
     def close(self) -> None:
         if self.diag is not None:

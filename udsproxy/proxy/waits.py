@@ -28,6 +28,9 @@ LAST_NS = 5_000_000
 """How long at most until the next look, while somebody waits and no connection ends."""
 _FREED_NS = 50_000
 """A worker whose connection has ended takes the next after about so long."""
+_FEW = 64
+_LONG_NS = 500_000
+"""One look goes on for about so long at most."""
 _SHARE, _FREED_SHARE = 20, 8
 """The time between two looks, in times of what the last one took: at least so much, and where a connection ends."""
 
@@ -62,6 +65,9 @@ class Waits:
         self.accepted: Callable[[Waiting], None] | None = None
         """Is told of each that was seen to be accepted; None: nobody wants to know, and it is not looked."""
         self._diag = diag
+        self.counted = False
+        """Somebody wants to know how many may wait."""
+        self._kept = _FEW
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts. 0: none is."""
         self._freed_from = 0
@@ -73,11 +79,6 @@ class Waits:
         self._ahead_since: int | None = None
         self.crowded: Callable[[], None] | None = None
         """Is called when somebody begins to wait where nobody did."""
-
-    def close(self) -> None:
-        """Look no more."""
-        self._look_at = 0
-        self.accepted = None
 
     @property
     def since(self) -> int | None:
@@ -99,9 +100,14 @@ class Waits:
 
     def add(self, connection: Waiting) -> None:
         """It has been made just now."""
+        if self.accepted is None and not self.counted:
+            return
         self.prune()
         self._queue.append(connection)
-        if not self._look_at and self.accepted is not None:
+        if len(self._queue) > 2 * self._kept:
+            self.prune_all()
+            self._kept = max(_FEW, len(self._queue))
+        if not self._look_at and self.accepted is not None and self._diag is not None:
             self._look_when(monotonic_ns() + self._first)
 
     def freed(self) -> None:
@@ -169,15 +175,15 @@ class Waits:
         now = monotonic_ns()
         for _ in range(accepted):
             self._leaves(queue.popleft(), now)
-        self._looked_at = began
-        if queue:
-            if self._since is None:
-                first = queue[0].wait
-                self._since = began if first is None else first.connected_at
-                if self.crowded is not None:
-                    self.crowded()
-        else:
+        before, self._looked_at = self._looked_at, began
+        if not queue:
             self._since = None
+        elif self._since is None or (queue[0].wait is not None and queue[0].wait.connected_at > before):
+            # (Who was there at the last look has left: it may have been empty meanwhile.)
+            begins, first = self._since is None, queue[0].wait
+            self._since = began if first is None else first.connected_at
+            if begins and self.crowded is not None:
+                self.crowded()
         self._pause = FIRST_NS if accepted else min(self._pause + self._pause // 2, LAST_NS)
         self._freed_from = now + _FREED_SHARE * (now - began)
         self._look_when(now + max(self._pause, _SHARE * (now - began)))
@@ -189,7 +195,8 @@ class Waits:
         while beyond <= len(queue) and self._is_accepted(queue[beyond - 1]):
             known, beyond = beyond, 2 * beyond
         beyond = min(beyond, len(queue) + 1)
-        while beyond - known > 1:
+        until = monotonic_ns() + _LONG_NS
+        while beyond - known > 1 and monotonic_ns() < until:
             middle = (known + beyond) // 2
             if self._is_accepted(queue[middle - 1]):
                 known = middle

@@ -25,7 +25,7 @@ from udsproxy.sinks.text import WallClock
 
 _MOST_ASKED = 200
 """Connections that one question names: the oldest exchanges, and who has been accepted last."""
-_MOST_IN_FLIGHT = 2000
+_MOST_IN_FLIGHT = 500
 """Exchanges that are looked at for an incident."""
 _TICK_S = 0.25
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.1, 1.0
@@ -48,10 +48,13 @@ class Watch:
         tap: Tap,
         observer: Observer,
         listener: Callable[[], int],
+        is_gone: Callable[[], bool],
         slow_s: float | None,
         incident_s: float | None,
     ) -> None:
-        """``listener``: the inode of the upstream's, 0 where it is not known. None: that is not watched for."""
+        """``listener``: the inode of the upstream's, 0 where it is not known. ``is_gone``: clients are refused
+        because the upstream is not there. None: that is not watched for."""
+        self._is_gone = is_gone
         self._proxy = proxy
         self._connections = connections
         self._tap = tap
@@ -63,6 +66,8 @@ class Watch:
         self._woken = trio.Event()
         self._accepted: deque[Connection] = deque(maxlen=_MOST_ASKED)
         """Of whom it is to be told which worker has accepted them."""
+        self._slow_at = 0
+        """When it is next looked which exchanges take long (ns)."""
         self._next: dict[tuple[int, int, int], float] = {}
         """The age (s) at which an exchange is looked at next."""
         self._incident: Gathered | None = None
@@ -79,7 +84,7 @@ class Watch:
         """What clients met, and when, that has not been looked at."""
         connections.waits.accepted = self._is_accepted
         connections.waits.crowded = self._wake
-        connections.ended = self._has_ended
+        connections.on_end = self._has_ended
 
     # --- calls from the traffic's side: they only take note ---
 
@@ -119,7 +124,7 @@ class Watch:
         except Exception as error:
             # A bug here costs what it would have told, and no traffic.
             self._connections.waits.accepted = self._connections.waits.crowded = None
-            self._connections.ended = None
+            self._connections.on_end = None
             self._observer.tell_failure(f"BUG: {type(error).__name__}: {error}")
         finally:
             now = monotonic_ns()
@@ -152,13 +157,13 @@ class Watch:
         if slow or starts or continues or identify or crowded != self._counting:
             asked = {each.number: each for each, _, _ in slow} | {each.number: each for each in identify}
             doing = bool(slow or starts or continues)
-            sample = await self._ask(asked, doing=doing, stack=bool(slow), count=crowded or self._counting)
+            sample = await self._ask(asked, doing=doing, stack=bool(slow), count=crowded)
             self._counting = crowded
             if sample is not None and sample.refused and self._incident is None and not doing:
                 # It begins with those.
                 self._refused += sample.refused
                 starts = True
-                sample = await self._ask(asked, doing=True, stack=False, count=True)
+                sample = await self._ask(asked, doing=True, stack=False, count=True) or sample
             took = monotonic_ns() - now
             self._took_s = took / 1e9
             self._identify_at = now + (_SHARE + 1) * took
@@ -179,6 +184,7 @@ class Watch:
         return await self._observer.ask(
             Ask(
                 number=0,
+                proxy=self._proxy,
                 listener=self._listener(),
                 connections=tuple(named),
                 doing=doing,
@@ -193,36 +199,45 @@ class Watch:
     def _slow_ones(self, now: int) -> list[tuple[Connection, Pending, bool]]:
         """The exchanges that are to be looked at now, oldest first, and whether that is to be told: the first look
         is early, so that the next can say for how long it has been so."""
-        if self._slow_s is None:
+        if self._slow_s is None or now < self._slow_at:
             return []
         before = now - int(self._slow_s / 2 * 1e9)
-        due: list[tuple[Connection, Pending, bool]] = []
         still: dict[tuple[int, int, int], float] = {}
+        due: list[tuple[int, Connection, int]] = []
         for connection in self._connections.open_ones():
-            for pending in connection.pending(before):
-                key = (connection.number, pending.request, pending.began_at)
-                age_s = (now - pending.began_at) / 1e9
-                at_s = self._next.get(key, self._slow_s / 2)
-                if age_s >= at_s:
-                    due.append((connection, pending, age_s >= self._slow_s))
-                    at_s = self._slow_s
-                    while at_s <= age_s:
-                        at_s *= 2
-                still[key] = at_s
+            for began_at, request in connection.begun(before):
+                key = (connection.number, request, began_at)
+                still[key] = self._next.get(key, self._slow_s / 2)
+                if (now - began_at) / 1e9 >= still[key]:
+                    due.append((began_at, connection, request))
+        due.sort(key=lambda each: each[0])
+        found = []
+        for began_at, connection, request in due[:_MOST_ASKED]:
+            age_s, at_s = (now - began_at) / 1e9, self._slow_s
+            while at_s <= age_s:
+                at_s *= 2
+            still[connection.number, request, began_at] = at_s
+            pending = connection.pending(request)
+            if pending is not None:
+                found.append((connection, pending, age_s >= self._slow_s))
         self._next = still
-        due.sort(key=lambda each: each[1].began_at)
-        return due[:_MOST_ASKED]
+        took = monotonic_ns() - now
+        self._slow_at = now + max(int(min(self._slow_s / 4, _TICK_S) * 1e9), _SHARE * took)
+        return found
 
     def _tell_slow(self, connection: Connection, pending: Pending, sample: Sample | None, *, is_told: bool) -> None:
         if not is_told or sample is None or connection.ended:
             return
+        still = connection.pending(pending.request)
+        if still is None or still.began_at != pending.began_at:
+            return  # it was answered while we looked
         now = monotonic_ns()
-        worker, state = _by_connection(sample).get(connection.number, (None, None))
+        worker, doing = _by_connection(sample).get(connection.number, (None, None))
         snapshot = Snapshot(
             at_s=(now - pending.began_at) / 1e9,
             queued=connection.number in sample.waiting,
             worker=worker,
-            doing=state,
+            doing=doing,
         )
         connection.snapshot(pending.request, snapshot)
         self._tap.put(
@@ -261,11 +276,11 @@ class Watch:
                 return
             times = [at for _, at in self.errors] + ([waits.since] if waits.since is not None else [])
             began_at = min(times, default=now)
-            incident = self._incident = Gathered(began_at, self._clock.rfc3339(began_at))
+            incident = self._incident = Gathered(began_at, self._clock.rfc3339(began_at), hidden=os.geteuid() != 0)
             counted, self._refused = self._refused, 0
         while self.errors:
             incident.error(*self.errors.popleft())
-        if waits.since is not None:
+        if waits.since is not None or self._is_gone():
             incident.seen_at = now
         if sample is not None:
             if self._counting or counted:
@@ -282,25 +297,28 @@ class Watch:
             self._tap.put(incident.event(now, self._proxy, self._connections.active, is_over=True))
 
     def _in_flight(self, now: int) -> list[InFlight]:
-        """Oldest first."""
-        found = []
-        for connection in self._connections.open_ones():
-            for pending in connection.pending(now):
-                found.append((pending.began_at, connection.number, pending))
-                if len(found) >= _MOST_IN_FLIGHT:
-                    break
-        found.sort(key=lambda each: each[:2])
-        return [
-            InFlight(
-                conn=number,
-                request=pending.request,
-                method=pending.method,
-                uri=pending.uri,
-                script=pending.script,
-                age_s=(now - began_at) / 1e9,
-            )
-            for began_at, number, pending in found
+        """Oldest first, and not more than `_MOST_IN_FLIGHT`."""
+        begun = [
+            (began_at, connection.number, request, connection)
+            for connection in self._connections.open_ones()
+            for began_at, request in connection.begun(now)
         ]
+        begun.sort(key=lambda each: each[:3])
+        found = []
+        for began_at, number, request, connection in begun[:_MOST_IN_FLIGHT]:
+            pending = connection.pending(request)
+            if pending is not None:
+                found.append(
+                    InFlight(
+                        conn=number,
+                        request=request,
+                        method=pending.method,
+                        uri=pending.uri,
+                        script=pending.script,
+                        age_s=(now - began_at) / 1e9,
+                    )
+                )
+        return found
 
 
 def _by_connection(sample: Sample | None) -> dict[int, tuple[Worker | None, Doing | None]]:
