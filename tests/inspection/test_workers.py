@@ -16,8 +16,8 @@ from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.workers import Ask, Sample, take_sample
 
-# A master that forks two workers; each answers a connection, some by starting a program that inherits everything and
-# waiting for it.
+# A master that forks two workers; each answers a connection, some by starting a program that inherits everything
+# and waiting for it.
 SERVER = """
 import os, socket, subprocess, sys
 listener = socket.socket(socket.AF_UNIX)

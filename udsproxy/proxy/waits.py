@@ -31,7 +31,7 @@ _FREED_NS = 50_000
 _FEW = 64
 _LONG_NS = 500_000
 """One look goes on for about so long at most."""
-_SHARE, _FREED_SHARE = 20, 8
+_SHARE, _FREED_SHARE = 10, 5
 """The time between two looks, in times of what the last one took: at least so much, and where a connection ends."""
 
 
