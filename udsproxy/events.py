@@ -368,7 +368,7 @@ class Incident(Event, frozen=True, kw_only=True):
     """The oldest that was seen."""
     in_flight: tuple[Load, ...] | None = None
     waiting_on: tuple[WaitingOn, ...] | None = None
-    """Most first; at the end, of all times that it was looked."""
+    """Most first; the average of all times that it was looked."""
     levels: tuple[Level, ...] | None = None
     unseen: str | None = None
     """What could not be told, and why."""

@@ -51,7 +51,7 @@ def test_the_sentence() -> None:
 
 
 def test_most_first() -> None:
-    """What workers wait on is added up over all looks, and the most stands first."""
+    """What workers wait on is told as the average of all looks, and the most stands first."""
     made = Gathered(0, SINCE)
     for number in range(4):
         sleep = Doing(what="sleep", call="clock_nanosleep")
@@ -60,8 +60,8 @@ def test_most_first() -> None:
     event = made.event(4 * SECOND, "p", 3, is_over=True)
     assert event.waiting_on is not None
     assert [(each.doing, each.workers) for each in event.waiting_on] == [
-        ("poll() on tcp 10.0.0.5:3306 (mysqld)", 8),
-        ("clock_nanosleep()", 4),
+        ("poll() on tcp 10.0.0.5:3306 (mysqld)", 2),
+        ("clock_nanosleep()", 1),
     ]
     assert "3 of 4 workers busy, 2 of them in poll() on tcp 10.0.0.5:3306" in event.what
 

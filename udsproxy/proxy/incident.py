@@ -39,6 +39,8 @@ class Gathered:
         self._slowest: InFlight | None = None
         self._loads: tuple[Load, ...] = ()
         self._waits: Counter[str] = Counter()
+        self._looks = 0
+        """At which somebody was busy."""
         self._samples = 0
         self._levels: list[Level] = []
         self._every = 1
@@ -70,6 +72,7 @@ class Gathered:
         for doing, count in sample.what_they_do():
             if doing in self._waits or len(self._waits) < 10 * _MOST_WAITS:
                 self._waits[doing] += count
+        self._looks += bool(sample.busy)
         self._add_level(at, sample)
         if in_flight:
             oldest = in_flight[0]
@@ -91,7 +94,11 @@ class Gathered:
 
     def event(self, at: int, proxy: str, active: int, *, is_over: bool) -> Incident:
         limit = None if self._backlog is None else self._backlog + 1
-        waits = tuple(WaitingOn(what, count) for what, count in self._waits.most_common(_MOST_WAITS))
+        looks = max(1, self._looks)
+        waits = tuple(
+            WaitingOn(what, max(1, round(count / looks))) for what, count in self._waits.most_common(_MOST_WAITS)
+        )
+        is_full = limit is not None and self._queue >= limit
         return Incident(
             at=at,
             proxy=proxy,
@@ -104,7 +111,7 @@ class Gathered:
             active=active,
             busy=self._busy if self._workers else None,
             workers=self._workers or None,
-            refused=self.refused,
+            refused=None if not self.refused and is_full else self.refused,
             errors=dict(self._errors) or None,
             gone_waiting=self._gone_waiting or None,
             gone_running=self._gone_running or None,
@@ -113,13 +120,15 @@ class Gathered:
             in_flight=self._loads or None,
             waiting_on=waits or None,
             levels=tuple(self._levels) if is_over and self._levels else None,
-            unseen=self._unseen(),
+            unseen=self._unseen(is_full=is_full),
         )
 
-    def _unseen(self) -> str | None:
+    def _unseen(self, *, is_full: bool) -> str | None:
         parts = []
         if self.refused is None and self._why_not:
             parts.append(f"EAGAINs are not counted ({self._why_not})")
+        elif not self.refused and is_full:
+            parts.append("who got EAGAIN in the first moments is not counted")
         if not self._workers:
             parts.append("the workers cannot be seen" + (" (run as root)" if self._hidden else ""))
         return "; ".join(parts) or None
