@@ -93,7 +93,8 @@ class Watch:
         if len(self._accepted) == self._accepted.maxlen:
             self._accepted.popleft().tell_accepted(None)
         self._accepted.append(connection)
-        self._wake()
+        if monotonic_ns() >= self._identify_at:
+            self._wake()
 
     def _has_ended(self, connection: Connection) -> None:
         if connection.wait is not None and connection in self._accepted:
