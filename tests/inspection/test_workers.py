@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.tools import until
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.workers import Ask, Sample, take_sample
@@ -95,13 +96,18 @@ def test_what_a_worker_has_started(server: str) -> None:
         client.connect(server)
         client.send(b"x")
         pid = int(client.recv(10))
-        sample = ask(server, client)
-    assert len(sample.workers) == 2
-    [worker] = [each for each in sample.workers if each.connections]
-    assert worker.pid == pid
-    assert worker.doing is not None
-    assert worker.doing.what == "child"
-    assert sample.busy == 1
+        samples: list[Sample] = []
+
+        def does() -> str | None:
+            """What it does; it may not have come to wait yet."""
+            samples.append(ask(server, client))
+            [worker] = [each for each in samples[-1].workers if each.connections]
+            assert worker.pid == pid
+            return worker.doing.what if worker.doing is not None else None
+
+        until(lambda: does() == "child", "the worker to wait for its child")
+    assert len(samples[-1].workers) == 2
+    assert samples[-1].busy == 1
 
 
 def test_clients_that_have_left(server: str) -> None:
