@@ -22,8 +22,8 @@ from udsproxy.kernel.sock_diag import SockDiag
 from udsproxy.protocols.decoder import AcceptWait
 
 FIRST_NS = 200_000
-"""The age at which it is first looked whether a connection was accepted; more where answers are mostly sooner."""
-MOST_FIRST_NS = 2_000_000
+"""The age at which it is first looked whether a connection was accepted; more where nobody is seen to wait."""
+MOST_FIRST_NS = 4_000_000
 LAST_NS = 5_000_000
 """How long at most until the next look, while somebody waits and no connection ends."""
 _FREED_NS = 50_000
@@ -170,8 +170,9 @@ class Waits:
         if young > 0:
             self._look_when(began + young)
             return
-        self._first = FIRST_NS
         accepted = self._count_accepted()
+        # Where nobody waits, answers only take longer than that: it is looked later, and mostly not at all.
+        self._first = FIRST_NS if accepted < len(queue) else min(2 * self._first, MOST_FIRST_NS)
         now = monotonic_ns()
         for _ in range(accepted):
             self._leaves(queue.popleft(), now)

@@ -34,8 +34,9 @@ _QUIET_S = 1.0
 """An incident is over when nobody has waited, and nobody met an error, for so long."""
 _COUNT_NS = 2_000_000_000
 """How long refusals are counted once somebody has waited: to begin with that touches every processor."""
-_SHARE, _LOOK_SHARE = 20, 5
-"""The time between two looks, in times of what the last one took, at least: who has accepted; what workers do."""
+_SHARE, _LOOK_SHARE, _SCAN_SHARE = 100, 5, 20
+"""The time between two looks, in times of what the last one took, at least: who has accepted; what workers do;
+which exchanges take long."""
 
 
 class Watch:
@@ -223,7 +224,7 @@ class Watch:
                 found.append((connection, pending, age_s >= self._slow_s))
         self._next = still
         took = monotonic_ns() - now
-        self._slow_at = now + max(int(min(self._slow_s / 4, _TICK_S) * 1e9), _SHARE * took)
+        self._slow_at = now + max(int(min(self._slow_s / 4, _TICK_S) * 1e9), _SCAN_SHARE * took)
         return found
 
     def _tell_slow(self, connection: Connection, pending: Pending, sample: Sample | None, *, is_told: bool) -> None:
