@@ -13,7 +13,7 @@ import socket
 import pytest
 
 from tests.e2e.proxy import StartProxy
-from tests.e2e.tools import EchoServer, connect, program, receive_all, receive_exactly, until
+from tests.e2e.tools import EchoServer, connect, program, read, receive_all, receive_exactly, until
 from tests.stage import Stage
 
 ALL_BYTES = bytes(range(256))
@@ -47,6 +47,13 @@ def ours_as_socats(text: bytes, chunks: list[bytes]) -> bytes:
     return result
 
 
+def listens(path: str) -> bool:
+    """Has somebody called listen() there? (proc(5): __SO_ACCEPTCON)"""
+    return any(
+        line.split()[3] == "00010000" for line in read("/proc/net/unix").splitlines() if line.endswith(f" {path}")
+    )
+
+
 def converse(path: str, chunks: list[bytes]) -> None:
     """Send each chunk and wait for its echo."""
     with connect(path) as sock:
@@ -66,7 +73,8 @@ def test_our_log_is_what_socat_prints(stage: Stage, start_proxy: StartProxy, nam
         listen = f"UNIX-LISTEN:{stage.path('socat.sock')}"
         argv = [program("socat"), "-b", "65536", "-v", listen, f"UNIX-CONNECT:{stage.path('up.sock')}"]
         real = stage.spawn("socat", argv, stage.path("socat.out"))
-        until(lambda: os.path.exists(stage.path("socat.sock")), "socat to listen")
+        # (Not by connecting: it takes one connection.)
+        until(lambda: listens(stage.path("socat.sock")), "socat to listen")
         converse(stage.path("socat.sock"), chunks)
         assert real.wait(30) == 0
 

@@ -22,7 +22,7 @@ from udsproxy.endpoints import Socket
 from udsproxy.faults.path import Path
 from udsproxy.faults.stages import Ending
 from udsproxy.kernel.receive_queue import waiting
-from udsproxy.proxy.cargo import MOST, ROOM_FOR_SENDER, Cargo
+from udsproxy.proxy.cargo import MOST, Cargo
 from udsproxy.proxy.flow import Flow, shutdown
 from udsproxy.proxy.relay import Due, Relay
 
@@ -189,7 +189,7 @@ class Detour:
             self._carry(now, cargo)
             return data
         ended = _has_ended(flow.src)  # (before the look: what comes after it is then seen by the next)
-        peeked, with_cargo = _peek(flow.src)
+        peeked, with_cargo = _peek(flow.src, flow.room)
         new = peeked[flow.unread :]
         # No look goes past a byte that descriptors came with, nor from what one process sent to another's.
         is_last_look = with_cargo or (not new and waiting(flow.src) > flow.unread)
@@ -268,9 +268,10 @@ class Detour:
             self._relay.end(flow.pair)
 
 
-def _peek(sock: Socket) -> tuple[bytes, bool]:
-    """What stands in the receive queue, up to what descriptors came with; and whether any did."""
-    data, _, flags, _ = sock.recvmsg(_PEEKED, ROOM_FOR_SENDER, _PEEK)
+def _peek(sock: Socket, room: int) -> tuple[bytes, bool]:
+    """What stands in the receive queue, up to what descriptors came with; and whether any did. ``room``: for
+    credentials, where these come with it; without them there is none, or a descriptor would find room there."""
+    data, _, flags, _ = sock.recvmsg(_PEEKED, room, _PEEK)
     return data, bool(flags & socket.MSG_CTRUNC)
 
 
