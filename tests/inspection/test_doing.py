@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.tools import until
 from tests.inspection.children import as_nobody, child, doing, wait_for
+from tests.sockets import inode
 from udsproxy.events import printable
 from udsproxy.inspection.doing import Doer, waits_at
 from udsproxy.inspection.machine import Machine
@@ -26,10 +27,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory to be in, so that names are short."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def inode(sock: socket.socket) -> int:
-    return os.fstat(sock.fileno()).st_ino
 
 
 # --- TCP, UDP ---

@@ -19,6 +19,7 @@ import pytest
 
 from tests.e2e.tools import program, until
 from tests.inspection.children import as_nobody, child
+from tests.sockets import inode
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine, spelled
 from udsproxy.inspection.sockets import SocketState, state_of, survey
@@ -27,10 +28,6 @@ from udsproxy.kernel import procfs
 STREAM, SEQPACKET, DGRAM = socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM
 SS_TYPES = {"u_str": "stream", "u_seq": "seqpacket", "u_dgr": "datagram"}
 SOCKETS = 200
-
-
-def inode(sock: socket.socket) -> int:
-    return os.fstat(sock.fileno()).st_ino
 
 
 def look(address: str, *, diag: bool = True) -> list[SocketState]:

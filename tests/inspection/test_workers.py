@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.tools import until
+from tests.sockets import inode
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.workers import Ask, Sample, take_sample
@@ -53,10 +54,6 @@ def server(tmp_path: Path) -> Iterator[str]:
         yield path
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def inode(sock: socket.socket) -> int:
-    return os.fstat(sock.fileno()).st_ino
 
 
 def ask(path: str, *connections: socket.socket) -> Sample:

@@ -6,27 +6,17 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sockets import inode
 from udsproxy.kernel import diag_codec as codec
 from udsproxy.kernel.diag_codec import DiagError, InetSocket
 from udsproxy.kernel.sock_diag import SockDiag
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
-
-
-@pytest.fixture
-def diag() -> Iterator[SockDiag]:
-    with SockDiag() as made:
-        yield made
-
-
-def inode(sock: socket.socket) -> int:
-    return os.fstat(sock.fileno()).st_ino
 
 
 def frame(number: int, kind: int, body: bytes) -> bytes:

@@ -6,25 +6,15 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sockets import inode
 from udsproxy.kernel.diag_codec import DiagError, UnixSocket, decode
 from udsproxy.kernel.sock_diag import SockDiag
-
-
-@pytest.fixture
-def diag() -> Iterator[SockDiag]:
-    with SockDiag() as made:
-        yield made
-
-
-def inode(sock: socket.socket) -> int:
-    return os.fstat(sock.fileno()).st_ino
 
 
 def listen(address: str | bytes, backlog: int) -> socket.socket:

@@ -191,3 +191,16 @@ def test_nobody_is_kept_where_nobody_looks(place: Place) -> None:
     before = len(place.waits)
     place.come(1)
     assert len(place.waits) == before
+
+
+def test_who_left_says_nothing_of_those_before(place: Place) -> None:
+    """Somebody in the middle has left without an answer: nobody was accepted for that."""
+    place.come(8)
+    for number in (1, 3, 7):
+        place.connections[number].left_queue = True
+    place.look()
+    assert place.told == []
+    assert len(place.waits) == 5
+    place.accept(3)
+    place.look()
+    assert place.told == [place.connections[0], place.connections[2]]

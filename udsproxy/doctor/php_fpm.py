@@ -30,11 +30,6 @@ def configuration_of(title: str) -> str | None:
     return found[1] if found else None
 
 
-def is_worker(title: str) -> bool:
-    """``php-fpm: pool www``."""
-    return title.startswith("php-fpm: pool ")
-
-
 def read_sections(reader: Reader, file: str) -> tuple[Sections, dict[str, str]]:
     """The settings of each section, and the file that each section is in."""
     found: Sections = {"global": {}}

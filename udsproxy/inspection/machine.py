@@ -186,11 +186,6 @@ class Machine:
             self._parents[pid] = procfs.read_parent(pid)
         return self._parents[pid]
 
-    def unix_name(self, inode: int) -> str | None:
-        """``/run/x.sock``, or ``@name``; None: it has none, or there is no such socket."""
-        found = self.unix.get(inode)
-        return None if found is None else spelled(found.name)
-
     def other_end(self, found: Inet) -> int:
         """The inode of the other end of a connection on this machine; 0: it is elsewhere, or not connected."""
         with contextlib.suppress(OSError), SockDiag() as diag:

@@ -44,8 +44,8 @@ class Looker:
         self._why_not: str | None = None
         self._workers: dict[int, set[int]] = {}
         """Of each listener that was asked for."""
-        self._wanting: dict[str, Counter[int]] = {}
-        """Who wants refusals counted, and what was counted that they have not been told."""
+        self._untold: dict[str, Counter[int]] = {}
+        """Who wants refusals counted, and those (by process) that they have not been told of."""
 
     def answer(self, ask: Ask, now: float) -> Sample:
         counted = self._count(ask)
@@ -90,11 +90,9 @@ class Looker:
                 why = "that takes root" if os.geteuid() else error.strerror
                 self._why_not = f"the kernel's tracing cannot be used: {why}"
                 return None
-        wants = self._wanting.pop(ask.proxy, Counter())
-        if ask.count_refusals:
-            self._wanting[ask.proxy] = Counter()
+        mine = self._untold.pop(ask.proxy, Counter())
         try:
-            self._refusals.count(on=bool(self._wanting))
+            self._refusals.count(on=ask.count_refusals or bool(self._untold))
         except OSError as error:
             self._why_not = f"the kernel's tracing cannot be used: {error.strerror}"
             self.close()
@@ -102,12 +100,11 @@ class Looker:
         found = Counter[int]()
         for thread, count in self._refusals.taken().items():
             found[procfs.read_process(thread) or thread] += count
-        for others in self._wanting.values():
-            others.update(found)
+        for each in (mine, *self._untold.values()):
+            each.update(found)
         if ask.count_refusals:
-            self._wanting[ask.proxy] = Counter()
-        wants.update(found)
-        return sum(wants[pid] for pid in set(ask.clients)) if ask.clients else None
+            self._untold[ask.proxy] = Counter()
+        return sum(mine[pid] for pid in set(ask.clients)) if ask.clients else None
 
     def close(self) -> None:
         if self._refusals is not None:

@@ -218,20 +218,19 @@ class Observation:
 
     def decode_close(self, event: Close, why: str) -> Sequence[Event]:
         decoder = self._decoder
-        waited_s, error_s = self.waited() or (None, None)
-        if decoder is None:
-            return (replace(event, accept_wait_s=waited_s, accept_error_s=error_s),)
+        left: Sequence[Event] = ()
         try:
-            left = decoder.close(event.at, why)
+            if decoder is not None:
+                left = decoder.close(event.at, why)
         except Exception as error:
             left = (self.give_up(event.at, error),)
-        waited_s, error_s = self.waited() or (None, None)  # (an answer may have been decoded just now)
+        waited_s, error_s = self.waited() or (None, None)  # (the decoder's close() may have found the answer)
         told = replace(
             event,
             accept_wait_s=waited_s,
             accept_error_s=error_s,
-            protocol=decoder.protocol,
-            requests=decoder.exchanges,
+            protocol=None if decoder is None else decoder.protocol,
+            requests=0 if decoder is None else decoder.exchanges,
         )
         return [*left, told]
 

@@ -157,14 +157,14 @@ class Waits:
     def _look(self, at: int) -> None:
         if at != self._look_at:
             return
-        self.prune()
+        began = monotonic_ns()
+        self.prune_all()
         queue = self._queue
         if not queue:
             self._look_at = 0
             self._since = None
             self._first = min(self._first + self._first // 4, MOST_FIRST_NS)
             return
-        began = monotonic_ns()
         wait = queue[0].wait
         young = 0 if wait is None else wait.connected_at + self._first - began
         if young > 0:
@@ -206,8 +206,6 @@ class Waits:
         return known
 
     def _is_accepted(self, connection: Waiting) -> bool:
-        if connection.left_queue:
-            return True
         if self._diag is not None:
             with contextlib.suppress(OSError):
                 return bool(self._diag.peer_of(os.fstat(connection.upstream.fileno()).st_ino))
