@@ -157,9 +157,8 @@ class AcceptLoop:
     def watched_by(self, observer: Observer) -> Watch | None:
         """What watches this proxy, where somebody looks and there is something to see."""
         config = self._config
-        if self._tap.quiet or isinstance(config.upstream, Tcp) or self.listener.kind == socket.SOCK_DGRAM:
-            return None
-        if not config.is_watched:
+        is_queued = not isinstance(config.upstream, Tcp) and self.listener.kind != socket.SOCK_DGRAM
+        if self._tap.quiet or not (config.is_watched and is_queued):
             return None
         self._watch = Watch(
             config.name,

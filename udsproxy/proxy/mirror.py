@@ -139,8 +139,8 @@ class Mirrored:
         """We are near the limit."""
         self._ahead: deque[_Ahead] = deque()
         self._waits = connections.waits
-        self._waits.counted = True
         """Who came in at once, and may still wait in the upstream's queue."""
+        self._waits.counted = True
         self._held: deque[Socket] = deque()
         """Clients who were accepted, and for whom no connection could be made yet."""
         self._full = False
