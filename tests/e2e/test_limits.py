@@ -113,6 +113,7 @@ def test_as_many_connections_as_there_are_descriptors(stage: Stage, start_proxy:
         listener.listen(100)
         listener.settimeout(LIMIT_S)
         proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"))
+        before = descriptors(proxy)
 
         def open_some(numbers: range) -> list[tuple[socket.socket, socket.socket]]:
             """These connections, in the order of their numbers: client and server."""
@@ -132,9 +133,9 @@ def test_as_many_connections_as_there_are_descriptors(stage: Stage, start_proxy:
                 assert server.recv(1) == b""
                 server.close()
 
-        close(open_some(range(50)))  # what is made once and kept is there from here on
-        proxy.wait_for("close", count=50)
-        before, memory = descriptors(proxy), resident(proxy)
+        close(open_some(range(50)))  # memory that is taken once and kept is there from here on
+        until(lambda: descriptors(proxy) == before, f"{before} descriptors")
+        memory = resident(proxy)
         pairs: list[tuple[socket.socket, socket.socket]] = []
         began = time.monotonic()
         for start in range(0, room, 50):
