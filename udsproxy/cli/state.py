@@ -262,7 +262,7 @@ def _queue_lines(each: SocketState) -> list[Text]:
 def _process_lines(each: SocketState) -> list[Text]:
     if not each.processes:
         return [] if each.state == "stale" else [Text("  processes: none that may be seen")]
-    servers = [process for process in each.processes if not process.master]
+    servers = [process for process in each.processes if not (process.master or process.heir)]
     waiting = sum(1 for process in servers if process.waits)
     line = f"  processes: {len(each.processes)}"
     known = all(process.waits is not None for process in servers)
@@ -271,7 +271,9 @@ def _process_lines(each: SocketState) -> list[Text]:
         what = "datagram" if each.type == "datagram" else "connection"
         how_many = f"{waiting or 'none'} of them " if len(each.processes) > 1 else "" if waiting else "not "
         line += f", {how_many}waiting for a {what}"
-    order = sorted(each.processes, key=lambda process: (process.master, bool(process.waits), process.pid))
+    order = sorted(
+        each.processes, key=lambda process: (process.master or process.heir, bool(process.waits), process.pid)
+    )
     rows = [(str(process.pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]]
     table = _columns(("PID", "PROCESS", "NOW"), rows, (0,), "    ")
     return [Text(line), *_table(table, len(each.processes))]
@@ -284,7 +286,9 @@ def _now(process: Process) -> str:
     if process.doing.threads:
         waits = "one waits here, " if process.waits and process.doing.what != "accept" else ""
         text += f" ({process.doing.threads} threads: {waits}this is the main one)"
-    return f"holds it for its children; {text}" if process.master else text
+    if process.master:
+        return f"holds it for its children; {text}"
+    return f"inherited it from a worker; {text}" if process.heir else text
 
 
 def _connection_lines(each: SocketState) -> list[Text]:

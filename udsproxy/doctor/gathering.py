@@ -147,7 +147,8 @@ class _Gathering:
     def _servers(self, found: SocketState | None) -> tuple[Process, ...]:
         if found is None:
             return ()
-        titles = {each.pid: process_table.read_title(each.pid) for each in found.processes[:_MOST_PROCESSES]}
+        holders = [each for each in found.processes if not each.heir][:_MOST_PROCESSES]
+        titles = {each.pid: process_table.read_title(each.pid) for each in holders}
         return tuple(
             Process(
                 each.pid,
@@ -158,7 +159,7 @@ class _Gathering:
                 None if each.master or each.waits is None else not each.waits,
                 None if each.doing is None else each.doing.text,
             )
-            for each in found.processes[:_MOST_PROCESSES]
+            for each in holders
         )
 
     # --- php-fpm ---

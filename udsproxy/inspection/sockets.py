@@ -18,6 +18,7 @@ import msgspec
 from udsproxy.events import Doing, printable
 from udsproxy.inspection.doing import Doer, waits_at
 from udsproxy.inspection.machine import Machine, group_name, is_at, spelled, user_name
+from udsproxy.inspection.roles import roles_at
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, UnixSocket
 
 TYPES: dict[int, str] = {
@@ -37,7 +38,7 @@ directory may not be entered."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A process that holds the socket. ``waits``, ``master`` and ``doing``: only where a socket was asked for."""
+    """A process that holds the socket. ``waits`` and what follows it: only where a socket was asked for."""
 
     pid: int
     comm: str
@@ -45,7 +46,9 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     waits: bool | None = None
     """It waits for what comes to this socket: the next connection, or datagram. Absent: that cannot be told."""
     master: bool = False
-    """Its children hold the socket too, and it does not wait there itself."""
+    """It holds the socket for its children, and does not serve it itself."""
+    heir: bool = False
+    """It has inherited the socket from a worker that started it, and does not serve it either."""
     doing: Doing | None = None
 
 
@@ -177,7 +180,7 @@ def _state(machine: Machine, sock: UnixSocket, doer: Doer | None, path: str | No
         file=where,
         owner=owner,
         mode=mode,
-        processes=tuple(_process(machine, sock, pid, fds, list(holders), doer) for pid, fds in holders.items()),
+        processes=_processes(machine, sock, holders, doer),
         connections=tuple(_connection(machine, each) for each in machine.accepted_from(sock)),
     )
 
@@ -219,16 +222,25 @@ def _file(
     return seen, None
 
 
-def _process(
-    machine: Machine, sock: UnixSocket, pid: int, fds: set[int], pids: list[int], doer: Doer | None
-) -> Process:
+def _processes(
+    machine: Machine, sock: UnixSocket, holders: dict[int, set[int]], doer: Doer | None
+) -> tuple[Process, ...]:
     if doer is None:
-        return Process(pid=pid, comm=machine.name_of(pid), fd=min(fds))
-    waits = waits_at(pid, sock.inode, fds)
-    # (A server that waits there itself may have children that hold the socket by chance.)
-    master = not waits and any(machine.parent_of(other) == pid for other in pids)
-    doing = doer.doing(pid, machine, monotonic())
-    return Process(pid=pid, comm=machine.name_of(pid), fd=min(fds), waits=waits, master=master, doing=doing)
+        return tuple(Process(pid=pid, comm=machine.name_of(pid), fd=min(fds)) for pid, fds in holders.items())
+    waits = {pid: waits_at(pid, sock.inode, fds) for pid, fds in holders.items()}
+    roles = roles_at(machine, sock, {pid for pid in waits if waits[pid]})
+    return tuple(
+        Process(
+            pid=pid,
+            comm=machine.name_of(pid),
+            fd=min(fds),
+            waits=waits[pid],
+            master=roles[pid] == "master",
+            heir=roles[pid] == "heir",
+            doing=doer.doing(pid, machine, monotonic()),
+        )
+        for pid, fds in holders.items()
+    )
 
 
 def _connection(machine: Machine, sock: UnixSocket) -> Established:

@@ -14,9 +14,9 @@ import msgspec
 from udsproxy.events import Doing
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
+from udsproxy.inspection.roles import roles_at
 
 MOST_WORKERS = 2000
-_MOST_GENERATIONS = 20
 _PID = re.compile(r", pid \d+(?: and \d+ more)?")
 
 
@@ -94,12 +94,7 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
     listener = machine.unix.get(ask.listener)
     if listener is None:
         return Sample(number=ask.number)
-    accepted = {
-        each.inode: {pid for pid, _ in machine.holders[each.inode]}
-        for each in machine.accepted_from(listener)
-        if each.inode in machine.holders
-    }
-    pids = _workers(machine, ask.listener, accepted)[:MOST_WORKERS]
+    servers = [pid for pid, role in roles_at(machine, listener).items() if role == "server"][:MOST_WORKERS]
     held: dict[int, list[int]] = {}
     waiting = []
     for number, inode in ask.connections:
@@ -114,13 +109,14 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
         pid = next((pid for pid in sorted(holders) if machine.parent_of(pid) not in holders), 0)
         if pid:
             held.setdefault(pid, []).append(number)
-    gone = sum(not machine.unix[inode].peer for inode in accepted)
     return Sample(
         number=ask.number,
         queue=listener.queue,
         backlog=listener.backlog if machine.has_diag else None,
         gone_waiting=sum(not inode for inode in listener.waiting),
-        gone_running=gone,
+        gone_running=sum(
+            not each.peer for each in machine.accepted_from(listener) if each.inode in machine.holders
+        ),
         waiting=tuple(waiting),
         workers=tuple(
             WorkerState(
@@ -129,27 +125,6 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
                 doing=doer.doing(pid, machine, now, stack=ask.stack) if ask.doing else None,
                 connections=tuple(held.get(pid, ())),
             )
-            for pid in dict.fromkeys([*pids, *held])
+            for pid in dict.fromkeys([*servers, *held])
         ),
     )
-
-
-def _workers(machine: Machine, listener: int, accepted: dict[int, set[int]]) -> list[int]:
-    """Of who holds the listening socket those that serve it: neither a master, which holds it for its children, nor
-    what a worker has started, which has inherited it. ``accepted``: who holds each accepted connection."""
-    holders = {pid for pid, _ in machine.holders.get(listener, ())}
-    at_work = set[int]().union(*accepted.values())
-
-    def is_of_worker(pid: int) -> bool:
-        for _ in range(_MOST_GENERATIONS):
-            parent = machine.parent_of(pid)
-            if parent not in holders or parent is None:
-                return False
-            if parent in at_work and any({pid, parent} <= those for those in accepted.values()):
-                return True
-            pid = parent
-        return False
-
-    own = [pid for pid in sorted(holders) if not (pid in at_work and is_of_worker(pid))]
-    parents = {machine.parent_of(pid) for pid in own}
-    return [pid for pid in own if pid not in parents or pid in at_work]

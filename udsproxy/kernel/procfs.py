@@ -241,18 +241,6 @@ def listener_of(inode: int) -> int | None:
     return next((pid for pid in sorted(pids) if read_parent(pid) not in pids), None)
 
 
-def servers_of(inode: int) -> int:
-    """How many processes serve a listening socket. 0 where it cannot be told."""
-    return len(without_masters(holders_of(inode)))
-
-
-def without_masters(pids: list[int]) -> list[int]:
-    """Of the processes that hold a listening socket those that serve it: all but the ones that only gave it to
-    their children."""
-    masters = {read_parent(pid) for pid in pids}
-    return [pid for pid in pids if pid not in masters]
-
-
 def _pids() -> Iterator[int]:
     with contextlib.suppress(OSError):
         yield from (int(name) for name in os.listdir("/proc") if name.isdigit())

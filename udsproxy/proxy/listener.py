@@ -25,8 +25,8 @@ from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, Socket, Tcp
 from udsproxy.events import Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
 from udsproxy.faults.rules import Book, GateState, Rule
+from udsproxy.inspection.roles import count_servers
 from udsproxy.kernel.credentials import Actor, Credentials
-from udsproxy.kernel.procfs import servers_of
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy import socket_types
 from udsproxy.proxy.asking import Asking
@@ -406,7 +406,7 @@ class AcceptLoop:
         return ConnectFirst(self.listener, upstream, self.connections)
 
     async def _count_servers(self, door: Mirrored) -> None:
-        servers = await trio.to_thread.run_sync(servers_of, door.there, abandon_on_cancel=True)
+        servers = await trio.to_thread.run_sync(count_servers, door.there, abandon_on_cancel=True)
         if door is self._door:
             door.expect(servers)
 
