@@ -71,7 +71,7 @@ class StartTap(Protocol):
 
 def _is_guardian(pid: int) -> bool:
     with contextlib.suppress(ProcessLookupError):
-        return "/guardian.py\0" in read(f"/proc/{pid}/cmdline")
+        return "\0udsproxy-guardian\0" in read(f"/proc/{pid}/cmdline")
     return False
 
 

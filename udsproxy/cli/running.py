@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -27,13 +28,17 @@ def run_server(
     settings: Config,
     reload: Callable[[], None] | None = None,
     meanwhile: Callable[[], Awaitable[None]] | None = None,
+    *,
+    rests: bool = False,
 ) -> int:
     """Run it until a signal, or until ``meanwhile`` (begun when it accepts) has ended. Returns the exit code.
 
-    ``reload``: what SIGHUP does; without it, that stops too. Raises `Failure`.
+    ``reload``: what SIGHUP does; without it, that stops too. ``rests``: on SIGTSTP (Ctrl-Z) it gives back what it
+    has taken over before it is stopped, and takes it again afterwards. Raises `Failure`.
     """
+    heeded = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGTSTP] if rests else [])]
     try:
-        summary = trio.run(_run_until_told, server, settings, reload, meanwhile)
+        summary = trio.run(_run_until_told, server, settings, heeded, reload, meanwhile)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     except ConfigError as error:
@@ -51,18 +56,19 @@ def run_server(
 async def _run_until_told(
     server: Server,
     settings: Config,
+    heeded: list[signal.Signals],
     reload: Callable[[], None] | None,
     meanwhile: Callable[[], Awaitable[None]] | None,
 ) -> Summary:
     # Signals first: from the moment that there is a socket file, none may end us without removing it.
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        signals = stack.enter_context(trio.open_signal_receiver(*heeded))
         controlled = _open_control(settings.control)
         if controlled is not None:
             stack.callback(controlled.close)
         for listener in server.open():
-            if listener.note:
-                say(printable(listener.note))
+            for note in listener.notes:
+                say(printable(note))
 
         def stop() -> None:
             server.stop()
@@ -117,5 +123,23 @@ async def _heed(
         if number == signal.SIGHUP and reload is not None:
             await server.started.wait()
             reload()
+        elif number == signal.SIGTSTP:
+            await server.started.wait()
+            await _be_stopped(server)
         else:
             stop()
+
+
+async def _be_stopped(server: Server) -> None:
+    """Be stopped as the terminal wants it, with the paths given back; returns when we run again."""
+    try:
+        await server.rest()
+        say("stopped: the path is the server's until this runs again (fg, kill -CONT)")
+    except OSError as error:
+        say(f"stopped, and the path could not be given back: {error.strerror}; the guardian tries again")
+    caught = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    try:
+        os.kill(os.getpid(), signal.SIGTSTP)  # (the kernel does not stop who has no shell to go on by)
+    finally:
+        signal.signal(signal.SIGTSTP, caught)
+        server.resume()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 from typing import Annotated
 
@@ -61,7 +62,10 @@ def tap(
     options = options or Options()
     lasts_s = math.inf if for_ is None else duration_option("--for", for_)
     grace_s = math.inf if grace is None else duration_option("--grace", grace)
-    place = Place(path)
+    try:
+        place = Place(path)
+    except ListenError as error:
+        raise Failure(LISTENING, str(error)) from None
     proxy = options.proxy(UnixPath(place.path), place.upstream)
     settings = options.settings(proxy, grace_s)
     guardians: list[Guardian] = []
@@ -69,8 +73,13 @@ def tap(
     def take(proxy: ProxyConfig) -> Listener:
         place.require_socket()
         as_json = options.log == "json"
+        log = 1 if as_json else None
+        if options.log_file is not None:
+            log = os.open(options.log_file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
-            guardian = Guardian(place.path, options.log_file, as_json=as_json, proxy=proxy.name)
+            guardian = Guardian(
+                place.names, log=log, as_json=as_json, proxy=proxy.name, before_start=server.expect_child
+            )
         except GuardianError as error:
             raise ListenError(f"cannot tap {place.path}: {error}") from None
         guardians.append(guardian)
@@ -90,10 +99,11 @@ def tap(
             status.append(_TIMED_OUT)
 
     try:
-        code = run_server(server, settings, meanwhile=meanwhile)
+        code = run_server(server, settings, meanwhile=meanwhile, rests=True)
     finally:
         for guardian in guardians:
             guardian.dismiss()
+        place.close()
     return code or (status[0] if status else DONE)
 
 

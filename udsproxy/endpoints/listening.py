@@ -4,6 +4,8 @@ Rules:
 
 * A socket file never exists, not for a moment, with more permissions than it shall have.
 * Only a socket that nobody listens on is ever replaced; only a file that we made is ever removed.
+* The file's directory is held open from the first look, and our file too while it stands there: what is changed is
+  what these descriptors stand for, whatever their paths lead to later (`udsproxy.kernel.directory`).
 * A listener can be withdrawn, so that connect() fails with the kernel's own errno, and restored.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import stat
 from collections.abc import Callable
@@ -19,11 +22,12 @@ from functools import partial
 from typing import Any
 
 from udsproxy.endpoints.connecting import AF_UNIX, STREAM, Socket, connect, tcp_socket, unix_socket
-from udsproxy.endpoints.naming import bound_as
+from udsproxy.endpoints.naming import SocketFile, new_socket
 from udsproxy.endpoints.ownership import group_name, set_owner_and_mode, user_name
-from udsproxy.endpoints.spelling import MAX_PATH, Endpoint, ListenError, Tcp, UnixAbstract, UnixPath
+from udsproxy.endpoints.spelling import Endpoint, ListenError, Tcp, UnixAbstract, UnixPath
 from udsproxy.events import errno_message, errno_name
 from udsproxy.kernel.credentials import Actor, Credentials
+from udsproxy.kernel.directory import Directory, Identity, identity_of, rename
 
 
 class Listener:
@@ -55,8 +59,8 @@ class Listener:
         self.endpoint = endpoint
         self.backlog = self.most if backlog is None else min(backlog, self.most)
         self.is_unix = not isinstance(endpoint, Tcp)
-        self.note: str | None = None
-        """A warning for people, where owner or group could not be made the same as the upstream's."""
+        self.notes: list[str] = []
+        """Warnings for people: owner or group could not be made the same as the upstream's, say."""
         self.mode: str | None = None
         """The file's, as chmod writes it; None where there is no file."""
         self.owner: str | None = None
@@ -64,12 +68,31 @@ class Listener:
         self._like = like
         self._plug: socket.socket | None = None
         self.plugged = False
-        self._pinned: int | None = None
-        """Keeps the file's inode, and so its number, while no socket does."""
-        self._file: tuple[int, int] | None = None
+        self._directory: Directory | None = None
+        """Holds the file; None: there is none."""
+        self._name = ""
+        """The file's, in that directory."""
+        self._pinned = -1
+        """Our file, opened with O_PATH: its inode's number is given to no other while that is open."""
+        self._file: Identity | None = None
+        """Our file, which need not be at its place any more."""
         self.withdrawn = False
         """There is no socket now."""
-        self.sock = self._open()
+        try:
+            if isinstance(endpoint, UnixPath):
+                self._directory, self._name = self._find(endpoint)
+                self.notes += _warnings(self._directory)
+            self.sock = self._open()
+        except OSError as error:
+            self._release()
+            raise self._cannot(error) from None
+        except BaseException:
+            self._release()
+            raise
+
+    def _find(self, endpoint: UnixPath) -> tuple[Directory, str]:
+        """The directory of the file, and its name there. Raises OSError."""
+        return Directory(os.path.dirname(endpoint.path)), os.path.basename(endpoint.path)
 
     def accept(self) -> Socket:
         """accept(), non-blocking. Raises OSError (EAGAIN: nobody waits; EMFILE, ENFILE, ENOMEM).
@@ -98,10 +121,11 @@ class Listener:
         Only for Unix sockets. Raises OSError.
         """
         assert isinstance(self.endpoint, UnixPath | UnixAbstract)
+        ourselves = UnixPath(f"/proc/self/fd/{self._pinned}") if self._pinned >= 0 else self.endpoint
         plug = unix_socket(self.kind)
         self._listen(self.sock, 0)
         self.plugged = True
-        if connect(plug, self.endpoint):
+        if connect(plug, ourselves):
             plug.close()
         else:
             self._plug = plug
@@ -123,20 +147,19 @@ class Listener:
         Raises `ListenError`, where it had no file and cannot have one.
         """
         self.withdrawn = True
-        if not isinstance(self.endpoint, UnixPath):
+        if self._directory is None:
             self.sock.close()
             return
         if number == errno.ENOENT:
-            self.remove_file()
+            self._unlink()
             self.sock.close()
             return
         if not self._is_ours():
             self.sock.close()
             self.sock = self._open(listening=False)
-        self._pin(self.endpoint.path)
         self.sock.close()
         mode = 0 if number == errno.EACCES or self.mode is None else int(self.mode, 8)
-        os.chmod(self.endpoint.path, mode)
+        os.chmod(f"/proc/self/fd/{self._pinned}", mode)
 
     def step_aside(self, number: int) -> None:
         """`withdraw`, because the upstream is gone."""
@@ -146,37 +169,52 @@ class Listener:
         """Listen again. Raises `ListenError`: something else is there now, or it cannot be made again."""
         self.sock = self._open()
         self.withdrawn = False
-        self._pin(None)
 
     def remove_file(self) -> None:
         """Remove the socket's file if it is still ours: nobody new can connect, who is in the queue stays."""
-        if self._is_ours() and isinstance(self.endpoint, UnixPath):
+        self._unlink()
+
+    def _unlink(self) -> None:
+        if self._directory is not None and self._file is not None:
             with contextlib.suppress(OSError):
-                os.unlink(self.endpoint.path)
-        self._file = None
+                self._directory.remove(self._name, {self._file})
+        self._forget_file()
 
     def close(self) -> None:
         """Remove the file and close the socket. Who is still in the queue gets ECONNRESET."""
         self.remove_file()
         self.sock.close()
-        self._pin(None)
+        self._release()
         if self._plug is not None:
             self._plug.close()
             self._plug = None
 
-    def _pin(self, path: str | None) -> None:
-        if self._pinned is not None:
+    def _release(self) -> None:
+        """Let go of the directory."""
+        self._forget_file()
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
+
+    def _keep_file(self, pinned: int) -> None:
+        """This file is ours."""
+        self._forget_file()
+        self._pinned = os.dup(pinned)
+        self._file = identity_of(pinned)
+
+    def _forget_file(self) -> None:
+        self._file = None
+        if self._pinned >= 0:
             os.close(self._pinned)
-        self._pinned = None if path is None else os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._pinned = -1
 
     def _is_ours(self) -> bool:
-        if self._file is None or not isinstance(self.endpoint, UnixPath):
+        """Is the file at our place ours? (What cannot be seen is not.)"""
+        if self._directory is None or self._file is None:
             return False
-        try:
-            found = os.stat(self.endpoint.path, follow_symlinks=False)
-        except OSError:
-            return False
-        return (found.st_dev, found.st_ino) == self._file
+        with contextlib.suppress(OSError):
+            return self._directory.identity(self._name) == self._file
+        return False
 
     # --- opening ---
 
@@ -184,7 +222,8 @@ class Listener:
         endpoint = self.endpoint
         try:
             if isinstance(endpoint, UnixPath):
-                return self._open_path(endpoint, listening)
+                assert self._directory is not None
+                return self._open_path(endpoint, self._directory, listening)
             if isinstance(endpoint, UnixAbstract):
                 return self._listening(unix_socket(self.kind), b"\0" + os.fsencode(endpoint.name))
             family, _, _, _, address = socket.getaddrinfo(
@@ -210,85 +249,72 @@ class Listener:
             raise
         return sock
 
-    def _open_path(self, endpoint: UnixPath, listening: bool) -> socket.socket:
-        """Bind beside the path, set owner and mode, listen, and only then rename over the path.
+    def _open_path(self, endpoint: UnixPath, directory: Directory, listening: bool) -> socket.socket:
+        """Bind beside the path, set owner and mode, listen, and only then put the file to the path.
 
         Raises `ListenError`, OSError.
         """
-        path = endpoint.path
-        directory = os.path.dirname(path)
-        if not self._is_ours():
-            self._require_free(path)
-        at = os.open(directory or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        beside = self._beside(path)
-        try:
-            # The name shows in `ss -xl` and in getpeername() for as long as the socket lives.
-            sock = bound_as(self._name_at(path), self.kind, at, os.path.basename(beside))
-            if sock is None:
-                sock = self._bind_beside(beside, at)
-        finally:
-            os.close(at)
-        try:
-            # By descriptor, not by name: nobody can put another file in between.
-            pinned = os.open(beside, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                self.note = set_owner_and_mode(f"/proc/self/fd/{pinned}", endpoint, self._like)
-                made = os.fstat(pinned)
-            finally:
-                os.close(pinned)
+        directory.reopen()  # (where it was removed since)
+        replaceable = self._require_replaceable(endpoint, directory)
+        # The name shows in `ss -xl` and in getpeername() for as long as the socket lives.
+        with new_socket(self._shown_name(), self.kind, directory, self._beside()) as made:
+            note = set_owner_and_mode(f"/proc/self/fd/{made.pinned}", endpoint, self._like)
+            if note is not None and note not in self.notes:
+                self.notes.append(note)
+            found = os.fstat(made.pinned)
             if listening:
-                self._listen(sock, self.backlog)
-            self._put_in_place(beside, path)
-        except BaseException:
-            sock.close()
-            os.unlink(beside)
-            raise
-        self._file = made.st_dev, made.st_ino
-        self.mode = f"{stat.S_IMODE(made.st_mode):o}"
-        self.owner = f"{user_name(made.st_uid)}:{group_name(made.st_gid)}"
-        return sock
+                self._listen(made.sock, self.backlog)
+            self._put_in_place(made, directory, replaceable)
+            self._keep_file(made.pinned)
+        self.mode = f"{stat.S_IMODE(found.st_mode):o}"
+        self.owner = f"{user_name(found.st_uid)}:{group_name(found.st_gid)}"
+        return made.sock
 
-    def _bind_beside(self, beside: str, at: int) -> socket.socket:
-        """A socket that is bound under the name of its file, closed to everybody. ``at``: the directory, open."""
-        sock = unix_socket(self.kind)
+    def _shown_name(self) -> str:
+        """The name that clients are to see."""
+        assert isinstance(self.endpoint, UnixPath)
+        return os.path.abspath(self.endpoint.path)
+
+    def _beside(self) -> str:
+        """A name in the directory that nothing has."""
+        long = len(os.fsencode(self._name)) > 200
+        return f"{'' if long else self._name}.udsproxy-{os.getpid()}-{secrets.token_hex(4)}"
+
+    def _require_replaceable(self, endpoint: UnixPath, directory: Directory) -> Identity | None:
+        """Our own file, or a socket that nobody listens on (ECONNREFUSED): which it is; None: nothing is there.
+
+        Raises `ListenError`: something else is there; OSError.
+        """
         try:
-            # bind() makes the file with the mode of the socket's inode, less the umask: closed until we are done.
-            os.fchmod(sock.fileno(), 0)
-            if len(os.fsencode(beside)) <= MAX_PATH:
-                sock.bind(beside)
-            else:
-                bound = f"/proc/self/fd/{at}/.udsproxy-{os.getpid()}"
-                sock.bind(bound)
-                try:
-                    os.rename(bound, beside)
-                except BaseException:
-                    os.unlink(bound)
-                    raise
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+            pinned = directory.pin(self._name)
+        except FileNotFoundError:
+            return None
+        try:
+            there = identity_of(pinned)
+            if there != self._file:
+                _require_dead_socket(pinned, endpoint.path)
+            return there
+        finally:
+            os.close(pinned)
 
-    def _name_at(self, path: str) -> str:
-        """The name that clients of a socket at this path are to see."""
-        return os.path.abspath(path) if not path.startswith("/") else path
-
-    def _require_free(self, path: str) -> None:
-        """Raises `ListenError`: something is there that may not be replaced."""
-        _require_replaceable(path)
-
-    def _beside(self, path: str) -> str:
-        """A name for a new file until it stands at the path; nothing is there."""
-        directory, name = os.path.split(path)
-        long = len(os.fsencode(name)) > 200
-        beside = os.path.join(directory, f"{'' if long else name}.udsproxy-{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)  # of a process that had our number and was killed while it opened its socket
-        return beside
-
-    def _put_in_place(self, beside: str, path: str) -> None:
-        """Put a new file to the path, in one step. Raises OSError; nothing is changed then."""
-        os.rename(beside, path)
+    def _put_in_place(self, made: SocketFile, directory: Directory, replaceable: Identity | None) -> None:
+        """Put a new file to the path, in one step. Raises `ListenError`, OSError; nothing is changed then."""
+        if replaceable is None:
+            rename(made.at, made.name, directory.fd, self._name)
+            return
+        try:
+            rename(made.at, made.name, directory.fd, self._name, exchange=True)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            os.rename(made.name, self._name, src_dir_fd=made.at, dst_dir_fd=directory.fd)  # it cannot exchange
+            return
+        # Whoever may write the directory may have put another there since that was looked at.
+        replaced = os.stat(made.name, dir_fd=made.at, follow_symlinks=False)
+        if (replaced.st_dev, replaced.st_ino) != replaceable:
+            rename(made.at, made.name, directory.fd, self._name, exchange=True)
+            raise ListenError(f"cannot listen on {self.endpoint}: somebody else is putting a socket there")
+        os.unlink(made.name, dir_fd=made.at)
 
     def listen_as(self, actor: Actor, credentials: Credentials) -> None:
         """Clients see in SO_PEERCRED who called listen(): have it called as that user."""
@@ -309,23 +335,32 @@ class Listener:
             sock.listen(backlog)
 
 
-def _require_replaceable(path: str) -> None:
-    """Nothing there, or a socket that nobody listens on (ECONNREFUSED). Raises `ListenError`."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
-            raise ListenError(f"cannot listen on {path}: it is there and is no socket; choose another path")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ListenError(f"cannot listen on {path}: {_reason(error)}") from None
+def _require_dead_socket(pinned: int, path: str) -> None:
+    """A socket that nobody listens on (ECONNREFUSED). Raises `ListenError`."""
+    if not stat.S_ISSOCK(os.fstat(pinned).st_mode):
+        raise ListenError(f"cannot listen on {path}: it is there and is no socket; choose another path")
     with unix_socket() as probe:
-        found = connect(probe, UnixPath(path))
+        found = connect(probe, UnixPath(f"/proc/self/fd/{pinned}"))
     if found == errno.EACCES:
         raise ListenError(f"cannot listen on {path}: a socket is there and may not be tried (EACCES); remove it")
-    if found not in (errno.ECONNREFUSED, errno.ENOENT):
+    if found != errno.ECONNREFUSED:
         raise ListenError(
             f"cannot listen on {path}: somebody already listens there; stop that first, or choose another path"
         )
+
+
+def _warnings(directory: Directory) -> list[str]:
+    """A line where others may exchange the socket's file, or the way to it."""
+    others = directory.changeable_by()
+    if not others:
+        return []
+    first = others[0]
+    if first.uid is not None:
+        who = user_name(first.uid)
+    else:
+        who = "everybody" if first.gid is None else f"group {group_name(first.gid)}"
+    more = f" (and {len(others) - 1} of the directories above it by others)" if len(others) > 1 else ""
+    return [f"{first.path} can be changed by {who}{more}: they can put another socket in the place of this one"]
 
 
 _ADVICE = {

@@ -185,6 +185,20 @@ class AcceptLoop:
         """Our queue follows the upstream's."""
         return isinstance(self._door, Mirrored)
 
+    async def rest(self) -> None:
+        """Give the path that was taken over back for a while, and let in whoever is in our queue by then; `resume`
+        ends that. Raises OSError."""
+        if self._taken is not None:
+            self._taken.rest()
+            with trio.move_on_after(EMPTIED_S):
+                while not self._taken.withdrawn and somebody_waits(self._taken):
+                    await trio.sleep(RETRY_FULL_S)
+
+    def resume(self) -> None:
+        """After `rest`: the path is taken again at the next look."""
+        if self._taken is not None:
+            self._taken.resume()
+
     async def drain(self) -> None:
         """Take what is still in our queue. Ends when it is empty; where there is no file to remove first, so that
         nobody new can come, that may never be."""
@@ -505,6 +519,8 @@ class AcceptLoop:
                 await trio.sleep(LOOK_S)
                 continue
             try:
+                if taken.take_again():
+                    self._tell_listening()
                 number = taken.look()
             except GuardianError as error:
                 self._tell_not_listening(ListenError(str(error)))

@@ -118,6 +118,19 @@ class Server:
         if self._relay is not None:
             self._relay.expect_child()
 
+    async def rest(self) -> None:
+        """Give back the paths that were taken over, because we are about to be stopped; `resume` ends that.
+
+        Raises OSError.
+        """
+        for loop in self._loops:
+            await loop.rest()
+
+    def resume(self) -> None:
+        """We run again: take the paths again."""
+        for loop in self._loops:
+            loop.resume()
+
     def stop(self) -> None:
         """Stop accepting, let connections finish for the grace time; the second time, end at once."""
         if self._stopping.is_set():

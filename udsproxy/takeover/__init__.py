@@ -1,6 +1,8 @@
 """In place of a live socket: taking its path over, and giving it back.
 
-- ``guardian``: how a path is put back, and the process that does so when we cannot; it imports nothing of ours
+- ``names``: the two names of a tapped socket, and how its path is put back, as a table
+- ``guardian_process``: the process that does that when the proxy has died, or stands still
+- ``guardian``: that process, as the proxy sees it
 - ``listener``: a listening socket that stands where another's stood
 
 Rules:
@@ -8,5 +10,9 @@ Rules:
 * While we stand at PATH the real socket is at ``PATH.udsproxy``, always: from the two names alone anything can find
   out what happened, and mend it.
 * Both are swapped in one step (renameat2(2), RENAME_EXCHANGE): there is no moment without a socket at the path.
-* A socket on which somebody listens is never removed.
+* The directory is held open from the first look, and everything in it is done by that descriptor
+  (`udsproxy.kernel.directory`): whoever can rename directories leads us nowhere else.
+* A socket on which somebody listens is never removed; a file that is not known is neither removed nor copied from.
+* ``names`` and ``guardian_process`` import the standard library and `udsproxy.kernel.directory` alone: the process
+  is small, and up in some 20 ms.
 """

@@ -1,146 +1,36 @@
-"""Putting a path back, and the process that does it when the proxy has died.
+"""The guardian, as the proxy sees it (`udsproxy.takeover.guardian_process`).
 
-The guardian is started before a path is taken over, and told of each file of ours before that stands at a path. It
-reads from a socket whose other end only the proxy has: when that ends, in whatever way, so has the proxy.
-
-Rules:
-
-* Only the standard library is imported: the process is small, and up in some 20 ms.
-* It must learn of the proxy's end before all else that this closes: until then nobody answers at the path.
-* A file of ours is held open (O_PATH) for as long as we may have to know it again: so its inode number cannot be
-  given to another.
-* What to do is decided from what is there, not from what should be: so it can be done twice, or half.
+Rule: a guardian that has died, or does not run, is replaced: without one the path is lost when we are killed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import errno
 import fcntl
 import json
+import mmap
 import os
 import resource
-import signal
 import socket
-import stat
+import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 
-SUFFIX = ".udsproxy"
+import udsproxy
+from udsproxy.takeover.guardian_process import ARM, BEATS, HELLO
+from udsproxy.takeover.names import Names
+
 _ANSWER_S = 2.0
 """How long the guardian may take to answer; the traffic waits for that."""
-_TRIES = 100
-"""How often a path is put back, where a server removes or makes its file in that very moment."""
+_MAX_SILENT = 300
+"""A guardian that has not looked while we have looked so often (every 10 ms) does not run."""
 _HIGHEST = 4096
 """Descriptors from here on cost memory: the kernel's table of them has no holes."""
-_HELLO = b"/"
-"""Asks whether the guardian is up."""
-_EXCHANGE, _NOREPLACE = 2, 1
-_AT_FDCWD = -100
-
-
-def aside_of(path: str) -> str:
-    """Where the real socket is while we stand at ``path``."""
-    return path + SUFFIX
-
-
-def exchange(one: str, other: str) -> None:
-    """Swap two names (renameat2(2)). Raises OSError; EINVAL: this file system cannot."""
-    _rename(one, other, _EXCHANGE)
-
-
-def _rename(old: str, new: str, flags: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        raise OSError(errno.EINVAL, "this C library has no renameat2")
-    if libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), old)
-
-
-Identity = tuple[int, int]
-"""Device and inode of a file."""
-
-
-def identity(path: str) -> Identity | None:
-    """Of what is there; None: nothing is."""
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def answers(path: str) -> bool:
-    """Does somebody listen on, or receive from, the socket that is there?"""
-    try:
-        pinned = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        if not stat.S_ISSOCK(os.stat(f"/proc/self/fd/{pinned}").st_mode):
-            return False
-        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
-            with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
-                found = probe.connect_ex(f"/proc/self/fd/{pinned}")
-            if found != errno.EPROTOTYPE:
-                return found != errno.ECONNREFUSED
-        return False
-    finally:
-        os.close(pinned)
-
-
-def put_back(path: str, ours: Container[Identity], alive: Callable[[str], bool] = answers) -> str | None:
-    """Put the real socket back to ``path``, and remove what is ``ours``. Returns what was done; None: nothing.
-
-    ``alive``: whether somebody listens on a socket. Raises OSError.
-    """
-    for _ in range(_TRIES - 1):
-        with contextlib.suppress(FileNotFoundError):  # what was there has gone: it is another case now
-            return _put_back(path, ours, alive)
-    return _put_back(path, ours, alive)
-
-
-def _put_back(path: str, ours: Container[Identity], alive: Callable[[str], bool]) -> str | None:
-    aside = aside_of(path)
-    here, there = identity(path), identity(aside)
-    if there is None or there in ours:
-        if there is not None:
-            os.unlink(aside)
-        if here is None or here not in ours:
-            return None
-        os.unlink(path)
-        return f"{path}: the real socket is not there any more; ours is removed"
-    if here in ours:
-        exchange(path, aside)
-        swapped = identity(aside)
-        if swapped is not None and swapped not in ours:
-            exchange(path, aside)  # somebody has put another there in that very moment
-            return _drop_dead(path, aside, alive)
-        os.unlink(aside)
-        return f"{path}: the real socket is back in its place"
-    if here is None and alive(aside):
-        try:
-            _rename(aside, path, _NOREPLACE)
-        except FileExistsError:
-            return _drop_dead(path, aside, alive)
-        return f"{path}: the real socket is back in its place"
-    return _drop_dead(path, aside, alive)
-
-
-def _drop_dead(path: str, aside: str, alive: Callable[[str], bool]) -> str:
-    """The server has removed its path, or put another socket there: the old one has no name any more."""
-    if alive(aside):
-        return f"{path}: somebody else has taken the path; the server that had it still answers at {aside}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(aside)
-    return f"{path}: {aside} is removed, nobody listened on it"
-
-
-# --- the proxy's side ---
+_PROGRAM = (
+    "import sys; sys.path.append({root!r}); from udsproxy.takeover.guardian_process import main; main(sys.argv[2:])"
+)
+_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
+"""What it gets of ours: what Python may need to start."""
 
 
 class GuardianError(Exception):
@@ -148,21 +38,58 @@ class GuardianError(Exception):
 
 
 class Guardian:
-    """The process, as the proxy sees it."""
+    """The process. Close it by `dismiss`."""
 
-    def __init__(self, path: str, log: str | None, *, as_json: bool, proxy: str) -> None:
-        """``log``: the file that it tells its deed in (None: standard output), ``as_json`` or as text; and on
-        standard error. Raises `GuardianError`."""
-        self._path = path
-        self._telling = {"log": log and os.path.abspath(log), "as_json": as_json, "proxy": proxy}
+    def __init__(
+        self,
+        names: Names,
+        *,
+        log: int | None,
+        as_json: bool,
+        proxy: str,
+        before_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``log``: a descriptor that it tells its deeds on, ``as_json`` or as text, besides standard error.
+        ``before_start`` is called before a process is started. Raises `GuardianError`."""
+        self._names = names
+        self._before_start = before_start
+        self._beats_fd = os.memfd_create("udsproxy-beats", os.MFD_CLOEXEC)
+        os.ftruncate(self._beats_fd, BEATS.size)
+        self._beats = mmap.mmap(self._beats_fd, BEATS.size)
+        self._log = log
+        self._told = {
+            "name": names.name,
+            "directory_path": names.directory.path,
+            "log": log,
+            "as_json": as_json,
+            "proxy": proxy,
+            "beats": self._beats_fd,
+            "pid": os.getpid(),
+        }
+        self._count = 0
+        self._seen, self._seen_at = 0, 0
         self._start()
 
     def _start(self) -> None:
+        self._before_start()
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        root = os.path.dirname(os.path.dirname(os.path.abspath(udsproxy.__file__)))
+        told = self._told | {"directory": self._names.directory.fd}
+        passed = [fd for fd in (self._names.directory.fd, self._beats_fd, self._log) if fd is not None and fd > 2]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-I", "-S", os.path.abspath(__file__), self._path, json.dumps(self._telling)],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _PROGRAM.format(root=root),
+                    "udsproxy-guardian",
+                    json.dumps(told),
+                ],
                 stdin=its.fileno(),
+                pass_fds=passed,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,
             )
         except OSError as error:
@@ -172,11 +99,12 @@ class Guardian:
             its.close()
         self._socket = _moved_up(ours)
         self._socket.settimeout(_ANSWER_S)
-        self._ask(_HELLO)
+        self._ask(HELLO, [])
+        self._seen_at = self._count
 
-    def _ask(self, asked: bytes) -> None:
+    def _ask(self, asked: bytes, descriptors: list[int]) -> None:
         try:
-            self._socket.send(asked)
+            socket.send_fds(self._socket, [asked], descriptors)
             answer = self._socket.recv(1000)
         except OSError as error:
             answer = str(error).encode()
@@ -185,24 +113,50 @@ class Guardian:
                 f"the guardian does not answer: {answer.decode(errors='replace') or 'it has ended'}"
             )
 
-    def arm(self, file: str) -> None:
-        """This file is ours, and will be at the path. Raises `GuardianError`."""
-        self._ask(os.fsencode(file))
+    def arm(self, file: int, real: int) -> None:
+        """Tell it that ``file`` is ours and will stand at the path, in place of ``real`` (O_PATH descriptors).
 
-    def revive(self, file: str) -> bool:
-        """Start another where it has died, which is told of ``file``. Was that so? Raises `GuardianError`."""
-        if self._process.poll() is None:
-            return False
+        Raises `GuardianError`.
+        """
+        try:
+            self._arm(file, real)
+        except GuardianError:
+            self._replace(file, real)
+
+    def _arm(self, file: int, real: int) -> None:
+        self._ask(ARM, [self._names.directory.fd, file, real])
+
+    def look(self, file: int, real: int) -> None:
+        """Show it that we run; where it has died, or does not run, start another, armed with these. To be called
+        every 10 ms. Raises `GuardianError`.
+        """
+        self._count += 1
+        struct.pack_into("=Q", self._beats, 0, self._count)
+        (seen,) = struct.unpack_from("=Q", self._beats, 8)
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, self._count
+        if self._count - self._seen_at > _MAX_SILENT or self._process.poll() is not None:
+            self._replace(file, real)
+
+    def _replace(self, file: int, real: int) -> None:
+        self._process.kill()
+        self._process.wait()
         self._socket.close()
         self._start()
-        self.arm(file)
-        return True
+        self._arm(file, real)
 
     def dismiss(self) -> None:
         """It is not needed any more. (It looks once more, and finds nothing to do.)"""
         self._socket.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(_ANSWER_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # it is stopped
+            self._process.wait()
+        self._beats.close()
+        os.close(self._beats_fd)
+        if self._log is not None and self._log > 2:
+            os.close(self._log)
 
 
 def _moved_up(sock: socket.socket) -> socket.socket:
@@ -219,88 +173,3 @@ def _moved_up(sock: socket.socket) -> socket.socket:
         return sock  # it is late to learn of our end then
     sock.close()
     return socket.socket(fileno=moved)
-
-
-# --- the guardian's side ---
-
-
-def main(path: str, telling: str) -> None:
-    """Stand by until the proxy has ended; then put the path back."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
-    os.chdir("/")
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("-1000")
-    ours: dict[Identity, int] = {}
-    armed = False
-    with socket.socket(fileno=0) as proxy:
-        while True:
-            try:
-                asked = proxy.recv(8192)
-            except OSError:
-                break
-            if not asked:
-                break
-            answer = b"ok"
-            if asked != _HELLO:
-                armed = True
-                answer = _pin(ours, asked, path)
-            with contextlib.suppress(OSError):
-                proxy.send(answer)
-    if not armed:
-        return  # nothing of ours has been at the path: what is there is another's business
-    try:
-        done = put_back(path, set(ours))
-    except OSError as error:
-        done = f"{path}: it could not be put back: {error.strerror}; udsproxy tap --restore {path} tries again"
-    if done is not None:
-        _tell(done, **json.loads(telling))
-
-
-def _pin(ours: dict[Identity, int], file: bytes, path: str) -> bytes:
-    """Know this file again, and no longer those that stand nowhere any more."""
-    in_use = {identity(path), identity(aside_of(path))}
-    for gone in ours.keys() - in_use:
-        os.close(ours.pop(gone))
-    try:
-        fd = os.open(file, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        return os.strerror(error.errno or 0).encode()
-    found = os.fstat(fd)
-    known = ours.setdefault((found.st_dev, found.st_ino), fd)
-    if known != fd:
-        os.close(fd)
-    return b"ok"
-
-
-def _tell(done: str, log: str | None, as_json: bool, proxy: str) -> None:
-    line = f"the proxy has died; {done}"
-    if as_json:
-        now = time.time_ns()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06}Z"
-        event = {"ts": stamp, "event": "restored", "proxy": proxy, "message": line}
-        text = json.dumps(event, separators=(",", ":")) + "\n"
-    else:
-        text = f"udsproxy: {line}\n"
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"udsproxy: {line}\n")
-        sys.stderr.flush()
-    if as_json or log is not None:
-        with contextlib.suppress(OSError):
-            fd = 1 if log is None else os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            os.write(fd, (_end_of_line(fd) + text).encode(errors="backslashreplace"))
-
-
-def _end_of_line(fd: int) -> str:
-    """What is missing at the end of a file: the proxy may have been killed in the middle of a line."""
-    with contextlib.suppress(OSError):
-        found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode) and found.st_size:
-            with open(f"/proc/self/fd/{fd}", "rb") as file:
-                file.seek(-1, os.SEEK_END)
-                return "" if file.read(1) == b"\n" else "\n"
-    return ""
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -15,25 +15,29 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from functools import partial
 
 from udsproxy.endpoints import Listener, ListenError, Pinned, UnixPath
+from udsproxy.endpoints.naming import SocketFile
 from udsproxy.endpoints.ownership import copy_owner_and_mode
 from udsproxy.events import errno_message, errno_name
 from udsproxy.kernel.credentials import Actor, Credentials
 from udsproxy.kernel.diag_codec import DiagError, UnixSocket
+from udsproxy.kernel.directory import Directory, Identity, answers, find, identity_of, rename
 from udsproxy.kernel.inotify import DirectoryWatch
 from udsproxy.kernel.procfs import holders_of, listener_of, read_ids
 from udsproxy.kernel.sock_diag import SockDiag
-from udsproxy.takeover.guardian import (
-    Guardian,
-    GuardianError,
-    Identity,
-    answers,
-    aside_of,
-    exchange,
-    identity,
+from udsproxy.takeover.guardian import Guardian, GuardianError
+from udsproxy.takeover.names import (
+    LOCK_S,
+    Known,
+    Names,
+    is_stood_down,
     put_back,
+    put_back_locked,
+    stand_down,
+    stand_up,
 )
 
 _ADVICE = {
@@ -47,27 +51,43 @@ _ADVICE = {
 
 
 class Place:
-    """A path to take over. `upstream` leads to the real socket there, also when that has another name."""
+    """A path to take over, its directory held open. `upstream` leads to the real socket there, also when that has
+    another name. Close it when it is not needed any more."""
 
     def __init__(self, path: str) -> None:
-        """Raises OSError."""
-        self.path = os.path.realpath(path)
+        """Raises `ListenError`: there is no such directory."""
+        try:
+            directory, name = find(path)
+        except OSError as error:
+            raise ListenError(f"cannot tap {path}: {_reason(error)}") from None
+        self.names = Names(directory, name)
+        self.path = self.names.path
         self.slot = os.open("/", os.O_PATH | os.O_CLOEXEC)
         """Stands for the real socket's file, once there is one."""
         self.upstream = Pinned(f"/proc/self/fd/{self.slot}", shown=self.path)
 
+    def close(self) -> None:
+        self.names.directory.close()
+        os.close(self.slot)
+
     def require_socket(self) -> None:
         """Raises `ListenError`: there is no socket."""
         try:
-            mode = os.stat(self.path).st_mode
+            found = self.names.directory.stat(self.names.name)
         except OSError as error:
             raise ListenError(self.why_not(error)) from None
-        if not stat.S_ISSOCK(mode):
+        if found is None:
+            raise ListenError(self.why_not(FileNotFoundError(errno.ENOENT, "")))
+        if not stat.S_ISSOCK(found.st_mode):
             raise ListenError(f"cannot tap {self.path}: it is no socket")
 
     def why_not(self, error: OSError) -> str:
-        number = error.errno or 0
-        return f"cannot tap {self.path}: {errno_message(number)} ({errno_name(number)}){_ADVICE.get(number, '')}"
+        return f"cannot tap {self.path}: {_reason(error)}"
+
+
+def _reason(error: OSError) -> str:
+    number = error.errno or 0
+    return f"{errno_message(number)} ({errno_name(number)}){_ADVICE.get(number, '')}"
 
 
 class TakenOver(Listener):
@@ -76,17 +96,19 @@ class TakenOver(Listener):
     def __init__(self, place: Place, guardian: Guardian, *, backlog: int | None) -> None:
         """Take it over. Raises `ListenError`."""
         self._place = place
-        self._path = path = place.path
-        self._aside = aside_of(path)
+        self._names = names = place.names
         self._guardian = guardian
         self._actor = Actor()
-        self._mine: set[Identity] = set()
+        self._mine: set[Identity | None] = set()
+        """The files that we made and that may have a name."""
         self._real_inode = 0
         """Of the real socket itself, as sock_diag knows it; 0: that is not to be had."""
         self._real_name: str | None = None
         """That its server has bound it under, where that is known."""
         self._standing = False
         """We have taken the path over, and have not given it back."""
+        self._resting = False
+        """The path is the server's for a while, because we are about to be stopped."""
         self._nameless: Identity | None = None
         """The real socket's file, where the server has removed its path and has not ended."""
         self._diag: SockDiag | None = None
@@ -94,21 +116,28 @@ class TakenOver(Listener):
         with contextlib.suppress(OSError):
             self._diag = SockDiag()
         try:
-            found = self._look_at(path)
+            found = self._look_at(names.name)
             kind = socket.SOCK_STREAM if found is None else found.type
-            self.watch = DirectoryWatch(os.path.dirname(path), os.path.basename(path))
-            super().__init__(UnixPath(path), like=place.upstream, backlog=backlog, kind=kind)
+            self.watch = DirectoryWatch(f"/proc/self/fd/{names.directory.fd}", names.name)
         except OSError as error:
             raise ListenError(place.why_not(error)) from None
+        super().__init__(UnixPath(place.path), like=place.upstream, backlog=backlog, kind=kind)
+
+    def _find(self, _: UnixPath) -> tuple[Directory, str]:
+        return self._names.directory, self._names.name
+
+    def _release(self) -> None:
+        self._forget_file()  # (the directory is the place's)
 
     # --- what is at the path ---
 
-    def _look_at(self, path: str) -> UnixSocket | None:
-        """Pin what is at the path as the real socket. Returns what the kernel knows of it, where it tells that.
+    def _look_at(self, name: str) -> UnixSocket | None:
+        """Pin what has this name as the real socket. Returns what the kernel knows of it, where it tells that.
 
         Raises `ListenError`: nobody listens; OSError.
         """
-        pinned = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        path = self._place.path
+        pinned = self._names.directory.pin(name)
         try:
             if not stat.S_ISSOCK(os.fstat(pinned).st_mode):
                 raise ListenError(f"cannot tap {path}: it is no socket")
@@ -116,19 +145,24 @@ class TakenOver(Listener):
             if self._diag is not None:
                 with contextlib.suppress(DiagError):
                     found = self._diag.server(f"/proc/self/fd/{pinned}")
-            if found is None and (self._diag is not None or not answers(path)):
-                if not self._standing and identity(self._aside) is not None:
+            if found is None and (self._diag is not None or not answers(pinned)):
+                if name == self._names.name and self._names.directory.identity(self._names.aside) is not None:
                     raise self._left_over()
                 raise ListenError(f"cannot tap {path}: nobody listens there (ECONNREFUSED); start the server first")
             if found is not None and self._actor.able and not self._standing:
                 self._listen_as_holder_of(found.inode)
             os.dup2(pinned, self._place.slot, inheritable=False)
             self._real_inode = 0 if found is None else found.inode
-            name = b"" if found is None or found.name is None else found.name.partition(b"\0")[0]
-            self._real_name = os.fsdecode(name) or None
+            bound = b"" if found is None or found.name is None else found.name.partition(b"\0")[0]
+            self._real_name = os.fsdecode(bound) or None
             return found
         finally:
             os.close(pinned)
+
+    @property
+    def _known(self) -> Known:
+        real: set[Identity | None] = {identity_of(self._place.slot)}
+        return Known(self._mine, real)
 
     def _listen_as_holder_of(self, inode: int) -> None:
         """(Only a connection would tell for sure, and a server may not like one that says nothing.)"""
@@ -149,118 +183,160 @@ class TakenOver(Listener):
 
     def look(self) -> int | None:
         """What clients would meet at the path if we were not there: None: the server; else an errno. To be called
-        often. Raises `GuardianError`."""
+        every 10 ms, also when nothing is to be seen: the guardian is shown that we run.
+
+        Raises `GuardianError`, OSError.
+        """
         if not self._standing:
             return None
+        self._guardian.look(self._pinned, self._place.slot)
         if not self.serves():
             return errno.ECONNREFUSED
         if self.withdrawn:
             return None  # a fault's doing: what is at the path is as it shall be
-        here = identity(self._path)
-        if here != self._file:
+        here = self._identity()
+        if here == self._file:
+            self._pass_attributes_on()
+        elif not is_stood_down(self._names, self._known):
             return errno.ENOENT if here is None else errno.ECONNREFUSED
-        self._guardian.revive(self._path)
-        self._pass_attributes_on()
         return None
+
+    def _identity(self) -> Identity | None:
+        return self._names.directory.identity(self._names.name)
 
     @property
     def has_lost_path(self) -> bool:
         """What is at the path is not ours any more."""
-        return self._standing and identity(self._path) != self._file
+        return self._standing and self._identity() != self._file
 
     def there(self) -> int:
         """0: a server listens, and `restore` may be tried; else what clients meet (errno)."""
         if self._standing:
             return 0 if self.serves() else errno.ECONNREFUSED
         try:
+            self._names.directory.reopen()
             if self._nameless is not None:
                 self._drop_nameless()
-            found = os.stat(self._path, follow_symlinks=False)
-            if not stat.S_ISSOCK(found.st_mode):
-                return errno.ECONNREFUSED
-            if self._diag is not None:
-                return errno.ECONNREFUSED if self._diag.server(self._path) is None else 0
-            return 0 if answers(self._path) else errno.ECONNREFUSED
+            pinned = self._names.directory.pin(self._names.name)
+            try:
+                if not stat.S_ISSOCK(os.fstat(pinned).st_mode):
+                    return errno.ECONNREFUSED
+                if self._diag is not None:
+                    return errno.ECONNREFUSED if self._diag.server(f"/proc/self/fd/{pinned}") is None else 0
+                return 0 if answers(pinned) else errno.ECONNREFUSED
+            finally:
+                os.close(pinned)
         except OSError as error:
             return error.errno or errno.ENOENT
 
     def _pass_attributes_on(self) -> None:
-        """A server may change owner and mode of its file after it listens: of ours, then."""
-        found = os.stat(self._path, follow_symlinks=False)
+        """A server may change owner and mode of its file after it listens: of ours, then. Raises OSError."""
+        found = os.fstat(self._pinned)
         attributes = found.st_mode, found.st_uid, found.st_gid
         if self._attributes not in (None, attributes):
-            copy_owner_and_mode(self._path, self._place.upstream.path)
+            copy_owner_and_mode(f"/proc/self/fd/{self._pinned}", self._place.upstream.path)
         self._attributes = attributes
 
     # --- taking over and giving back ---
 
-    def _open_path(self, endpoint: UnixPath, listening: bool) -> socket.socket:
-        if not self._standing:
-            found = self._look_at(endpoint.path)
-            if found is not None:
-                self.kind = found.type
-            self._clear_aside()
-        self._attributes = None
-        return super()._open_path(endpoint, listening)
+    def _open_path(self, endpoint: UnixPath, directory: Directory, listening: bool) -> socket.socket:
+        with self._alone():
+            if not self._standing:
+                directory.reopen()
+                found = self._look_at(self._names.name)
+                if found is not None:
+                    self.kind = found.type
+                self._clear_aside()
+            self._attributes = None
+            return super()._open_path(endpoint, directory, listening)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other udsproxy changes the path meanwhile. Raises `ListenError`: one does."""
+        with self._names.directory.locked(LOCK_S) as held:
+            if not held:
+                raise ListenError(
+                    f"cannot tap {self._place.path}: another process has locked its directory (flock)"
+                )
+            yield
 
     def _clear_aside(self) -> None:
-        """The name beside the path is to be free. Raises `ListenError`."""
-        there = identity(self._aside)
-        if there is None:
+        """The name beside the path is to be free. Raises `ListenError`, OSError."""
+        directory, aside = self._names.directory, self._names.aside
+        there = directory.identity(aside)
+        if there is None or (there in self._mine and directory.remove(aside, self._mine)):
             return
-        if there not in self._mine:
-            alive = answers(self._aside)
-            who = _holders(self._path, self._diag) if alive else ""
-            if alive:
-                raise ListenError(f"cannot tap {self._path}: it is tapped already{who}; stop that first")
-            raise self._left_over()
-        os.unlink(self._aside)
+        if directory.answers(aside):
+            who = _holders(directory, self._names.name, self._diag)
+            raise ListenError(f"cannot tap {self._place.path}: it is tapped already{who}; stop that first")
+        raise self._left_over()
 
     def _left_over(self) -> ListenError:
         return ListenError(
-            f"cannot tap {self._path}: {self._aside} is left from a tap that was killed; "
-            f"udsproxy tap --restore {self._path} puts things right"
+            f"cannot tap {self._place.path}: {self._names.aside_path} is left from a tap that was killed; "
+            f"udsproxy tap --restore {self._place.path} puts things right"
         )
 
-    def _require_free(self, path: str) -> None:
-        """It is not, and shall not be."""
+    def _require_replaceable(self, endpoint: UnixPath, directory: Directory) -> Identity | None:
+        if self._standing:
+            return super()._require_replaceable(endpoint, directory)
+        return None  # it is not, and shall not be
 
-    def _name_at(self, path: str) -> str:
-        return self._real_name or super()._name_at(path)
+    def _shown_name(self) -> str:
+        return self._real_name or super()._shown_name()
 
     def _cannot(self, error: OSError) -> ListenError:
         return ListenError(self._place.why_not(error))
 
-    def _beside(self, path: str) -> str:
-        return super()._beside(path) if self._standing else self._aside
+    def _beside(self) -> str:
+        return super()._beside() if self._standing else self._names.aside
 
-    def _put_in_place(self, beside: str, path: str) -> None:
-        made = identity(beside)
-        assert made is not None
+    def _put_in_place(self, made: SocketFile, directory: Directory, replaceable: Identity | None) -> None:
+        ours = identity_of(made.pinned)
         try:
-            self._guardian.arm(beside)
+            self._guardian.arm(made.pinned, self._place.slot)
         except GuardianError as error:
-            raise ListenError(f"cannot tap {path}: {error}") from None
-        self._mine = {made} | ({self._file} if self._file is not None else set())
+            raise ListenError(f"cannot tap {self._place.path}: {error}") from None
+        self._mine = {ours, self._file}
         if self._standing:
-            super()._put_in_place(beside, path)
-            return
-        exchange(beside, path)
-        self._standing = True
-        # Whatever stood there in that moment is the real one. (Nothing may fail from here on: its file would be
-        # taken for ours.)
-        with contextlib.suppress(ListenError, OSError):
-            self._look_at(self._aside)
+            super()._put_in_place(made, directory, replaceable)
+        else:
+            self._exchange(made, ours)
+        # (The old one is gone, and its inode's number may be given to a file of the server's.)
+        self._mine = {ours}
+
+    def _exchange(self, made: SocketFile, ours: Identity) -> None:
+        """Put ours beside the path, and swap both. Raises `ListenError`, OSError; nothing is changed then."""
+        directory, name, aside = self._names.directory, self._names.name, self._names.aside
+        if (made.at, made.name) != (directory.fd, aside):
+            rename(made.at, made.name, directory.fd, aside)
+        try:
+            directory.exchange(aside, name)
+            if directory.identity(name) == ours:
+                # Whatever stood there in that moment is the real one, if somebody listens on it.
+                if directory.identity(aside) != identity_of(self._place.slot):
+                    self._look_at(aside)
+                    self._guardian.arm(made.pinned, self._place.slot)
+                self._standing = True
+                return
+            raise ListenError(f"cannot tap {self._place.path}: somebody else is changing what is there")
+        except (ListenError, GuardianError, OSError) as error:
+            if directory.identity(name) == ours:
+                directory.exchange(aside, name)
+            directory.remove(aside, {ours})
+            if isinstance(error, GuardianError):
+                raise ListenError(f"cannot tap {self._place.path}: {error}") from None
+            raise
 
     def step_aside(self, number: int) -> None:
         self.sock.close()
         self.withdrawn = True
-        if self.has_lost_path and self.serves():
+        if self.has_lost_path and self.serves() and not is_stood_down(self._names, self._known):
             # Whoever removed the server's file has removed ours; it has none until it ends, or binds another.
             self._standing = False
-            self._nameless = identity(self._aside)
+            self._nameless = self._names.directory.identity(self._names.aside)
             # Nothing of ours is left; the next file may have the inode number of one that was.
-            self._file = None
+            self._forget_file()
             self._mine = set()
         else:
             self._give_back()
@@ -273,47 +349,101 @@ class TakenOver(Listener):
             if self._nameless is not None:
                 self._drop_nameless()
             if self._standing or self._nameless is not None:
+                if self._standing and self._pinned >= 0 and self._identity() == self._file:
+                    with contextlib.suppress(OSError):
+                        self._pass_attributes_on()
                 self._standing = False
-                with contextlib.suppress(OSError):
-                    self._pass_attributes_on()
-                put_back(self._path, self._mine, self._alive)
-        self._file = self._nameless = None
+                put_back(self._names, self._known, self._alive)
+            self._mine = set()
+        self._forget_file()
+        self._nameless = None
 
     def _drop_nameless(self) -> None:
-        """The old server's socket goes where it has ended, or another has the path."""
-        if identity(self._aside) != self._nameless:
+        """The old server's socket goes where it has ended, or another has the path. Raises OSError."""
+        directory, aside = self._names.directory, self._names.aside
+        if directory.identity(aside) != self._nameless:
             self._nameless = None
-        elif identity(self._path) is not None or not self.serves():
-            os.unlink(self._aside)
+        elif self._identity() is not None or not self.serves():
+            directory.remove(aside, {self._nameless})
             self._nameless = None
 
     def _alive(self, _: str) -> bool:
         return self.serves()
 
+    # --- while we stand still ---
 
-def _holders(path: str, diag: SockDiag | None) -> str:
-    found = None if diag is None else diag.server(path)
+    def rest(self) -> None:
+        """Give the path back for a while, because we are about to be stopped; `resume` ends that.
+
+        Raises OSError.
+        """
+        self._resting = True
+        if self._standing:
+            stand_down(self._names, self._known)
+
+    def resume(self) -> None:
+        """We run again: `take_again` may."""
+        self._resting = False
+
+    def take_again(self) -> bool:
+        """Take the path again that was given back while we stood still, by the guardian or by `rest`. Returns
+        whether that was done. Raises OSError."""
+        if not self._standing or self._resting or self._file is None or self._identity() == self._file:
+            return False
+        if not stand_up(self._names, self._known):
+            return False
+        if not self.withdrawn:
+            # Meanwhile the server may have changed owner or mode.
+            copy_owner_and_mode(self._place.upstream.path, f"/proc/self/fd/{self._pinned}")
+        self._attributes = None
+        return True
+
+
+def _holders(directory: Directory, name: str, diag: SockDiag | None) -> str:
+    found = None
+    if diag is not None:
+        pinned = directory.pin(name)
+        try:
+            found = diag.server(f"/proc/self/fd/{pinned}")
+        finally:
+            os.close(pinned)
     pids = [] if found is None else holders_of(found.inode)
     return f" (process {pids[0]})" if pids else ""
 
 
 def restore(path: str) -> str:
-    """Put back what a tap left that was killed, with its guardian. Returns what was done. Raises `ListenError`."""
-    path = os.path.realpath(path)
-    aside = aside_of(path)
+    """Put back what a tap left that was killed, with its guardian. Returns what was done, for people.
+
+    Raises `ListenError`.
+    """
+    place = Place(path)
     try:
-        here, there = identity(path), identity(aside)
-        if there is None:
-            return f"{path}: nothing is to be put back: there is no {aside}"
-        if here is not None and answers(path):
-            if answers(aside):
-                raise ListenError(
-                    f"cannot restore {path}: somebody listens there, and at {aside}; stop the tap that runs first"
-                )
-            return put_back(path, {there}) or f"{path}: {aside} is removed, nobody listened on it"
-        return put_back(path, set() if here is None else {here}) or f"{path}: nothing is to be put back"
+        with place.names.directory.locked(LOCK_S) as held:
+            if not held:
+                raise ListenError(f"cannot restore {place.path}: another process has locked its directory (flock)")
+            return _restore(place.names)
     except OSError as error:
-        number = error.errno or 0
-        raise ListenError(
-            f"cannot restore {path}: {errno_message(number)} ({errno_name(number)}){_ADVICE.get(number, '')}"
-        ) from None
+        raise ListenError(f"cannot restore {place.path}: {_reason(error)}") from None
+    finally:
+        place.close()
+
+
+def _restore(names: Names) -> str:
+    """Decide which file is ours. Raises `ListenError`, OSError."""
+    directory, path = names.directory, names.path
+    here, aside = directory.identity(names.name), directory.identity(names.aside)
+    if aside is None:
+        return f"{path}: nothing is to be put back: there is no {names.aside_path}"
+    for name, found in ((names.name, here), (names.aside, aside)):
+        if found is not None and not directory.is_socket(name):
+            raise ListenError(f"cannot restore {path}: {directory.path_of(name)} is no socket, and none of ours")
+    if here is not None and directory.answers(names.name):
+        if directory.answers(names.aside):
+            raise ListenError(
+                f"cannot restore {path}: somebody listens there, and at {names.aside_path}; "
+                "stop the tap that runs first"
+            )
+        known = Known(set(), {aside})
+    else:
+        known = Known(set() if here is None else {here}, {aside})
+    return put_back_locked(names, known) or f"{path}: nothing is to be put back"
