@@ -50,7 +50,10 @@ class DirectoryWatch:
         return False
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Stop watching; further calls do nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
 
 def _check(result: int) -> int:

@@ -113,14 +113,21 @@ class TakenOver(Listener):
         """The real socket's file, where the server has removed its path and has not ended."""
         self._diag: SockDiag | None = None
         self._attributes: tuple[int, int, int] | None = None
+        try:
+            self.watch = DirectoryWatch(f"/proc/self/fd/{names.directory.fd}", names.name)
+        except OSError as error:
+            raise ListenError(place.why_not(error)) from None
         with contextlib.suppress(OSError):
             self._diag = SockDiag()
         try:
             found = self._look_at(names.name)
-            kind = socket.SOCK_STREAM if found is None else found.type
-            self.watch = DirectoryWatch(f"/proc/self/fd/{names.directory.fd}", names.name)
         except OSError as error:
+            self._close_looking()
             raise ListenError(place.why_not(error)) from None
+        except BaseException:
+            self._close_looking()
+            raise
+        kind = socket.SOCK_STREAM if found is None else found.type
         super().__init__(UnixPath(place.path), like=place.upstream, backlog=backlog, kind=kind)
 
     def _find(self, _: UnixPath) -> tuple[Directory, str]:
@@ -128,6 +135,13 @@ class TakenOver(Listener):
 
     def _release(self) -> None:
         self._forget_file()  # (the directory is the place's)
+        self._close_looking()
+
+    def _close_looking(self) -> None:
+        if self._diag is not None:
+            self._diag.close()
+            self._diag = None
+        self.watch.close()
 
     # --- what is at the path ---
 
