@@ -28,7 +28,7 @@ from udsproxy.takeover.listener import Place, TakenOver, restore
 from udsproxy.takeover.names import SUFFIX, Known, Names, put_back
 
 ROUNDS = int(os.environ.get("UDSPROXY_SWAPS", "12"))
-"""How many rounds of each kind with swaps at random steps; a directory that becomes a link is played at every step."""
+"""How many rounds of each kind with swaps at random steps; a directory becomes a link at every step besides."""
 _STEPS = {
     "ctypes.dlsym",  # renameat2()
     "open",
