@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ import pytest
 from tests.e2e.tap import File, StartTap, Tap, aside_of, beside, is_armed, is_served
 from tests.e2e.tools import EchoServer, connect, echoes, read, receive_exactly, until
 from tests.stage import Stage
+from udsproxy.endpoints import ListenError
+from udsproxy.takeover.listener import restore
 
 BACK_S = 1.5
 """How soon the server has its path back when the proxy is stopped."""
@@ -262,3 +266,32 @@ def test_two_taps_at_once(served: str, start_tap: StartTap) -> None:
     assert echoes(served)
     assert winner.stop() == 0
     assert beside(served) == before
+
+
+def test_restoring_while_taps_come_and_go(served: str, start_tap: StartTap) -> None:
+    """tap --restore at any moment of a tap's life takes nothing away: the path answers all the time."""
+    before, ended, complaints = beside(served), threading.Event(), list[str]()
+
+    def restore_all_the_time() -> None:
+        while not ended.is_set():
+            try:
+                complaints.append(restore(served))
+            except ListenError as error:
+                complaints.append(str(error))
+            try:
+                assert echoes(served)
+            except (OSError, AssertionError) as error:
+                complaints.append(f"no answer: {error!r}")
+
+    with ThreadPoolExecutor(1) as pool:
+        restoring = pool.submit(restore_all_the_time)
+        try:
+            for _ in range(3):
+                tap = start_tap(served)
+                tap.await_seen()
+                assert tap.stop() == 0
+        finally:
+            ended.set()
+        restoring.result()
+    assert beside(served) == before
+    assert {line.split(": ")[1][:20] for line in complaints} <= {"nothing is to be put", "somebody listens the"}

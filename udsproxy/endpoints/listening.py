@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import socket
 import stat
 from collections.abc import Callable
@@ -278,7 +277,7 @@ class Listener:
     def _beside(self) -> str:
         """A name in the directory that nothing has."""
         long = len(os.fsencode(self._name)) > 200
-        return f"{'' if long else self._name}.udsproxy-{os.getpid()}-{secrets.token_hex(4)}"
+        return f"{'' if long else self._name}.udsproxy-{os.getpid()}-{os.urandom(4).hex()}"
 
     def _require_replaceable(self, endpoint: UnixPath, directory: Directory) -> Identity | None:
         """Our own file, or a socket that nobody listens on (ECONNREFUSED): which it is; None: nothing is there.

@@ -21,7 +21,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import socket
 import stat
 import time
@@ -189,7 +188,7 @@ class Directory:
                 os.unlink("removed", dir_fd=private)
                 return True
             # Somebody has put another there in that very moment. (Where the name is taken again: beside it.)
-            for back in (name, f"{name}.udsproxy-{secrets.token_hex(4)}"):
+            for back in (name, f"{name}.udsproxy-{os.urandom(4).hex()}"):
                 with contextlib.suppress(FileExistsError):
                     rename(private, "removed", self.fd, back)
                     break
@@ -200,7 +199,7 @@ class Directory:
         """Make a directory in this one that only we may enter, and yield a descriptor of it; it is removed at the
         end. What a killed process has left of that kind is removed first. Raises OSError."""
         self.remove_left()
-        name = f".udsproxy-{os.getpid()}-{secrets.token_hex(4)}.d"
+        name = f".udsproxy-{os.getpid()}-{os.urandom(4).hex()}.d"
         os.mkdir(name, 0o700, dir_fd=self.fd)
         try:
             with _opened(self.fd, name) as room:
