@@ -10,6 +10,7 @@ other rights, and where she has put everything back, all is as it was.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import socket
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import pytest
 
-from udsproxy.endpoints import ListenError
+from udsproxy.endpoints import Listener, ListenError, UnixPath
 from udsproxy.kernel.directory import Directory
 from udsproxy.takeover.guardian import Guardian
 from udsproxy.takeover.listener import Place, TakenOver, restore
@@ -254,8 +255,37 @@ def restore_by_hand(stage: Stage, acts: dict[int, Callable[[], None]]) -> int:
     return count
 
 
+def listen_for_a_while(stage: Stage, acts: dict[int, Callable[[], None]]) -> int:
+    """A socket of ours, as ``run`` makes it: in the place of one that is dead, withdrawn and restored, and its end.
+    Returns how many steps that has, from the moment on that the directory is known."""
+    path = stage.alices / "ours.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+    class Late(Listener):
+        """Alice begins when the directory is open: before that its path leads wherever she likes."""
+
+        def _find(self, endpoint: UnixPath) -> tuple[Directory, str]:
+            found = super()._find(endpoint)
+            stack.enter_context(STEPS.counted(acts))
+            return found
+
+    with contextlib.ExitStack() as stack, contextlib.suppress(ListenError):
+        listener = Late(UnixPath(str(path)))
+        try:
+            stage.check_outside()
+            for number in (errno.ECONNREFUSED, errno.EACCES, errno.ENOENT):
+                listener.withdraw(number)
+                listener.restore()
+        finally:
+            listener.close()
+    stage.swap_back()
+    path.unlink(missing_ok=True)  # (where it could not replace it)
+    return STEPS.count
+
+
 Play = Callable[[Stage, dict[int, Callable[[], None]]], int]
-PLAYS = [take_and_give_back, put_back_after_death, restore_by_hand]
+PLAYS = [take_and_give_back, put_back_after_death, restore_by_hand, listen_for_a_while]
 
 
 @pytest.mark.parametrize("play", PLAYS)

@@ -10,6 +10,7 @@ import grp
 import os
 import pwd
 import stat
+from collections.abc import Iterator
 from typing import Literal
 
 from udsproxy.endpoints.spelling import Endpoint, ListenError, UnixPath
@@ -24,33 +25,29 @@ def set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) -> 
     What was told must succeed. What is only copied may fail for want of privilege; then the file is opened to
     no group that the upstream is not open to. Raises `ListenError`, OSError.
     """
-    model = _stat_socket(like)
     uid = _lookup("owner", endpoint.owner) if endpoint.owner is not None else -1
     gid = _lookup("group", endpoint.group) if endpoint.group is not None else -1
     if uid != -1 or gid != -1:
         os.chown(file, uid, gid)
-    note = None
-    mode = endpoint.mode
-    if model is not None:
-        made = os.stat(file)
-        copied_mode = stat.S_IMODE(model.st_mode)
+    with _pinned(like) as model_file:
+        model = None if model_file is None else os.stat(model_file)
+        if model_file is None or model is None or not stat.S_ISSOCK(model.st_mode):
+            os.chmod(file, 0o600 if endpoint.mode is None else endpoint.mode)
+            return None
+        note = None
+        made, copied_mode = os.stat(file), stat.S_IMODE(model.st_mode)
         if gid == -1 and made.st_gid != model.st_gid and not _chown(file, -1, model.st_gid):
             copied_mode &= ~0o070 | (copied_mode & 0o007) << 3
             note = f"{endpoint.path}: the upstream's group {group_name(model.st_gid)} cannot be copied (not root)"
         if uid == -1 and made.st_uid != model.st_uid and not _chown(file, model.st_uid, -1):
             note = f"{endpoint.path}: the upstream's owner {user_name(model.st_uid)} cannot be copied (not root)"
-        mode = copied_mode if mode is None else mode
-    os.chmod(file, 0o600 if mode is None else mode)
-    if (
-        endpoint.mode is None
-        and isinstance(like, UnixPath)
-        and model is not None
-        and not _copy_acl(like.path, file)
-    ):
-        # With an ACL the group's bits of the mode are the ACL's mask: alone they would open it to the group.
-        os.chmod(file, (mode or 0) & ~0o070)
-        note = f"{endpoint.path}: the upstream's ACL cannot be copied; the group was left out"
-    return note
+        mode = copied_mode if endpoint.mode is None else endpoint.mode
+        os.chmod(file, mode)
+        if endpoint.mode is None and not _copy_acl(model_file, file):
+            # With an ACL the group's bits of the mode are the ACL's mask: alone they would open it to the group.
+            os.chmod(file, mode & ~0o070)
+            note = f"{endpoint.path}: the upstream's ACL cannot be copied; the group was left out"
+        return note
 
 
 def copy_owner_and_mode(source: str, file: str) -> None:
@@ -86,12 +83,22 @@ def _chown(file: str, uid: int, gid: int) -> bool:
     return True
 
 
-def _stat_socket(endpoint: Endpoint | None) -> os.stat_result | None:
-    if isinstance(endpoint, UnixPath):
-        with contextlib.suppress(OSError):
-            found = os.stat(endpoint.path)
-            return found if stat.S_ISSOCK(found.st_mode) else None
-    return None
+@contextlib.contextmanager
+def _pinned(endpoint: Endpoint | None) -> Iterator[str | None]:
+    """A path that leads to an endpoint's file for as long as this lasts, whatever happens to its name; None: it has
+    none."""
+    if not isinstance(endpoint, UnixPath):
+        yield None
+        return
+    try:
+        fd = os.open(endpoint.path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def _lookup(kind: Literal["owner", "group"], name: str) -> int:
