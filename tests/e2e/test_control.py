@@ -246,4 +246,4 @@ def test_an_answer_is_the_last(stage: Stage, start_proxy: StartProxy, runtime: s
             sock.sendall(b"GET /faults HTTP/1.1\r\nHost: localhost\r\n\r\n")
             head, _, body = receive_all(sock).lower().partition(b"\r\n\r\n")
             assert b"\r\nconnection: close" in head
-            assert body == b"[]"
+            assert body == b"[]\n"
