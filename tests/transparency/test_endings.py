@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.tools import LIMIT_S, program, receive_exactly, until
+from tests.e2e.tools import LIMIT_S, program, receive_all, receive_exactly, until
 from tests.transparency.ends import (
     CLOSED,
     HALF_CLOSED,
@@ -106,11 +106,8 @@ def test_a_full_socket_then_shutdown_and_close(route: Route, one_way: OneWay, re
     if reads:
         assert read_to_end(leaver) == b"question"
     leaver.close()
-    assert len(receive_exactly(other, taken)) == taken
-    if reads:
-        assert read_to_end(other) == b""
-    else:
-        assert_reset(other)
+    # (Where both have said their last a proxy does not wait for a reset: it may come as an end.)
+    assert len(read_to_end(other) if reads else receive_all(other)) == taken
 
 
 def test_shutdown_then_close(route: Route, one_way: OneWay, burst: Burst) -> None:
