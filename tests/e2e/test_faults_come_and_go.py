@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -263,9 +264,10 @@ def test_nothing_is_lost(
             for each in asked:
                 each.result()
         until(lambda: control.ask("GET", "connections") == [], "the end of all connections")
-        assert open_at_rest(proxy) == before
         print(f"{STREAMS} streams, {len(told.wrong)} not equal, {changes} changes, {len(before)} descriptors")
         assert told.wrong == []
         assert told.served == STREAMS + 1
+        # (Fewer: the process that observes is given up on a machine that has no time for it.)
+        assert not Counter(open_at_rest(proxy)) - Counter(before)
     finally:
         told.close()
