@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.proxy import Proxy, StartProxy
-from tests.e2e.tools import EchoServer, echoes, peak_memory, udsproxy, until
+from tests.e2e.tools import EchoServer, connect, echoes, peak_memory, receive_all, udsproxy, until
 from tests.stage import Stage
 from udsproxy.control import place
 from udsproxy.control.client import Client, ControlError
@@ -235,3 +235,15 @@ def test_many_idle_askers(stage: Stage, start_proxy: StartProxy, runtime: str) -
         assert time.monotonic() - began < 20
         for sock in socks:
             sock.close()
+
+
+def test_an_answer_is_the_last(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
+    """A connection is closed when its request is answered, whether its client asked for that or not: kept for more
+    it would be kept for who has closed it, too."""
+    with EchoServer(stage.path("up")):
+        proxy = start_proxy(stage.path("p"), stage.path("up"))
+        with connect(control_socket(runtime, proxy)) as sock:
+            sock.sendall(b"GET /faults HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head, _, body = receive_all(sock).lower().partition(b"\r\n\r\n")
+            assert b"\r\nconnection: close" in head
+            assert body == b"[]\n"

@@ -293,3 +293,24 @@ async def test_what_a_fault_holds_is_closed_at_the_end(site: Site, autojump_cloc
         client.close()
         server.close()
     assert [event["by"] for event in site.events("close")] == ["proxy"]
+
+
+async def test_who_waits_for_room_is_kept(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """A client who was accepted while the server's queue is full is served when there is room, in its turn,
+    whatever comes and goes on the socket meanwhile."""
+    with site.serve(backlog=0) as listener, contextlib.ExitStack() as stack:
+        server_ = faulty(site, "backlog=5")
+        async with running(server_):
+            clients = [stack.enter_context(site.connect()) for _ in range(3)]
+            for number, client in enumerate(clients):
+                await client.send(b"%d" % number)
+            await trio.sleep(1)
+            for rules in ("backlog=7", "workers=9", "hold", "backlog=9", "eagain=0.1", ""):
+                server_.faults.clear()
+                server_.faults.add(parse_rules(rules) if rules else [])
+                await trio.sleep(1)
+            for number, client in enumerate(clients):
+                with trio.fail_after(100), await accepted(listener) as server:
+                    assert await server.recv(10) == b"%d" % number
+                    await server.send(b"yes")
+                assert await read_all(client) == b"yes"

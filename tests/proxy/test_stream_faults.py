@@ -6,6 +6,8 @@ import array
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import trio
@@ -148,6 +150,24 @@ async def test_descriptors_with_a_single_byte(site: Site, autojump_clock: trio.t
                 os.close(array.array("i", ancillary[0][2])[0])
                 await client.send(b"more")
                 assert await server.recv(10) == b"more"
+
+
+async def test_another_sender_before_the_end(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """What another process sends on the same socket, and the end behind that, where no look goes from the bytes of
+    one on to those of the other, and the last byte of the first is kept."""
+    with site.serve() as listener:
+        server_ = site.server(faults=parse_all(["limit=1GiB,then=reset"]), credentials="messages")
+        async with running(server_):
+            with site.connect() as client, await accepted(listener) as server:
+                await client.send(b"mine")
+                assert await read_exactly(server, 4) == b"mine"
+                fd = client.fileno()
+                # (Nothing is relayed meanwhile.)
+                subprocess.run(  # noqa: ASYNC221
+                    [sys.executable, "-c", f"import os; os.write({fd}, b'theirs')"], pass_fds=[fd], check=True
+                )
+                client.shutdown(socket.SHUT_WR)
+                assert await read_all(server) == b"theirs"
 
 
 async def test_that_may_be_reset_but_is_not(site: Site, autojump_clock: trio.testing.MockClock) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.tools import LIMIT_S, program, receive_exactly, until
+from tests.e2e.tools import LIMIT_S, program, receive_all, receive_exactly, until
 from tests.transparency.ends import (
     CLOSED,
     HALF_CLOSED,
@@ -30,6 +30,7 @@ from tests.transparency.ends import (
     outcome,
     polled,
     read_to_end,
+    send_until_full,
 )
 
 
@@ -86,6 +87,27 @@ def test_one_mebibyte_then_close(one_way: OneWay) -> None:
 
     with meanwhile(answer):
         assert read_to_end(other) == b"a" * MIB
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_full_socket_then_shutdown_and_close(route: Route, one_way: OneWay, reads: bool) -> None:
+    """What was sent before SHUT_WR arrives whole, also where it waits for room; its sender reads to the end of the
+    question only then, and closes, or closes without having read that."""
+    leaver, other = one_way
+    client, server = route.pair()
+    other.send(b"question")
+    other.shutdown(socket.SHUT_WR)
+    await_polled(leaver, HALF_CLOSED)
+    piece = b"a" * 4096
+    taken = send_until_full(lambda: leaver.send(piece), leaver, 16 * MIB)
+    leaver.shutdown(socket.SHUT_WR)
+    client.send(b"?")
+    assert server.recv(1) == b"?"  # by now a proxy has met that SHUT_WR
+    if reads:
+        assert read_to_end(leaver) == b"question"
+    leaver.close()
+    # (Where both have said their last a proxy does not wait for a reset: it may come as an end.)
+    assert len(read_to_end(other) if reads else receive_all(other)) == taken
 
 
 def test_shutdown_then_close(route: Route, one_way: OneWay, burst: Burst) -> None:

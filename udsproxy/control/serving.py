@@ -29,6 +29,8 @@ async def serve(server: Server, listener: Listener) -> None:
         config.errorlog = None
         config.accesslog = None
         config.read_timeout = 30
+        # One answer, and it is closed. (A connection that is kept is kept for 5 s, also where its client has left.)
+        config.keep_alive_max_requests = 0
         config.graceful_timeout = 0
         # A client that leaves in the middle of its request makes hypercorn end, in some versions: whoever else was
         # asking asks again.

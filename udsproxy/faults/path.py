@@ -60,6 +60,9 @@ class Path:
         for line in self.lines.values():
             line.remove(at, names)
         self._for_requests = tuple(rule for rule in self._for_requests if rule.name not in names)
+        if self._requests is not None and not self._for_requests:
+            self._requests.let_go(at)
+            self._leave_requests(at)
         self.may_reset = any(_may_reset(rule) for line in self.lines.values() for rule in line.rules)
 
     @property
@@ -71,6 +74,8 @@ class Path:
         """Bytes come."""
         if self._requests is not None:
             self._requests.feed(direction, at, data)
+            if not self._for_requests:
+                self._leave_requests(at)
         else:
             self.lines[direction].feed(at, data)
 
@@ -93,6 +98,11 @@ class Path:
         self.lines[direction].close()
         if direction == "c2s" and self._requests is not None:
             self._requests.close()
+
+    def _leave_requests(self, at: int) -> None:
+        """No rule is for requests any more: bytes pass as they come, as soon as that can be."""
+        if self._requests is not None and self._requests.leave(at):
+            self._requests = None
 
     def _add_slots(self, rule: Rule) -> list[Slot]:
         fault = rule.fault

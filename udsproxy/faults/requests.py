@@ -4,7 +4,7 @@ act on its answer.
 Rules:
 
 * A request's first bytes, and what comes behind them, are held until its parameters are decoded, because only then
-  it is known what applies; at most `MOST_HELD` bytes of a connection are.
+  it is known what applies; at most `MOST_HELD` bytes of a connection are, and only while there are such rules.
 * An answer of ours begins where a record of the server's has ended.
 * Bytes that are no FastCGI, or are more than we keep track of, pass as they are.
 """
@@ -154,6 +154,8 @@ class Requests:
         """Answers of ours, and their ids, that wait until a record of the server's has passed."""
         self.held = 0
         """Bytes that wait for a decision."""
+        self._asks = True
+        """There are rules to be asked of each request."""
 
     def feed(self, direction: Direction, at: int, data: bytes) -> None:
         """Bytes come."""
@@ -186,6 +188,21 @@ class Requests:
         if rest := self._framers[direction].flush():
             line.feed(at, rest)
         line.end(at)
+
+    def let_go(self, at: int) -> None:
+        """No rule is to be asked of requests any more: what waits for that goes on, and nothing will."""
+        self._asks = False
+        self._decide_all(at)
+
+    def leave(self, at: int) -> bool:
+        """After `let_go`, pass on the headers that are not whole; nothing is to be fed here any more. Returns
+        whether that may be: it may not while there is a request that we answer."""
+        if self._late or any(opened.exchange.answered for opened in self._asking.values()):
+            return False
+        for direction, line in self._lines.items():
+            if rest := self._framers[direction].flush():
+                line.feed(at, rest)
+        return True
 
     def close(self) -> None:
         """What waits will not arrive."""
@@ -224,6 +241,8 @@ class Requests:
 
     def _begin(self, request_id: int) -> None:
         self._asking.pop(request_id, None)
+        if not self._asks:
+            return
         if len(self._asking) >= MOST_OPEN:
             # What we have answered is kept only for records of it that come late.
             self._asking = {key: each for key, each in self._asking.items() if not each.exchange.done}

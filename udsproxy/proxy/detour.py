@@ -6,6 +6,7 @@ Rules:
   While much waits there, nothing is read.
 * The observer sees, and bytes are counted as, what the client sees: what it sent when that was read, what it gets
   when that is sent.
+* An end goes the way of the bytes before it, and behind them: a reset too.
 * A connection that a fault may reset keeps the client's last byte unread (it is forwarded all the same): close()
   with unread data is what makes the kernel report ECONNRESET.
 """
@@ -51,6 +52,8 @@ class Detour:
         self._with_next = Cargo([])
         self._draining = False
         """What is read goes nowhere."""
+        self._failed: OSError | None = None
+        """How ``src`` ended, where that was no end in order."""
 
     def pump(self) -> None:
         """Read what is there, and send what is due."""
@@ -70,8 +73,7 @@ class Detour:
             except BlockingIOError:
                 break
             except OSError as error:
-                self._relay.failed(flow, error)
-                return
+                self._failed, data = error, b""
             now = monotonic_ns()
             if not data:
                 self._path.end(flow.direction, now)
@@ -124,8 +126,12 @@ class Detour:
         if due is not None and self._alarm is None:
             self._alarm = self._relay.call_at(due, self._due)
         if flow.gone and flow.direction == "c2s" and not flow.done and line.due() is None and line.waits:
-            # The client has left, and what it sent will never be due.
-            self._relay.end(flow.pair)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """What the client sent will never be due, but if the fault goes before the client does."""
+        if self._relay.unread.has_closed(self._flow.src):
+            self._relay.end(self._flow.pair)
 
     def _is_over(self) -> bool:
         return self._flow.pair.ended or self._draining
@@ -192,8 +198,9 @@ class Detour:
         peeked, with_cargo = _peek(flow.src, flow.room)
         new = peeked[flow.unread :]
         # No look goes past a byte that descriptors came with, nor from what one process sent to another's.
-        is_last_look = with_cargo or (not new and waiting(flow.src) > flow.unread)
-        keep = 1 if self._path.may_reset and not is_last_look else 0
+        is_more = not new and waiting(flow.src) > flow.unread
+        ended = ended and not is_more
+        keep = 1 if self._path.may_reset and not (with_cargo or is_more) else 0
         if not new and not ended and keep:
             raise BlockingIOError(errno.EAGAIN, "nothing new")
         if len(peeked) > keep:
@@ -215,7 +222,10 @@ class Detour:
         flow, relay = self._flow, self._relay
         pair = flow.pair
         if ending is Ending.EOF:
-            relay.ended(flow)
+            if self._failed is None:
+                relay.ended(flow)
+            else:
+                relay.failed(flow, self._failed)
         elif ending is Ending.HALF_CLOSE:
             pair.first_eof = pair.first_eof or "fault"
             relay.ended(flow)

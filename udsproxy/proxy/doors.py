@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic_ns
@@ -80,7 +81,8 @@ class Door(Protocol):
         ...
 
     def close(self) -> None:
-        """Connections to the upstream that no client has got are closed, and clients who have none."""
+        """Connections to the upstream that no client has got are closed. (Clients who have none are left to the
+        next door.)"""
         ...
 
 
@@ -200,6 +202,7 @@ class Pool:
         listener: Listener,
         upstream: Upstream,
         connections: Connections,
+        held: deque[Socket],
         backlog: int,
         workers: int,
         watch: Callable[[bool], None],
@@ -210,7 +213,7 @@ class Pool:
         self._listener = listener
         self._connections = connections
         self._watch = watch
-        self._door = ConnectFirst(listener, upstream, connections)
+        self._door = ConnectFirst(listener, upstream, connections, held)
         connections.freed = self._freed
         self._set_limit()
 
@@ -247,15 +250,17 @@ class ConnectFirst:
 
     edge = False
 
-    def __init__(self, listener: Listener, upstream: Upstream, connections: Connections) -> None:
+    def __init__(
+        self, listener: Listener, upstream: Upstream, connections: Connections, held: deque[Socket]
+    ) -> None:
+        """``held``: clients who were accepted, and for whom no connection could be made yet."""
         self.backlog = listener.backlog
         self._accept = listener.accept
         self._upstream = upstream
         self._connections = connections
         self._connected: tuple[Socket, float] | None = None
         """A connection whose client could not be accepted yet."""
-        self._client: Socket | None = None
-        """A client for whom no connection could be made yet."""
+        self._held = held
 
     def admit(self) -> None:
         if self._upstream.as_client:
@@ -271,29 +276,26 @@ class ConnectFirst:
         self._connections.open(client, connected[0], self._connections.number(), connected[1])
 
     def _admit_as_client(self) -> None:
-        client = self._client or self._accept()
-        self._client = None
+        held = self._held
+        if not held:
+            held.append(self._accept())
         try:
-            connected = self._upstream.connect_for(client)
-        except (Gone, OSError):
-            self._client = client
+            connected = self._upstream.connect_for(held[0])
+        except Denied:
+            held.popleft()
             raise
         if connected is None:
-            self._client = client
             raise Full
-        self._connections.open(client, connected[0], self._connections.number(), connected[1])
+        self._connections.open(held.popleft(), connected[0], self._connections.number(), connected[1])
 
     @property
     def holds(self) -> bool:
-        return self._client is not None
+        return bool(self._held)
 
     def close(self) -> None:
         if self._connected is not None:
             self._connected[0].close()
             self._connected = None
-        if self._client is not None:
-            self._client.close()
-            self._client = None
         self._upstream.close()
 
 

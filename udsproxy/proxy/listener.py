@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import random
 import socket
+from collections import deque
 from functools import partial
 from time import monotonic_ns
 
@@ -104,6 +105,9 @@ class AcceptLoop:
             if wanted and not self._actor.able:
                 self.connections.own = self._actor.own
         self._door: Door | None = None
+        self._held: deque[Socket] = deque()
+        """Clients who were accepted, and for whom no connection could be made yet: one door leaves them to the
+        next."""
         self._edge = False
         self._connecting = 0
         """Clients that wait for a TCP upstream."""
@@ -153,6 +157,7 @@ class AcceptLoop:
         finally:
             self._nursery = None
             self._close_door()
+            self._dismiss_held()
 
     def watched_by(self, observer: Observer) -> Watch | None:
         """What watches this proxy, where somebody looks and there is something to see."""
@@ -251,12 +256,18 @@ class AcceptLoop:
         """A door wants to be called when somebody waits, or not."""
         if wanted:
             self._resume()
+            self._look_at_held()
         elif self._door is not None:
             self._relay.pause(self.listener.sock)
 
     def _resume(self) -> None:
         if self._may_accept:
             self._relay.resume(self.listener.sock, edge=self._edge)
+
+    def _look_at_held(self) -> None:
+        """Who was accepted already makes no socket readable."""
+        if self._held:
+            self._relay.call_at(monotonic_ns(), lambda _: self._look())
 
     @property
     def _may_accept(self) -> bool:
@@ -291,12 +302,18 @@ class AcceptLoop:
             self._relay.pause(self.listener.sock)
         elif door.edge:
             self._resume()
+        self._look_at_held()
 
     def _close_door(self) -> None:
         """Accept no more; what was made for clients who are not accepted yet is closed."""
         door = self._leave_door()
         if door is not None:
             door.close()
+
+    def _dismiss_held(self) -> None:
+        """Who was accepted will not be served."""
+        while self._held:
+            self._held.popleft().close()
 
     def _leave_door(self) -> Door | None:
         """Accept no more. The door is to be closed; until then it keeps what it holds."""
@@ -311,6 +328,7 @@ class AcceptLoop:
         try:
             if self._gate.shut is not None:
                 self.listener.withdraw(self._gate.shut)
+                self._dismiss_held()
                 return
             self._restore()
             self._open_door()
@@ -318,6 +336,7 @@ class AcceptLoop:
             self._withdraw(gone)
         except (ListenError, OSError) as error:
             self._close_door()
+            self._dismiss_held()
             self._tell_not_listening(error)
             self._gone = Gone(errno.ECONNREFUSED)
             self._parked.set()
@@ -353,6 +372,7 @@ class AcceptLoop:
         """The plug is in, or out."""
         if not self.listener.plugged:
             self._resume()
+            self._look_at_held()
         elif self._door is not None:
             self._relay.pause(self.listener.sock)
 
@@ -389,7 +409,7 @@ class AcceptLoop:
                 if (failed := upstream.probe()) not in (0, errno.EAGAIN):
                     raise Gone(failed)
                 backlog = listener.most
-            return Pool(listener, upstream, self.connections, backlog, gate.workers, self._heed)
+            return Pool(listener, upstream, self.connections, self._held, backlog, gate.workers, self._heed)
         fixed = gate.backlog if gate.backlog is not None else config.backlog
         if fixed is None and gate.eagain is not None:
             fixed = listener.most  # it is full when we say so
@@ -402,6 +422,7 @@ class AcceptLoop:
                     upstream,
                     config.upstream,
                     self.connections,
+                    self._held,
                     self._relay,
                     self._look,
                     self._is_resting,
@@ -412,12 +433,12 @@ class AcceptLoop:
             except OSError as error:
                 self._tell_starved(error, "sock_diag")
             return self._plain_door(upstream)
-        return ConnectFirst(listener, upstream, self.connections)
+        return ConnectFirst(listener, upstream, self.connections, self._held)
 
     def _plain_door(self, upstream: Upstream) -> Door:
         """Our own queue is as long as the system allows."""
         self.listener.limit(self.listener.most)
-        return ConnectFirst(self.listener, upstream, self.connections)
+        return ConnectFirst(self.listener, upstream, self.connections, self._held)
 
     async def _count_servers(self, door: Mirrored) -> None:
         servers = await trio.to_thread.run_sync(count_servers, door.there, abandon_on_cancel=True)
@@ -433,6 +454,7 @@ class AcceptLoop:
         self._door = self._plain_door(self._upstream)
         self._edge = False
         self._resume()
+        self._look_at_held()
 
     def _start_connecting(self, client: Socket) -> None:
         """Connect by TCP for a client that was accepted."""
@@ -505,6 +527,7 @@ class AcceptLoop:
         finally:
             if door is not None:
                 door.close()
+            self._dismiss_held()
 
     async def _watch_path(self, taken: TakenOver) -> None:
         """Notice that the server has ended, or the path was taken from us, before a client does: nobody may be

@@ -116,14 +116,16 @@ class Mirrored:
         upstream: Upstream,
         address: UnixPath | UnixAbstract,
         connections: Connections,
+        held: deque[Socket],
         relay: Relay,
         ready: Callable[[], None],
         is_resting: Callable[[], bool],
         tell_queue: Callable[[int, int], None],
     ) -> None:
-        """``ready``: makes the accept loop call `admit`. ``is_resting``: nobody is to be accepted now (a fault that
-        a connection has met may have said so). ``tell_queue``: is given queue and backlog when the queue
-        has become full, and when it no longer is.
+        """``held``: clients who were accepted, and for whom no connection could be made yet. ``ready``: makes the
+        accept loop call `admit`. ``is_resting``: nobody is to be accepted now (a fault that a connection has met
+        may have said so). ``tell_queue``: is given queue and backlog when the queue has become full, and when it
+        no longer is.
 
         Raises `Unseen`; OSError (a descriptor is needed).
         """
@@ -141,8 +143,7 @@ class Mirrored:
         self._waits = connections.waits
         """Who came in at once, and may still wait in the upstream's queue."""
         self._waits.counted = True
-        self._held: deque[Socket] = deque()
-        """Clients who were accepted, and for whom no connection could be made yet."""
+        self._held = held
         self._full = False
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts."""
@@ -185,9 +186,6 @@ class Mirrored:
         for each in self._ahead:
             each.sock.close()
         self._ahead.clear()
-        for client in self._held:
-            client.close()
-        self._held.clear()
         self._upstream.close()
         self._diag.close()
 

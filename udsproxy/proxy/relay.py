@@ -370,10 +370,12 @@ class Relay:
         if mask & _ERROR:
             pair.reset, pair.errno = twin.side, pair.errno or "ECONNRESET"
         if pair.lingers and mask & _GONE:
-            if mask & _ERROR or self.unread.has_closed(flow.src):
-                pair.lingers = None
+            if not (mask & _ERROR or self.unread.has_closed(flow.src)):
+                return
+            pair.lingers = None
+            if flow.done and twin.done:
                 self._end(pair)
-            return
+                return
         if mask & _GONE and not flow.gone:
             flow.gone = True
             if not mask & _ERROR and unread(flow.src):
