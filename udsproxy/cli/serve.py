@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from udsproxy import endpoints
 from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument
+from udsproxy.cli.people import show
 from udsproxy.lab import responder
 
 
@@ -44,6 +45,6 @@ def serve(
         listener = endpoints.Listener(endpoint, backlog=backlog)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
-    print(f"serving FastCGI on {listener.endpoint}: {workers} workers, backlog {listener.backlog}", flush=True)
+    show(f"serving FastCGI on {listener.endpoint}: {workers} workers, backlog {listener.backlog}")
     responder.serve(listener, workers=workers, delay_s=delay_s)
     return DONE
