@@ -47,7 +47,7 @@ def unknown_option(written: str, command: tuple[str, ...], app: App) -> str:
     """``--logg``: the nearest option that this command has, or the commands that have it."""
     name = written.partition("=")[0]
     own = options_of(app, command)
-    others = [chain for chain in _chains(app) if chain != command and name in options_of(app, chain)]
+    others = [chain for chain in commands_of(app) if chain != command and name in options_of(app, chain)]
     line = f"unknown option {shown(name)}"
     if others and name not in ("--help", "-h", "--version"):
         has = " and ".join([", ".join(" ".join(each) for each in others[:-1])] if others[1:] else [])
@@ -68,12 +68,12 @@ def options_of(app: App, command: tuple[str, ...]) -> list[str]:
     return names
 
 
-def _chains(app: App, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def commands_of(app: App, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """All commands: ``("tap",)``, ``("fault", "list")``."""
     for name in app:
         if not name.startswith("-"):
             yield (*above, name)
-            yield from _chains(app[name], (*above, name))
+            yield from commands_of(app[name], (*above, name))
 
 
 def _unknown_command(written: str, command: tuple[str, ...], app: App) -> str:

@@ -145,7 +145,7 @@ def _restore(path: str) -> int:
 
 def _require_command(command: tuple[str, ...]) -> None:
     """As execvp(3) looks for it. Raises `Failure`, before anything is touched."""
-    if not command:
+    if not command or not command[0]:
         raise Failure(USAGE, "a command is missing after --")
     name = command[0]
     places = [name] if "/" in name else [os.path.join(place, name) for place in os.get_exec_path()]
