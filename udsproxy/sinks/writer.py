@@ -63,6 +63,8 @@ class Writer:
         return self.dead or self._is_hung_up()
 
     def _is_hung_up(self) -> bool:
+        if not self._thread.is_alive():
+            return False  # the descriptor may be another's by now
         look = select.poll()
         look.register(self._fd, 0)
         try:
