@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tests.e2e.tools import read
@@ -50,11 +51,12 @@ class Done(NamedTuple):
     error: str
 
 
-def start_each(stage: Stage, cases: list[tuple[list[str], Way]]) -> list[Done]:
-    """One after the other: the words of the command line, and what becomes of its descriptors."""
+def start_each(stage: Stage, cases: list[tuple[list[str], Way]], wrap: Sequence[str] = ()) -> list[Done]:
+    """One after the other: the words of the command line, and what becomes of its descriptors. ``wrap``: a command
+    that runs all of them (unshare)."""
     directory = stage.path("starts", "")
     done = subprocess.run(
-        [sys.executable, "-c", _STARTER], input=json.dumps(cases).encode(), capture_output=True,
+        [*wrap, sys.executable, "-c", _STARTER], input=json.dumps(cases).encode(), capture_output=True,
         cwd=directory, env={**os.environ, "PYTHONPATH": REPOSITORY}, timeout=300, check=False,
     )  # fmt: skip
     assert done.stderr == b""

@@ -8,7 +8,15 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udsproxy import config
-from udsproxy.cli.common import CONFIGURATION, DONE, USAGE, Failure, duration_option, endpoint_argument
+from udsproxy.cli.common import (
+    CONFIGURATION,
+    DONE,
+    USAGE,
+    Failure,
+    duration_option,
+    endpoint_argument,
+    require_proc,
+)
 from udsproxy.cli.options import Options, chosen_seed
 from udsproxy.cli.people import say, show
 from udsproxy.cli.running import run_server
@@ -69,6 +77,7 @@ def run(
     if check:
         _print_config(settings)
         return DONE
+    require_proc()
     server = Server(settings.proxies, settings.log, grace_s=settings.grace_s, seed=chosen_seed(settings))
     reload = None if config_file is None else lambda: _reload(server, config_file)
     return run_server(server, settings, reload)

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udsproxy import endpoints
-from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument
+from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument, require_proc
 from udsproxy.cli.people import show
 from udsproxy.lab import responder
 
@@ -41,6 +41,7 @@ def serve(
         raise Failure(USAGE, f"--workers {workers}: at least 1 is needed")
     if backlog is not None and backlog < 0:
         raise Failure(USAGE, f"--backlog {backlog}: at least 0 is needed")
+    require_proc()
     try:
         listener = endpoints.Listener(endpoint, backlog=backlog)
     except endpoints.ListenError as error:

@@ -13,7 +13,7 @@ import trio
 from cyclopts import Parameter
 
 from udsproxy.cli import people
-from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option
+from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, require_proc
 from udsproxy.cli.options import Options, chosen_seed
 from udsproxy.cli.people import say
 from udsproxy.cli.running import run_server
@@ -70,6 +70,7 @@ def tap(
         What stands after --, word by word; None: there is no --.
     """
     path = _require_path(path)
+    require_proc()
     if restore_:
         if command is not None:
             raise Failure(USAGE, "--restore runs no command: leave out what follows --")
