@@ -212,5 +212,8 @@ def finish(code: int) -> int:
             say("standard output is closed" if output_is_closed() else f"cannot write to standard output: {why}")
         code = code or FAILED
     if _Streams.errors is not None:
-        _Streams.errors.wait(_LAST_WRITES_S)
+        try:
+            _Streams.errors.wait(_LAST_WRITES_S)
+        except KeyboardInterrupt:
+            code = code or 130
     return code
