@@ -42,7 +42,15 @@ def test_a_call_and_an_errno() -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("connect(): EAGAIN (11, Resource temporarily unavailable)\n")
     assert done.stdout.count("tell:") >= 3
-    assert "Reproduce: udsproxy tap PATH --fault 'eagain'" in done.stdout
+    assert "udsproxy run $D/p $D/s --fault 'eagain'" in done.stdout
+
+
+def test_nothing_that_is_said_harms_a_live_socket() -> None:
+    """Of what there is to paste nothing takes the socket's path down: no fault on it, no file removed."""
+    said = explain("--markdown").stdout + explain(LINE).stdout
+    commands = re.findall(r"`([^`]+)`", said) + [line for line in said.splitlines() if "--fault" in line]
+    assert [line for line in commands if re.search(r"\btap\b.*--fault|^(sudo )?(rm|unlink)\b|kill -9", line)] == []
+    assert "Remove it" not in said
 
 
 def test_a_line_of_nginx() -> None:

@@ -90,7 +90,11 @@ CASES = [
     Case("problem", "the path is too long", {"failure": "ENAMETOOLONG", "state": None, "entries": ()}),
     Case("problem", "nobody listens: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": "stale"}),
     Case("problem", "nobody listens: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": "shut"}),
-    Case("problem", "it is no socket: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": None}),
+    Case(
+        "problem",
+        "it is a directory, no socket: clients get ECONNREFUSED",
+        {"failure": "ECONNREFUSED", "state": None, "kind": "a directory"},
+    ),
     Case("problem", "it cannot be reached: clients get EIO", {"failure": "EIO", "state": None}),
     Case("note", "a tap stands at this path", {"tapped": PATH + ".udsproxy"}),
     Case("note", "it receives datagrams", {"type": "datagram", "state": "bound"}),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
+import signal
 import socket
 import stat
 import time
@@ -13,19 +15,18 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.proxy import Proxy, StartProxy
-from tests.e2e.tools import EchoServer, connect, echoes, peak_memory, receive_all, udsproxy, until
-from tests.stage import Stage
+from tests.e2e.tools import UDSPROXY, EchoServer, connect, echoes, peak_memory, receive_all, udsproxy, until
+from tests.stage import REPOSITORY, Stage
 from udsproxy.control import place
-from udsproxy.control.client import Client, ControlError
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
 def runtime(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The directory for what runs."""
-    directory = stage.path("run", "")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+    """The directory for what runs, and no other."""
+    directory = stage.path("run", "udsproxy")
+    monkeypatch.setenv("UDSPROXY_RUNTIME_DIR", directory)
     return directory
 
 
@@ -38,8 +39,13 @@ def fault(*words: str, code: int = 0) -> str:
     return said
 
 
+def who() -> str:
+    """Our user's name."""
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
 def control_socket(runtime: str, proxy: Proxy) -> str:
-    return os.path.join(runtime, "udsproxy", f"{proxy.pid}.control")
+    return os.path.join(runtime, f"{proxy.pid}.control")
 
 
 def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
@@ -50,8 +56,13 @@ def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: st
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(proxy.socket)
             client.settimeout(20)
+            which = f"p ({proxy.socket} -> {stage.path('up')}, pid {proxy.pid}, user {who()})"
             added = fault("add", "stall", "latency=1ms±1ms if uid=* name=late")
-            assert added == "stall  p  stall@s2c\nlate   p  latency=0.001s±0.001s@s2c if uid='*' name=late\n"
+            assert added == (
+                "stall  p  stall@s2c\n"
+                "late   p  latency=0.001s±0.001s@s2c if uid='*' name=late\n"
+                f"added: 2, of {which}\n"
+            )
             client.sendall(b"hello")
             proxy.wait_for("fault", rule="stall", conn=1)
             assert fault("list").splitlines()[0] == "stall  p  stall@s2c"
@@ -59,15 +70,15 @@ def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: st
             with pytest.raises(TimeoutError):
                 client.recv(10)
             client.settimeout(20)
-            assert fault("disable", "stall") == "changed: 1\n"
+            assert fault("disable", "stall") == f"changed: 1, of {which}\n"
             assert client.recv(10) == b"hello"
             assert fault("list").splitlines()[0] == "stall  p  stall@s2c  (off)"
-            assert fault("remove", "stall", "late") == "removed: 1\nremoved: 1\n"
+            assert fault("remove", "stall", "late") == f"removed: 1, of {which}\n" * 2
         listed = fault("add", "close p=0.5 for=1h")
         assert json.loads(fault("list", "--json"))[0]["rule"]["for_s"] == 3600
         assert listed.startswith("close  p  close p=0.5 for=3600s")
         assert re.fullmatch(r"close  p  close p=0.5 for=3600s  \(3[56]\d\d s left\)\n", fault("list"))
-        assert fault("clear") == "removed: 1\n"
+        assert fault("clear") == f"removed: 1, of {which}\n"
         assert fault("list") == "no faults\n"
         assert echoes(proxy.socket)
         details = [event["detail"] for event in proxy.events("fault") if "conn" not in event]
@@ -81,24 +92,38 @@ def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: st
         ]
 
 
-def test_none_runs(stage: Stage, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_none_runs(runtime: str) -> None:
     """One line that says where it was looked for."""
-    monkeypatch.setattr(place, "_SYSTEM", Path(stage.path("nowhere")))
-    with pytest.raises(ControlError, match=f"no udsproxy that runs was found in {runtime}"):
-        Client()
+    assert f"no udsproxy that runs was found in {runtime}; " in fault("list", code=1)
+
+
+def test_where_it_is_looked_for(stage: Stage, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all places where this user's may be: what is in one of them does not hide what is in another."""
+    monkeypatch.delenv("UDSPROXY_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", stage.path("user", ""))
+    monkeypatch.setattr(place, "_SYSTEM", Path(stage.path("system")))
+    with EchoServer(stage.path("up")):
+        one = start_proxy(stage.path("one"), stage.path("up"))
+        start_proxy(stage.path("other"), stage.path("up"), "--control", stage.path("system", "x.control"))
+        expected = {stage.path("user", "udsproxy", f"{one.pid}.control"), stage.path("system", "x.control")}
+        assert expected <= {each.path for each in place.running()}
 
 
 def test_finding_it(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
     """One, several; one that was killed is no more than a file, which the next one removes."""
     with EchoServer(stage.path("up")):
         one = start_proxy(stage.path("one"), stage.path("up"))
-        directory = os.path.join(runtime, "udsproxy")
+        directory = runtime
         assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
         assert stat.S_IMODE(os.stat(control_socket(runtime, one)).st_mode) == 0o600
         other = start_proxy(stage.path("other"), stage.path("up"))
-        said = fault("list", code=1)
-        assert "several run; choose one with --control PATH" in said
-        assert control_socket(runtime, other) in said
+        said = fault("clear", code=1)
+        assert said.startswith(
+            "udsproxy: several proxies run; choose one with --proxy NAME or PATH, or --control PATH: "
+        )
+        for each in (one, other):
+            assert f"({each.socket} -> {stage.path('up')}, pid {each.pid}, user {who()})" in said
+            assert control_socket(runtime, each) in said
         assert fault("add", "refuse", "--control", control_socket(runtime, other)).startswith("refuse  other")
         assert fault("list", "--control", control_socket(runtime, one)) == "no faults\n"
         other.process.kill()
@@ -111,6 +136,70 @@ def test_finding_it(stage: Stage, start_proxy: StartProxy, runtime: str) -> None
         assert sorted(os.listdir(directory)) == sorted(f"{each.pid}.control" for each in (one, fourth))
         assert one.stop() == fourth.stop() == 0
         assert os.listdir(directory) == []
+
+
+def test_choosing_one(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
+    """By its name, or the path of its socket, of its server's, of its control socket; what is meant by none, or by
+    two, is refused, and nothing is changed."""
+    with EchoServer(stage.path("up")), EchoServer(stage.path("up2")):
+        one = start_proxy(stage.path("one"), stage.path("up"))
+        other = start_proxy(stage.path("other"), stage.path("up2"))
+        os.symlink(other.socket, stage.path("link"))
+        relative = os.path.relpath(other.socket, REPOSITORY)
+        for wanted in ("other", relative, stage.path("link"), stage.path("up2"), control_socket(runtime, other)):
+            said = fault("add", "hold for=1h", "--proxy", wanted).splitlines()[-1]
+            assert said.startswith(f"added: 1, of other ({other.socket} -> {stage.path('up2')}, pid {other.pid}, ")
+        assert fault("clear", "--proxy", other.socket) == said.replace("added: 1", "removed: 5") + "\n"
+        for wanted in ("oter", stage.path("elsewhere")):
+            assert f"no proxy is called {wanted!r}; there is one (" in fault(
+                "add", "hold", "--proxy", wanted, code=1
+            )
+        third = start_proxy(stage.path("third"), stage.path("up"), "--name", "other")
+        assert "several proxies are meant by 'other'" in fault("add", "hold", "--proxy", "other", code=1)
+        assert "several proxies are meant by" in fault("add", "hold", "--proxy", stage.path("up"), code=1)
+        listed = fault("list")
+        for name, proxy in (("one", one), ("other", other), ("other", third)):
+            assert f"{name} ({proxy.socket} -> " in listed
+        assert listed.count("\n  no faults\n") == 3
+
+
+def test_one_that_does_not_answer(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
+    """It could be the one that is meant: that the other answers is no reason to change that."""
+    with EchoServer(stage.path("up")):
+        one = start_proxy(stage.path("one"), stage.path("up"))
+        other = start_proxy(stage.path("other"), stage.path("up"))
+        other.signal(signal.SIGSTOP)
+        try:
+            said = fault("clear", code=1)
+            assert f"several run, and one does not answer ({control_socket(runtime, other)}: timed out)" in said
+            assert f"one ({one.socket} -> " in said
+            assert fault("clear", "--control", control_socket(runtime, one)).startswith("removed: 0, of one (")
+        finally:
+            other.signal(signal.SIGCONT)
+
+
+def test_several_in_one_process(stage: Stage, runtime: str) -> None:
+    """A fault is added to the one that is named, or to those that it names itself; what is taken away is taken from
+    all of the process, and it is said from which."""
+    text = '[log]\nformat = "none"\n'
+    for name in ("a", "b"):
+        text += f'[[proxy]]\nname = "{name}"\nlisten = "{stage.path(name)}"\nupstream = "{stage.path("up")}"\n'
+    with EchoServer(stage.path("up")):
+        stage.spawn("run", [*UDSPROXY, "run", "--config", stage.write(text, "c.toml")], stage.path("said"))
+        stage.await_socket(stage.path("b"))
+        said = fault("add", "refuse", code=1)
+        assert "write proxy=NAME in the fault" in said
+        assert f"a ({stage.path('a')} -> " in said
+        assert f"b ({stage.path('b')} -> " in said
+        assert fault("list") == "no faults\n"
+        assert (
+            fault("add", "hold", "--proxy", "b").splitlines()[-1].startswith(f"added: 1, of b ({stage.path('b')}")
+        )
+        assert fault("add", "hold proxy=a").splitlines()[-1].startswith(f"added: 1, of a ({stage.path('a')}")
+        assert "; b (" in fault("add", "accept-delay=1ms proxy=*")
+        assert re.fullmatch(r"removed: 2, of a \(.*\); b \(.*\)\n", fault("remove", "hold"))
+        assert fault("clear", "--proxy", "b").startswith("removed: 1, of b (")
+        assert re.fullmatch(r"removed: 1, of a \([^;]*\)\n", fault("clear"))
 
 
 def test_connections_that_were_open_before(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:

@@ -5,17 +5,22 @@ What it says of nginx's lines without an errno is in test_faults.py.
 
 from __future__ import annotations
 
+import glob
 import os
+import re
+import signal
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from tests.e2e.proxy import StartProxy
 from tests.e2e.test_tap import OTHER_UID, ROOT
-from tests.e2e.tools import LIMIT_S, EchoServer
-from tests.stage import Stage
+from tests.e2e.tools import LIMIT_S, EchoServer, udsproxy, until
+from tests.stage import REPOSITORY, Stage
 from udsproxy.explain.errors import TABLE, Call, number_of
 
 Act = Callable[[socket.socket, str], None]
@@ -100,3 +105,39 @@ def test_the_fault_reproduces_it(stage: Stage, start_proxy: StartProxy, call: Ca
         proxy.wait_for("fault")
         with socket.socket(socket.AF_UNIX) as client, pytest.raises(OSError, match=os.strerror(number_of(name))):
             ACTS[call, name](client, proxy.socket)
+
+
+def test_what_is_said_to_be_pasted(stage: Stage) -> None:
+    """The line that a terminal shows makes the error for a client of its proxy, whatever path was asked about;
+    Ctrl-C ends all of it."""
+    line = "connect() to unix:/run/php/live.sock failed (11: Resource temporarily unavailable)"
+    said = udsproxy("explain", line).stdout.decode()
+    (command,) = re.findall(r"^    (D=.*--fault.*)$", said, re.MULTILINE)
+    assert "live.sock" not in command
+    program = stage.write(f'#!/bin/sh\nexec {sys.executable} -m udsproxy "$@"\n', "bin", "udsproxy")
+    os.chmod(program, 0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{os.path.dirname(program)}:{os.environ['PATH']}",
+        "TMPDIR": stage.path("tmp", "").rstrip("/"),
+        "XDG_RUNTIME_DIR": stage.directory,
+    }
+    with open(stage.path("said"), "wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", command], stdout=output, stderr=output, cwd=REPOSITORY, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        (path,) = until(lambda: glob.glob(stage.path("tmp", "*", "p")), "the proxy's socket")
+
+        def is_met() -> bool:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
+                return client.connect_ex(path) == number_of("EAGAIN")
+
+        until(is_met, "the error")
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(LIMIT_S)
+        until(lambda: not os.listdir(os.path.dirname(path)), "the sockets to be gone")
+    finally:
+        process.kill()
+        process.wait()

@@ -128,7 +128,7 @@ def test_what_fails(stage: Stage) -> None:
         ('"$@" | head -c 1 >/dev/null', 0, b""),
         ('"$@" --json | head -c 1 >/dev/null', 0, b""),
         ('"$@" | true', 0, b""),
-        ('"$@" >/dev/full', 1, b"udsproxy: cannot write: No space left on device\n"),
+        ('"$@" >/dev/full', 1, b"udsproxy: cannot write to standard output: No space left on device (ENOSPC)\n"),
         ('"$@" >&-', 1, b"udsproxy: standard output is closed\n"),
         ('PYTHONIOENCODING=ascii "$@" >/dev/null', 0, b""),
     ],

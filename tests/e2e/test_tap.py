@@ -188,12 +188,15 @@ def test_a_command(served: str, start_tap: StartTap) -> None:
     assert beside(served) == before
 
 
-def test_a_command_that_does_not_exist(served: str, start_tap: StartTap) -> None:
-    """It ends a tap with exit status 127, as a shell's would."""
+def test_a_command_that_cannot_be_run(served: str, stage: Stage, start_tap: StartTap) -> None:
+    """What is found out only by running it (its interpreter is missing) ends a tap with exit status 127, as a
+    shell's would. (What is not there, or not executable, is found before: test_typing_errors.py.)"""
     before = beside(served)
-    tap = start_tap(served, command=["/no/such/command"])
+    script = stage.write("#!/no/such/interpreter\n", "bin", "script")
+    os.chmod(script, 0o755)
+    tap = start_tap(served, command=[script])
     assert tap.wait() == 127
-    assert "/no/such/command" in tap.said
+    assert f"cannot run {script}" in tap.said
     assert beside(served) == before
 
 

@@ -58,6 +58,7 @@ _PACKAGES = {
     "setpriv": "util-linux",
     "socat": "socat",
     "ss": "iproute2",
+    "unshare": "util-linux",
     "wrk": "wrk",
 }
 """The programs that the tests run, and the Debian packages that have them."""

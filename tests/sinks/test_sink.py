@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import threading
 from pathlib import Path
+
+import pytest
 
 from udsproxy.config import LogConfig
 from udsproxy.events import Data, Dropped, Event, Open
@@ -237,3 +240,30 @@ def test_a_line_that_could_not_be_written_whole_leaves_nothing_in_a_file(tmp_pat
     sink.close(10)
     assert path.read_bytes().split() == b"open open open dropped 2 0 open".split()
     assert sink.total_dropped == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_it_is_known_that_nobody_reads_any_more(kind: str) -> None:
+    """Whether or not something was written since; what is written then is counted, and nothing is tried again."""
+    read, write = os.pipe() if kind == "pipe" else pty.openpty()
+    writer = Writer(write, "test", owned=False)
+    sink = TextSink("test", Names(), writer)
+    told = [sink.reader_has_gone]
+    os.close(read)
+    told.append(sink.reader_has_gone)
+    sink.emit(opened())
+    sink.close(10)
+    told.append(sink.reader_has_gone)
+    assert told == [False, True, True]
+    assert writer.dead
+    assert sink.total_dropped == 1
+    os.close(write)
+
+
+def test_a_file_has_no_reader_to_go(tmp_path: Path) -> None:
+    """Nor has a disk that is full."""
+    for path in (tmp_path / "file", Path("/dev/full"), Path("/dev/null")):
+        writer = Writer(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "test", owned=False)
+        writer.put(b"line\n")
+        assert writer.close(10)
+        assert not writer.reader_has_gone

@@ -6,14 +6,14 @@ Every error is one line on standard error.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
+from udsproxy.cli import mistakes, people
+from udsproxy.cli.common import DONE, USAGE, Failure
 from udsproxy.cli.demo import demo
 from udsproxy.cli.doctor import doctor
 from udsproxy.cli.explain import explain
@@ -22,8 +22,7 @@ from udsproxy.cli.request import request
 from udsproxy.cli.run import run
 from udsproxy.cli.serve import serve
 from udsproxy.cli.state import state
-from udsproxy.cli.tap import tap
-from udsproxy.events import printable
+from udsproxy.cli.tap import USAGE_LINE, tap
 
 app = App(
     name="udsproxy",
@@ -34,33 +33,40 @@ app = App(
 )
 _COMMANDS: tuple[Callable[..., int], ...] = (run, tap, state, doctor, explain, request, serve, demo)
 for _sort_key, _command in enumerate(_COMMANDS):
-    app.command(_command, sort_key=_sort_key)
+    app.command(_command, sort_key=_sort_key, usage=USAGE_LINE if _command is tap else None)
 fault.sort_key = 5
 app.command(fault)
 
 
 def main() -> NoReturn:
     """The entry point ``udsproxy``."""
+    people.prepare()
     try:
-        code = app(exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        _complain(f"{_one_line(str(error))} (see udsproxy --help)")
-        sys.exit(USAGE)
+        code = _run(sys.argv[1:])
+    except (CycloptsError, mistakes.UnknownOption) as error:
+        people.say(mistakes.line_of(error, app))
+        code = USAGE
     except Failure as failure:
-        _complain(str(failure))
-        sys.exit(failure.code)
+        people.say(str(failure))
+        code = failure.code
     except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # What is left in the buffer would be written once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(FAILED)
-    sys.exit(code if isinstance(code, int) else DONE)
+        code = 130
+    except BaseExceptionGroup as group:  # out of a nursery
+        if group.split(KeyboardInterrupt)[1] is not None:
+            raise
+        code = 130
+    sys.exit(people.finish(code))
 
 
-def _complain(line: str) -> None:
-    print(f"udsproxy: {printable(line)}", file=sys.stderr)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _run(words: list[str]) -> int:
+    """Raises `Failure`, CycloptsError."""
+    after: list[str] | None = None
+    if words[:1] == ["tap"] and "--" in words:
+        # What follows is a command, and nothing of it ours; what comes before is ours, and no command.
+        there = words.index("--")
+        words, after = words[:there], words[there + 1 :]
+    command, bound, unparsed = app.parse_args(words, exit_on_error=False, print_error=False)
+    if "command" in unparsed:
+        bound.arguments["command"] = None if after is None else tuple(after)
+    code = command(*bound.args, **bound.kwargs)
+    return code if isinstance(code, int) else DONE

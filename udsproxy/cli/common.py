@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from udsproxy import endpoints, units
 from udsproxy.endpoints import Endpoint
 
@@ -14,6 +16,12 @@ class Failure(Exception):
     def __init__(self, code: int, line: str) -> None:
         super().__init__(line)
         self.code = code
+
+
+def require_proc() -> None:
+    """Sockets are reached by /proc/self/fd, limits are read there. Raises `Failure`, before anything is touched."""
+    if not os.path.exists("/proc/self/fd"):
+        raise Failure(FAILED, "/proc is not mounted here, and this needs it: mount -t proc proc /proc")
 
 
 def endpoint_argument(text: str) -> Endpoint:

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
+from udsproxy.cli import people
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
 from udsproxy.doctor import gathering, seen, sizing
 from udsproxy.doctor.about_load import Load
@@ -82,7 +83,7 @@ def doctor(
     facts = gathering.gather(path, user)
     found = examine(facts, load)
     if json:
-        print(msgspec.json.encode(_Report(facts.path, found, load, facts, facts.unseen)).decode())
+        people.show(msgspec.json.encode(_Report(facts.path, found, load, facts, facts.unseen)).decode())
     else:
         _print(facts, found)
     return FAILED if any(each.level == "problem" for each in found) else DONE

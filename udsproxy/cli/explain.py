@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from udsproxy.cli.common import DONE, USAGE, Failure
+from udsproxy.cli.mistakes import UnknownOption
+from udsproxy.cli.people import read_input, show
 from udsproxy.events import printable
 from udsproxy.explain import text
 from udsproxy.explain.lines import Found, parse
@@ -15,6 +17,9 @@ from udsproxy.explain.lines import Found, parse
 MAX_INPUT = 64 * 1024
 """Of standard input, in bytes."""
 MAX_ANSWERS = 20
+
+_OPTION = re.compile(r"-[a-z]|--[a-z][a-z-]*(?:=.*)?")
+"""What looks like one. (A line of a log may begin with a hyphen.)"""
 
 _SAY = "give an errno (EAGAIN, 11, connect EAGAIN), or a line of a log in quotes"
 
@@ -34,10 +39,13 @@ def explain(
     markdown
         Show all as Markdown: the page docs/errors.md.
     """
+    options = [word for word in what if _OPTION.fullmatch(word)]
+    if options:
+        raise UnknownOption(options[0], ("explain",))
     if markdown:
-        sys.stdout.write(text.markdown())
+        show(text.markdown().removesuffix("\n"))
     elif not what:
-        print(text.overview())
+        show(text.overview())
     elif what == ("-",):
         _explain_input()
     else:
@@ -45,13 +53,13 @@ def explain(
         found = parse(said)
         if found is None:
             raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
-        print(text.answer(found))
+        show(text.answer(found))
     return DONE
 
 
 def _explain_input() -> None:
     """Each error that is in the lines of standard input, once, as it comes first."""
-    data = sys.stdin.buffer.read(MAX_INPUT + 1)
+    data = read_input(MAX_INPUT + 1)
     lines = data[:MAX_INPUT].decode("utf-8", "backslashreplace").splitlines()
     first: dict[tuple[object, ...], Found] = {}
     counts: dict[tuple[object, ...], int] = {}
@@ -64,11 +72,11 @@ def _explain_input() -> None:
         raise Failure(USAGE, f"no error is known in standard input: {_SAY}")
     most = sorted(first, key=lambda key: -counts[key])[:MAX_ANSWERS]
     answers = [f"{counts[key]} x {text.answer(first[key])}" for key in most]
-    print("\n\n".join(answers))
+    show("\n\n".join(answers))
     if len(first) > len(most):
-        print(f"\nand {len(first) - len(most)} others")
+        show(f"\nand {len(first) - len(most)} others")
     if len(data) > MAX_INPUT:
-        print(f"\nOnly the first {MAX_INPUT // 1024} KiB were read.")
+        show(f"\nOnly the first {MAX_INPUT // 1024} KiB were read.")
 
 
 def _short(said: str) -> str:

@@ -1,8 +1,10 @@
-"""``udsproxy fault``: the faults of a running proxy."""
+"""``udsproxy fault``: the faults of a running proxy.
+
+Rules: what several proxies could be meant by is not guessed; every change says which were changed.
+"""
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from typing import Annotated, Any
 
@@ -10,19 +12,26 @@ import msgspec
 from cyclopts import App, Parameter
 
 from udsproxy.cli.common import DONE, FAILED, Failure
+from udsproxy.cli.people import say, show
+from udsproxy.control import finding
 from udsproxy.control.client import Client, ControlError
+from udsproxy.control.finding import Running
 from udsproxy.events import printable
 from udsproxy.faults.kinds import KINDS
-from udsproxy.faults.spelling import explain_kind
+from udsproxy.faults.spelling import explain_kind, parse_rules
+from udsproxy.units import ConfigError
 
 fault = App(
     name="fault",
-    help="The faults of a running proxy. It is found by itself; of several: udsproxy fault list --control PATH",
+    help="The faults of a running proxy. The one that runs is found; of several --proxy NAME or PATH chooses one.",
     help_format="plaintext",
 )
 
 Control = Annotated[str | None, Parameter(name="--control", help="The control socket of the process.")]
-Proxy = Annotated[str | None, Parameter(name="--proxy", help="Only this proxy; without it all of the process.")]
+Proxy = Annotated[
+    str | None,
+    Parameter(name="--proxy", help="The proxy's name, or the PATH of its socket, its server's or its control's."),
+]
 
 
 @fault.command(name="list")
@@ -36,13 +45,19 @@ def list_faults(
     json
         As JSON, for programs.
     """
-    found = _ask(control, "GET", "faults", proxy=proxy)
+    chosen = _there(control, proxy)
+    several = len({each.client.path for each in chosen}) > 1
+    states: list[dict[str, Any]] = []
+    for each in chosen:
+        found = _ask(each, "GET", "faults")
+        states += [{**state, "pid": each.client.pid, "control": each.client.path} for state in found]
+        if several and not json:
+            show(str(each))
+            _print(found, "  ")
     if json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
-    elif not found:
-        print("no faults")
-    else:
-        _print(found)
+        show(msgspec.json.format(msgspec.json.encode(states), indent=2).decode())
+    elif not several:
+        _print(states)
     return DONE
 
 
@@ -51,8 +66,8 @@ def kinds() -> int:
     """Show what faults there are, and how each is written."""
     for name in KINDS:
         written, does = explain_kind(name)
-        print(written)
-        print(textwrap.fill(does, 90, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
+        show(written)
+        show(textwrap.fill(does, 90, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
     return DONE
 
 
@@ -67,14 +82,34 @@ def add(rule: str, /, *rules: str, control: Control = None, proxy: Proxy = None)
     rule
         A fault.
     """
-    added = _ask(control, "POST", "faults", body={"fault": [rule, *rules], "proxy": proxy})
+    texts = [rule, *rules]
+    chosen = _choose(control, proxy)
+    meant = _meant_by(texts, chosen)
+    body = {"fault": texts, "proxy": _only(chosen)}
+    added = _request(chosen[0].client, "POST", "faults", body=body)
     _print(added)
+    names = {state["proxy"] for state in added}
+    _say_changed("added", len(added), [each for each in meant if each.name in names])
     if any(state["for_requests"] for state in added):
-        before = len(_ask(control, "GET", "connections", proxy=proxy))
+        before = sum(len(_ask(each, "GET", "connections")) for each in meant)
         if before:
-            line = f"rules for requests do not apply to connections that were open before: {before}"
-            print(f"udsproxy: {line}", file=sys.stderr)
+            say(f"rules for requests do not apply to connections that were open before: {before}")
     return DONE
+
+
+def _meant_by(texts: list[str], chosen: list[Running]) -> list[Running]:
+    """Of several proxies of a process, those that the rules name. Raises `Failure`: one names none."""
+    try:
+        rules = [rule for text in texts for rule in parse_rules(text)]
+    except ConfigError as error:
+        raise Failure(FAILED, str(error)) from None
+    if len(chosen) > 1 and not all("proxy" in rule.when for rule in rules):
+        raise Failure(
+            FAILED,
+            "several proxies run; choose one with --proxy NAME or PATH, or write proxy=NAME in the fault "
+            f"(proxy=* for all): {finding.listed(chosen)}",
+        )
+    return [each for each in chosen if any(rule.is_for(each.name) for rule in rules)] or chosen
 
 
 @fault.command
@@ -86,15 +121,16 @@ def remove(name: str, /, *names: str, control: Control = None, proxy: Proxy = No
     name
         A fault's name.
     """
+    chosen = _choose(control, proxy)
     for each in (name, *names):
-        _say_count(_ask(control, "DELETE", "faults", each, proxy=proxy))
+        _change(chosen, "DELETE", each)
     return DONE
 
 
 @fault.command
 def clear(*, control: Control = None, proxy: Proxy = None) -> int:
     """Take all faults away."""
-    _say_count(_ask(control, "DELETE", "faults", proxy=proxy))
+    _change(_choose(control, proxy), "DELETE")
     return DONE
 
 
@@ -107,7 +143,7 @@ def enable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> int
     name
         Its name.
     """
-    _say_count(_ask(control, "PATCH", "faults", name, body={"enabled": True}, proxy=proxy))
+    _change(_choose(control, proxy), "PATCH", name, body={"enabled": True})
     return DONE
 
 
@@ -120,27 +156,73 @@ def disable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> in
     name
         Its name.
     """
-    _say_count(_ask(control, "PATCH", "faults", name, body={"enabled": False}, proxy=proxy))
+    _change(_choose(control, proxy), "PATCH", name, body={"enabled": False})
     return DONE
 
 
-def _ask(control: str | None, method: str, *path: str, body: object = None, proxy: str | None = None) -> Any:
+def _there(control: str | None, proxy: str | None) -> list[Running]:
+    """Those to be looked at: where none is asked for, all that run. Raises `Failure`."""
     try:
-        return Client(control).ask(method, *path, body=body, proxy=proxy)
+        if proxy is not None:
+            return finding.choose(control, proxy)
+        found, silent = finding.running(control)
+        for line in silent:
+            say(line)
+        return found
     except ControlError as error:
         raise Failure(FAILED, str(error)) from None
 
 
-def _say_count(answer: dict[str, int]) -> None:
+def _choose(control: str | None, proxy: str | None) -> list[Running]:
+    """Those to be changed: one, or those of one process. Raises `Failure`."""
+    try:
+        return finding.choose(control, proxy)
+    except ControlError as error:
+        raise Failure(FAILED, str(error)) from None
+
+
+def _change(chosen: list[Running], method: str, *name: str, body: object = None) -> None:
+    """Of all that are chosen and have such a fault; says which they were. Raises `Failure`."""
+    having = []
+    for each in chosen:
+        names = {state["name"] for state in _ask(each, "GET", "faults")}
+        if names.intersection(name) if name else names:
+            having.append(each)
+    answer = _request(chosen[0].client, method, "faults", *name, body=body, proxy=_only(chosen))
     for what, count in answer.items():
-        print(f"{what}: {count}")
+        _say_changed(what, count, having or chosen)
 
 
-def _print(states: list[dict[str, Any]]) -> None:
+def _only(chosen: list[Running]) -> str | None:
+    """The name of the proxy that is chosen; None: all of the process are."""
+    return chosen[0].name if len(chosen) == 1 else None
+
+
+def _ask(of: Running, method: str, *path: str) -> Any:
+    """Of one proxy. Raises `Failure`."""
+    return _request(of.client, method, *path, proxy=of.name)
+
+
+def _request(client: Client, method: str, *path: str, body: object = None, proxy: str | None = None) -> Any:
+    """Raises `Failure`."""
+    try:
+        return client.ask(method, *path, body=body, proxy=proxy)
+    except ControlError as error:
+        raise Failure(FAILED, str(error)) from None
+
+
+def _say_changed(what: str, count: int, of: list[Running]) -> None:
+    show(f"{what}: {count}, of {'; '.join(map(str, of))}")
+
+
+def _print(states: list[dict[str, Any]], indent: str = "") -> None:
     """Aligned: name, proxy, rule."""
+    if not states:
+        show(f"{indent}no faults")
     names, proxies = ([printable(state[key]) for state in states] for key in ("name", "proxy"))
     for state, name, proxy in zip(states, names, proxies, strict=True):
         off = "" if state["enabled"] else "  (off)"
         if "left_s" in state:
             off += f"  ({state['left_s']:.0f} s left)"
-        print(f"{name:<{max(map(len, names))}}  {proxy:<{max(map(len, proxies))}}  {printable(state['text'])}{off}")
+        row = f"{name:<{max(map(len, names))}}  {proxy:<{max(map(len, proxies))}}  {printable(state['text'])}{off}"
+        show(indent + row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 
 from udsproxy import config
 from udsproxy.cli.common import USAGE, Failure, duration_option, size_option
+from udsproxy.cli.people import say
 from udsproxy.config import Color, Config, Decode, LogConfig, LogFormat, ProxyConfig
 from udsproxy.endpoints import Endpoint
 from udsproxy.events import printable
@@ -120,8 +120,3 @@ def chosen_seed(settings: Config) -> int:
     if any(rule.has_chance for proxy in settings.proxies for rule in proxy.faults):
         say(f"--seed {seed} gives the same faults again")
     return seed
-
-
-def say(line: str) -> None:
-    """To the person who runs us."""
-    print(f"udsproxy: {line}", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from typing import Annotated
 import trio
 from cyclopts import Parameter
 
+from udsproxy.cli import people
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, endpoint_argument
 from udsproxy.endpoints import Endpoint
 from udsproxy.events import printable
@@ -74,9 +75,9 @@ def request(
 def _read(body: str | None) -> bytes:
     if body is None:
         return b""
+    if body == "-":
+        return people.read_input()
     try:
-        if body == "-":
-            return sys.stdin.buffer.read()
         with open(body, "rb") as file:
             return file.read()
     except OSError as error:
@@ -98,22 +99,23 @@ def _print_answer(answer: Answer) -> None:
         stream.buffer.write(data)
         stream.buffer.flush()
     status = PROTOCOL_STATUS_NAMES.get(answer.protocol_status, str(answer.protocol_status))
-    print(
+    people.note(
         f"{os.linesep if answer.stderr else ''}status {answer.status}, {status}, {size(len(answer.stdout))};"
         f" connected in {duration(answer.connect_s)}, first byte after {duration(answer.ttfb_s)},"
-        f" all after {duration(answer.total_s)}",
-        file=sys.stderr,
+        f" all after {duration(answer.total_s)}"
     )
 
 
 def _print_load(load: Load) -> int:
     answered, failed = sum(load.statuses.values()), sum(load.failures.values())
-    print(f"{answered + failed} requests in {duration(load.total_s)}, {answered / load.total_s:.0f} answers/s")
+    people.show(
+        f"{answered + failed} requests in {duration(load.total_s)}, {answered / load.total_s:.0f} answers/s"
+    )
     for status, count in sorted(load.statuses.items()):
-        print(f"  {count:>7}  status {status}")
+        people.show(f"  {count:>7}  status {status}")
     for failure, count in load.failures.most_common():
-        print(f"  {count:>7}  {failure}")
+        people.show(f"  {count:>7}  {failure}")
     if answered:
         figures = ", ".join(f"{p}% {duration(load.percentile(p))}" for p in (50, 90, 99))
-        print(f"  latency: {figures}, longest {duration(load.percentile(100))}")
+        people.show(f"  latency: {figures}, longest {duration(load.percentile(100))}")
     return FAILED if failed else DONE

@@ -8,8 +8,17 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udsproxy import config
-from udsproxy.cli.common import CONFIGURATION, DONE, USAGE, Failure, duration_option, endpoint_argument
-from udsproxy.cli.options import Options, chosen_seed, say
+from udsproxy.cli.common import (
+    CONFIGURATION,
+    DONE,
+    USAGE,
+    Failure,
+    duration_option,
+    endpoint_argument,
+    require_proc,
+)
+from udsproxy.cli.options import Options, chosen_seed
+from udsproxy.cli.people import say, show
 from udsproxy.cli.running import run_server
 from udsproxy.config import Config
 from udsproxy.faults.spelling import format_rule
@@ -68,6 +77,7 @@ def run(
     if check:
         _print_config(settings)
         return DONE
+    require_proc()
     server = Server(settings.proxies, settings.log, grace_s=settings.grace_s, seed=chosen_seed(settings))
     reload = None if config_file is None else lambda: _reload(server, config_file)
     return run_server(server, settings, reload)
@@ -86,9 +96,9 @@ def _read_config(path: str) -> Config:
 
 def _print_config(settings: Config) -> None:
     for proxy in settings.proxies:
-        print(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}")
+        show(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}")
         for rule in proxy.faults:
-            print(f"  fault {format_rule(rule)}")
+            show(f"  fault {format_rule(rule)}")
 
 
 def _reload(server: Server, config_file: str) -> None:

@@ -12,8 +12,9 @@ import trio
 from msgspec.structs import replace
 
 from udsproxy import endpoints
+from udsproxy.cli import people
 from udsproxy.cli.common import CONFIGURATION, DONE, FAILED, LISTENING, USAGE, Failure, endpoint_argument
-from udsproxy.cli.options import say
+from udsproxy.cli.people import say
 from udsproxy.config import Config
 from udsproxy.control import place, serving
 from udsproxy.endpoints import Listener, UnixPath
@@ -37,6 +38,10 @@ def run_server(
     has taken over before it is stopped, and takes it again afterwards. Raises `Failure`.
     """
     heeded = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGTSTP] if rests else [])]
+    log = settings.log
+    if log.format != "none" and log.file is None and people.output_is_closed():
+        raise Failure(FAILED, "standard output is closed; choose a --log-file, or --log none")
+    people.never_wait()
     try:
         summary = trio.run(_run_until_told, server, settings, heeded, reload, meanwhile)
     except endpoints.ListenError as error:
@@ -46,7 +51,7 @@ def run_server(
     except OSError as error:
         what = f"write the log to {error.filename}" if error.filename else "write the log or start"
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
-    if settings.log.format != "console" or settings.log.file is not None:
+    if log.format != "console" or log.file is not None:
         say(summary_text(summary))
     for line in server.failures:
         say(line)

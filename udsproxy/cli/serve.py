@@ -7,7 +7,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udsproxy import endpoints
-from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument
+from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument, require_proc
+from udsproxy.cli.people import show
 from udsproxy.lab import responder
 
 
@@ -40,10 +41,11 @@ def serve(
         raise Failure(USAGE, f"--workers {workers}: at least 1 is needed")
     if backlog is not None and backlog < 0:
         raise Failure(USAGE, f"--backlog {backlog}: at least 0 is needed")
+    require_proc()
     try:
         listener = endpoints.Listener(endpoint, backlog=backlog)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
-    print(f"serving FastCGI on {listener.endpoint}: {workers} workers, backlog {listener.backlog}", flush=True)
+    show(f"serving FastCGI on {listener.endpoint}: {workers} workers, backlog {listener.backlog}")
     responder.serve(listener, workers=workers, delay_s=delay_s)
     return DONE

@@ -6,9 +6,6 @@ but itself.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import signal
 import sys
 import time
@@ -23,6 +20,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from udsproxy.cli import people
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
 from udsproxy.events import printable
 from udsproxy.inspection.doing import Doer
@@ -73,10 +71,6 @@ def state(
     every_s = duration_option("--interval", interval)
     if every_s < _SHORTEST_S:
         raise Failure(USAGE, f"--interval: {interval!r} is less than 50ms")
-    if sys.stdout is None:
-        raise Failure(FAILED, "standard output is closed")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may have what it cannot spell
     doer = Doer()
     report = _look(paths, doer)
     if not report.sockets and report.failed:
@@ -84,12 +78,12 @@ def state(
     if watch and not json and sys.stdout.isatty():
         _watch(paths, doer, report, every_s)
     _print(report, paths, json=json)
-    while watch:
+    while watch and not people.output_is_lost():
         time.sleep(every_s)
         report = _look(paths, doer)
         _print(report, paths, json=json)
-        if not json:
-            sys.stdout.writelines(f"{printable(line)}\n" for line in report.failed)
+        if not json and report.failed:
+            people.show("\n".join(map(printable, report.failed)))
     if report.failed:
         raise Failure(FAILED, "; ".join(report.failed))
     return DONE
@@ -122,23 +116,13 @@ def _look(paths: Sequence[str], doer: Doer) -> _Report:
 
 
 def _print(report: _Report, paths: Sequence[str], *, json: bool) -> None:
-    """Raises `Failure`, and BrokenPipeError."""
-    try:
-        if json:
-            sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-        elif sys.stdout.isatty():
-            console = Console()
-            console.print(Text("\n").join(_lines(report, paths, console.width)), soft_wrap=True)
-        else:
-            sys.stdout.writelines(f"{line.plain}\n" for line in _lines(report, paths, None))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # (What is left in the buffer would be written once more at the end.)
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Failure(FAILED, f"cannot write: {error.strerror}") from None
+    if json:
+        people.show(msgspec.json.encode(report).decode())
+    elif sys.stdout.isatty():
+        console = Console()
+        console.print(Text("\n").join(_lines(report, paths, console.width)), soft_wrap=True)
+    else:
+        people.show("\n".join(line.plain for line in _lines(report, paths, None)))
 
 
 def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) -> None:
@@ -146,7 +130,7 @@ def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) ->
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     console = Console()
     with Live(console=console, auto_refresh=False, screen=True) as live:
-        while True:
+        while not people.output_is_lost():
             lines = _lines(report, paths, console.width)
             lines += [Text(printable(line), style="red") for line in report.failed]
             if len(lines) > console.height:

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
+import stat
 from typing import Annotated
 
 import trio
 from cyclopts import Parameter
 
-from udsproxy.cli.common import DONE, LISTENING, Failure, duration_option
-from udsproxy.cli.options import Options, chosen_seed, say
+from udsproxy.cli import people
+from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, require_proc
+from udsproxy.cli.options import Options, chosen_seed
+from udsproxy.cli.people import say
 from udsproxy.cli.running import run_server
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, UnixPath
 from udsproxy.events import printable
 from udsproxy.proxy.server import Server
+from udsproxy.proxy.socket_types import require_fit, type_of
 from udsproxy.takeover.guardian import Guardian, GuardianError
 from udsproxy.takeover.listener import Place, TakenOver, restore
 
 _TIMED_OUT = 124
 """Exit status of a command that lasted longer than --for: timeout(1)'s."""
+_CANNOT_RUN, _NOT_FOUND = 126, 127
+"""Of one that is there and cannot be run, and of one that is not there: a shell's."""
+_SAID_S = 0.1
+"""How long a command waits for our line before its own output."""
+USAGE_LINE = "Usage: udsproxy tap [OPTIONS] PATH [-- CMD...]"
 
 
 def tap(
     path: Annotated[str, Parameter(name="PATH")],
     /,
-    *command: Annotated[str, Parameter(name="CMD", allow_leading_hyphen=True)],
+    *,
     options: Options | None = None,
     for_: Annotated[str | None, Parameter(name="--for")] = None,
     grace: str | None = None,
     restore_: Annotated[bool, Parameter(name="--restore", negative="")] = False,
+    command: Annotated[tuple[str, ...] | None, Parameter(parse=False)] = None,
 ) -> int:
     """Take the place of the live socket at PATH, and show what flows; at the end all is as it was.
 
@@ -41,24 +52,31 @@ def tap(
 
     Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again.
 
+    After -- stands a command: the tap lasts as long as it runs, and has its exit status (124: --for ended both).
+
     Run it as root: the server then sees its clients' users, and not udsproxy's.
 
     Parameters
     ----------
     path
         The socket of a server that runs. (An abstract one, @NAME, cannot be tapped.)
-    command
-        After --: a command. The tap lasts as long as it runs, and has its exit status; where --for ends both, 124.
     for_
         How long the tap lasts (60s, 5m).
     grace
         How long open connections may go on at the end (5s); without it, as long as they like.
     restore_
         Do nothing but this: put the server's socket back, where a tap and its guardian were both killed.
+    command
+        What stands after --, word by word; None: there is no --.
     """
     path = _require_path(path)
+    require_proc()
     if restore_:
+        if command is not None:
+            raise Failure(USAGE, "--restore runs no command: leave out what follows --")
         return _restore(path)
+    if command is not None:
+        _require_command(command)
     options = options or Options()
     lasts_s = math.inf if for_ is None else duration_option("--for", for_)
     grace_s = math.inf if grace is None else duration_option("--grace", grace)
@@ -72,6 +90,9 @@ def tap(
 
     def take(proxy: ProxyConfig) -> Listener:
         place.require_socket()
+        kind = type_of(UnixPath(place.path))
+        if kind is not None:
+            require_fit(proxy, proxy.faults, kind)  # before anything is touched
         as_json = options.log == "json"
         log = 1 if as_json else None
         if options.log_file is not None:
@@ -92,6 +113,9 @@ def tap(
         say(printable(f"in place of {place.path}; " + ("Ctrl-C puts it back" if not command else "while it runs:")))
         with trio.move_on_after(lasts_s) as scope:
             if command:
+                with trio.move_on_after(_SAID_S):
+                    while people.held():
+                        await trio.sleep(0.001)
                 status.append(await _run_command(server, command))
             else:
                 await trio.sleep_forever()
@@ -129,14 +153,33 @@ def _restore(path: str) -> int:
     return DONE
 
 
+def _require_command(command: tuple[str, ...]) -> None:
+    """As execvp(3) looks for it. Raises `Failure`, before anything is touched."""
+    if not command or not command[0]:
+        raise Failure(USAGE, "a command is missing after --")
+    name = command[0]
+    places = [name] if "/" in name else [os.path.join(place, name) for place in os.get_exec_path()]
+    number = errno.ENOENT
+    for place in places:
+        try:
+            if stat.S_ISREG(os.stat(place).st_mode) and os.access(place, os.X_OK, effective_ids=True):
+                return
+            number = errno.EACCES
+        except (OSError, ValueError) as error:
+            if isinstance(error, PermissionError):
+                number = errno.EACCES
+    code = _NOT_FOUND if number == errno.ENOENT else _CANNOT_RUN
+    raise Failure(code, f"cannot run {name}: {os.strerror(number)}; nothing was touched")
+
+
 async def _run_command(server: Server, command: tuple[str, ...]) -> int:
     """Its exit status, as a shell counts. Raises `Failure`."""
     try:
         server.expect_child()
         process = await trio.lowlevel.open_process(list(command))
     except OSError as error:
-        say(f"cannot run {printable(command[0])}: {error.strerror}")
-        return 127
+        say(f"cannot run {command[0]}: {error.strerror}")
+        return _NOT_FOUND if isinstance(error, FileNotFoundError) else _CANNOT_RUN
     try:
         await process.wait()
     finally:

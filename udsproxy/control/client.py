@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
+import struct
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from udsproxy import endpoints
-from udsproxy.control import place
 from udsproxy.endpoints import UnixPath
 from udsproxy.events import printable
 
 TIMEOUT_S = 10.0
 _MOST_ANSWER = 64 * 1024 * 1024
+_UCRED = struct.Struct("3i")
 
 
 class ControlError(Exception):
@@ -37,41 +39,39 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Client:
-    """Of the process that is controlled by this socket; without one, of the one that runs."""
+    """Of the process that is controlled by this socket."""
 
-    def __init__(self, path: str | None = None) -> None:
-        """Raises `ControlError`: none runs, or several."""
-        if path is not None:
-            self._path = UnixPath(path)
-            return
-        found = place.running()
-        if not found:
-            where = place.looked_in()
-            raise ControlError(
-                f"no udsproxy that runs was found in {where}; --control PATH (of run, too) is another"
-            )
-        if len(found) > 1:
-            raise ControlError(f"several run; choose one with --control PATH: {', '.join(map(str, found))}")
-        self._path = found[0]
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.pid = 0
+        self.uid = 0
+        """Who listens there, and as which user (SO_PEERCRED); known when it was asked something."""
 
     def ask(self, method: str, *path: str, body: object = None, proxy: str | None = None) -> Any:
         """The answer, decoded. ``path``: its parts. Raises `ControlError`."""
         target = "/" + "/".join(quote(part, safe="") for part in path)
         if proxy is not None:
             target += f"?proxy={quote(proxy, safe='')}"
-        connection = _Connection(self._path)
+        connection = _Connection(UnixPath(self.path))
         try:
+            connection.connect()
+            credentials = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            self.pid, self.uid, _ = _UCRED.unpack(credentials)
             sent = None if body is None else msgspec.json.encode(body)
             connection.request(method, target, sent, {"Connection": "close"})
             response = connection.getresponse()
             answer = msgspec.json.decode(response.read(_MOST_ANSWER))
         except OSError as error:
-            raise ControlError(f"{self._path}: {error.strerror or error}") from None
+            raise ControlError(f"{printable(self.path)}: {error.strerror or error}") from None
         except (http.client.HTTPException, msgspec.DecodeError):
-            raise ControlError(f"{self._path}: what answers there is no udsproxy") from None
+            raise self.stranger() from None
         finally:
             connection.close()
         if response.status >= 400:
             line = answer.get("error") if isinstance(answer, dict) else None
             raise ControlError(printable(str(line or f"status {response.status}")))
         return answer
+
+    def stranger(self) -> ControlError:
+        """It does not speak as it should."""
+        return ControlError(f"{printable(self.path)}: what answers there is no udsproxy")

@@ -1,4 +1,6 @@
-"""Where a process that runs is controlled: PID.control in ``$XDG_RUNTIME_DIR/udsproxy`` or ``/run/udsproxy``."""
+"""Where a process that runs is controlled: PID.control in ``$UDSPROXY_RUNTIME_DIR``; where that is not set, in
+``$XDG_RUNTIME_DIR/udsproxy`` or ``/run/udsproxy``.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ _SYSTEM = Path("/run/udsproxy")
 
 def _directories() -> list[Path]:
     """Where such sockets may be; the first is where ours will be."""
+    if only := os.environ.get("UDSPROXY_RUNTIME_DIR"):
+        return [Path(only)]
     of_user = Path(f"/run/user/{os.getuid()}")
     found = [Path(os.environ[name]) for name in ("XDG_RUNTIME_DIR",) if os.environ.get(name)]
     if of_user.is_dir() and of_user not in found:
@@ -36,12 +40,12 @@ def default_endpoint() -> UnixPath:
 
 
 def running() -> list[UnixPath]:
-    """The sockets where somebody answers, in the first of the places where there are any."""
+    """The sockets where somebody answers, in all of the places: one that was overlooked could be the one meant."""
+    found: list[Path] = []
     for directory in _directories():
         with contextlib.suppress(OSError):
-            if found := [path for path in sorted(directory.glob("*.control")) if _answer(path) == 0]:
-                return [UnixPath(str(path)) for path in found]
-    return []
+            found += [path for path in sorted(directory.glob("*.control")) if _answer(path) == 0]
+    return [UnixPath(str(path)) for path in found]
 
 
 def looked_in() -> str:

@@ -13,8 +13,8 @@ from udsproxy.doctor.rights import obstacle, why_not
 
 def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
-    if not facts.entries or facts.failure not in (None, "ECONNREFUSED"):
-        return
+    if not facts.entries or facts.kind is not None or facts.failure not in (None, "ECONNREFUSED"):
+        return  # (what is no socket is not ours to open to anybody)
     for user in facts.clients:
         yield from _may_connect(facts, user)
     if not facts.clients:

@@ -47,7 +47,7 @@ def findings(facts: Facts, load: Load) -> Iterator[Finding]:
         )
     if load.rate is not None:
         yield from _backlog(facts, load.rate, load)
-    if load.rate is None or load.time_s is None:
+    if facts.kind is None and (load.rate is None or load.time_s is None):
         missing = [
             name
             for name, value in (("how many requests/s", load.rate), ("how long each", load.time_s))

@@ -56,6 +56,8 @@ def _unreachable(facts: Facts) -> Finding:
         do = "Start the server; compare its listen = with what the client has."
         if failure == "ENAMETOOLONG":
             do = "Choose a shorter path, in server and client."
+        elif facts.link is not None:
+            why = f"The path is a symbolic link, to {facts.link}. {why}"
         return Finding("problem", f"{title}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
     if failure != "ECONNREFUSED":
         return Finding("problem", f"it cannot be reached: clients get {failure}", "", "Mend the path.", check)
@@ -84,12 +86,13 @@ def _unreachable(facts: Facts) -> Finding:
             "Start the server, or run this in its network namespace (nsenter --net=/proc/PID/ns/net).",
             "ss -xl",
         )
+    leads = "" if facts.link is None else f"The path is a symbolic link, to {facts.link}. "
     return Finding(
         "problem",
-        "it is no socket: clients get ECONNREFUSED",
-        "connect() refuses every file that is not a socket.",
-        "Remove the file if it is not needed, and start the server.",
-        f"ls -l {path}",
+        f"it is {facts.kind or 'a file'}, no socket: clients get ECONNREFUSED",
+        f"{leads}connect() refuses whatever is not a socket. It is not what a server has left: leave it as it is.",
+        "Check the path: compare it with the server's (its listen =) and the client's.",
+        f"ls -ld {path}; ss -xl",
     )
 
 

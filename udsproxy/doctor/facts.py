@@ -119,6 +119,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     failure: str | None = None
     """The errno that clients get, by name, where nobody can be reached: ENOENT, ECONNREFUSED, ENOTDIR, ..."""
+    kind: str | None = None
+    """What stands at the path and is no socket: ``a directory``, ``a device``; None: a socket does, or nothing."""
+    link: str | None = None
+    """Where the path itself, a symbolic link, leads."""
     type: str | None = None
     state: str | None = None
     """As `udsproxy.inspection.sockets.SocketState`."""

@@ -33,6 +33,12 @@ _MOST_MASTERS = 16
 _SETTINGS = ("listen", "pm", "process.", "request_", "rlimit_")
 """Of a pool: what these begin with."""
 _ACL = "system.posix_acl_access"
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISBLK, "a disk (a block device)"),
+    (stat.S_ISCHR, "a device"),
+)
 
 
 def gather(path: str, client: User | None = None) -> Facts:
@@ -71,6 +77,7 @@ class _Gathering:
         self._machine = machine
         self._real = None if abstract else os.path.realpath(path)
         self._unseen: list[str] = []
+        self._kind: str | None = None
 
     def facts(self, client: User | None) -> Facts:
         tapped = self._tapped()
@@ -90,6 +97,8 @@ class _Gathering:
         return Facts(
             path=printable(self._path),
             failure=failure,
+            kind=self._kind,
+            link=self._link(),
             type=None if found is None else found.type,
             state=None if found is None else found.state,
             queue=None if found is None else found.queue,
@@ -125,8 +134,10 @@ class _Gathering:
             directories = dict.fromkeys([*_above(self._path), *_above(self._real or self._path)])
             found += [_entry(directory) for directory in directories]
             file = _entry(self._path)
-            if not stat.S_ISSOCK(os.stat(self._path).st_mode):
+            mode = os.stat(self._path).st_mode
+            if not stat.S_ISSOCK(mode):
                 # unix_find_bsd() says so of every file that is no socket.
+                self._kind = next((name for is_one, name in _KINDS if is_one(mode)), "a file")
                 return (*found, file), "ECONNREFUSED"
         except (OSError, ValueError) as error:
             number = error.errno if isinstance(error, OSError) and error.errno else errno.ENOENT
@@ -135,6 +146,11 @@ class _Gathering:
                 return (), None
             return tuple(found), errno_name(number)
         return (*found, file), None
+
+    def _link(self) -> str | None:
+        with contextlib.suppress(OSError, ValueError):
+            return None if self._abstract else shown(os.readlink(self._path))
+        return None
 
     def _state(self, path: str) -> SocketState | None:
         try:

@@ -168,7 +168,8 @@ _CONNECT = (
                 "`ss -xl | grep PATH` shows no listener; `journalctl -k | grep -i 'killed process'` for the "
                 "kernel's "
                 "memory killer, `journalctl -u php8.2-fpm` for a crash.",
-                "Start it: it replaces the file (a server that does not needs the file removed first).",
+                "Start it: it replaces the file. (One that does not has EADDRINUSE then: `udsproxy explain bind "
+                "EADDRINUSE`.)",
             ),
             Cause(
                 "The server starts: it has called bind(), and listen() not yet.",
@@ -342,7 +343,7 @@ def _path_errors(call: Literal["connect", "send", "bind"]) -> tuple[Meaning, ...
                 Cause(
                     "A symbolic link leads to itself, or two to each other.",
                     "`namei -l PATH` ends with `exceeded limit of symlinks`.",
-                    "Remove the link.",
+                    "Correct the link, or the path.",
                 ),
             ),
         ),
@@ -910,8 +911,10 @@ _BIND = (
         (
             Cause(
                 "The file of an earlier run is left over: a socket's file stays until somebody removes it.",
-                "`ss -xl | grep PATH` shows no listener, `ls -l PATH` a file.",
-                "Remove it and start again. The program should do so itself, after a connect() that was refused.",
+                "`ss -xl | grep PATH` shows no listener (in the containers that share the directory neither), and "
+                "clients get ECONNREFUSED.",
+                "With the server stopped, put it out of the way, and start again: `mv PATH PATH.old`. The program "
+                "should do so itself, after a connect() that was refused.",
             ),
             Cause(
                 "The server runs already, or two pools have the same path.",
@@ -926,7 +929,7 @@ _BIND = (
             Cause(
                 "It is a symbolic link, even one that leads nowhere; bind() does not follow it.",
                 "`ls -l PATH`",
-                "Remove the link, or bind where it leads.",
+                "Bind where it leads, or choose another path.",
             ),
         ),
     ),
@@ -1025,7 +1028,7 @@ _BIND = (
             Cause(
                 "The filesystem is full, of bytes or of files.",
                 "`df -h $(dirname PATH)`, `df -i $(dirname PATH)`",
-                "Remove files, or put it below /run.",
+                "Make room, or put it below /run.",
             ),
         ),
     ),
@@ -1033,7 +1036,7 @@ _BIND = (
         "bind",
         "EDQUOT",
         "This user has as many files as the quota allows.",
-        (Cause("The quota is used up.", "`quota -s`", "Remove files, or put it below /run."),),
+        (Cause("The quota is used up.", "`quota -s`", "Make room, or put it below /run."),),
         unprovoked="it needs a filesystem with quotas",
     ),
 )

@@ -1,7 +1,8 @@
 """The table as text: an answer for a terminal, the overview, and docs/errors.md.
 
 Rules: no line is wider than `WIDTH`, but for a command that is; that stays in one piece. What was pasted has been
-through `printable`; in a command it is quoted for the shell.
+through `printable`; in a command it is quoted for the shell. No command harms what is at that path, though it is
+pasted in a hurry: a failure is reproduced on sockets of one's own.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def _full(of: Meaning | Symptom, path: str) -> Iterator[str]:
             yield from _wrapped(f"do:   {put(cause.do)}", "    ", "          ")
     if of.fault is not None:
         yield ""
-        yield f"Reproduce: {put(_reproduce(of.fault))}"
+        yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
+        yield f"    {_reproduce(of.fault)}"
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
 
@@ -112,7 +114,8 @@ def _place(number: int, of: Meaning | Symptom) -> str:
 
 
 def _reproduce(fault: str) -> str:
-    return f"udsproxy tap PATH --fault '{fault}'"
+    """One line for a shell: a server, and a proxy with the fault in front of it, in a new directory."""
+    return f"D=$(mktemp -d); (udsproxy serve $D/s & udsproxy run $D/p $D/s --fault '{fault}')"
 
 
 def _title(errno: str) -> str:
@@ -189,12 +192,23 @@ tail -n 200 /var/log/nginx/error.log | udsproxy explain -
 Every errno that Linux returns on a Unix socket for connect, accept, send (write, sendto, sendmsg), recv (read,
 recvfrom, recvmsg), bind and listen, but ENOMEM; the most likely cause first. A test provokes each on a real socket,
 but for those that say why not. `PATH` is your socket's path, `PID` a process's number, `UNIT` a service of systemd;
-php8.2-fpm and www-data are Debian's names."""
+php8.2-fpm and www-data are Debian's names.
+
+strace, where it is named, makes a process several times slower while it is attached: in production, for a moment.
+
+## Reproduce
+
+On sockets of your own, never on one in use: a server, and a proxy with the fault in front of it, in a directory of
+their own. Ctrl-C ends both. The clients of `$D/p`, whose path the proxy prints, meet the error.
+
+```
+{}
+```"""
 
 
 def markdown() -> str:
     """The page docs/errors.md."""
-    lines = [_HEAD, "", "| call | returns |", "| --- | --- |"]
+    lines = [_HEAD.replace("{}", _reproduce("eagain")), "", "| call | returns |", "| --- | --- |"]
     groups = sorted(_grouped(TABLE), key=lambda group: len(group[0]) > 1)
     for call in CALLS:
         names = (
@@ -247,7 +261,7 @@ def _section(heading: str, of: Meaning | Symptom, about: str = "") -> Iterator[s
         said = f"{cause.text} **Tell:** {cause.check}" + (f" **Do:** {cause.do}" if cause.do else "")
         yield from _wrapped(place + said, "", " " * len(place), _PAGE_WIDTH)
     if of.fault is not None:
-        yield from ("", f"Reproduce: `{_reproduce(of.fault)}`")
+        yield from ("", f"Reproduce: `--fault '{of.fault}'` ([how](#reproduce))")
     if of.see:
         yield from ("", "See " + ", ".join(f"[{page}]({page})" for page in of.see) + ".")
     if isinstance(of, Meaning) and of.unprovoked:

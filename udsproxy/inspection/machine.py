@@ -87,7 +87,9 @@ class Machine:
             several = "process" if self._hidden_processes == 1 else "processes"
             whose = "(that takes CAP_SYS_PTRACE)" if root else "of other users (run as root to see them)"
             lines.append(f"the sockets of {self._hidden_processes} {several} {whose}")
-        if not os.path.exists("/proc/1"):
+        if not os.path.exists("/proc/self"):
+            lines.append("processes: /proc is not mounted (mount -t proc proc /proc)")
+        elif not os.path.exists("/proc/1"):
             lines.append("processes of other users: /proc is mounted with hidepid")
         if self.closed_directories:
             some = sorted(self.closed_directories)

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import socket
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import trio
 from msgspec.structs import replace
 
 from udsproxy.config import LogConfig, ProxyConfig
-from udsproxy.endpoints import Listener, ListenError, Tcp
+from udsproxy.endpoints import Endpoint, Listener, ListenError, Tcp, UnixPath
 from udsproxy.events import ProxyError, Summary, printable
 from udsproxy.faults.rules import Book
 from udsproxy.protocols.tap import Tap
@@ -158,8 +159,8 @@ class Server:
         return [
             ProxyState(
                 name=proxy.name,
-                listen=printable(str(proxy.listen)),
-                upstream=printable(str(proxy.upstream)),
+                listen=_shown(proxy.listen),
+                upstream=_shown(proxy.upstream),
                 backlog=loop.listener.backlog,
                 mirrors=loop.mirrors,
                 active=loop.connections.active,
@@ -275,6 +276,12 @@ def _listen(proxy: ProxyConfig) -> Listener:
     if isinstance(proxy.listen, Tcp) and kind != socket.SOCK_STREAM:
         raise ListenError(f"cannot listen on {proxy.listen}: {proxy.upstream} takes messages, and TCP has none")
     return Listener(proxy.listen, like=proxy.upstream, backlog=proxy.backlog, kind=kind)
+
+
+def _shown(endpoint: Endpoint) -> str:
+    """For who is in another directory."""
+    shown = str(endpoint)
+    return printable(os.path.abspath(shown) if isinstance(endpoint, UnixPath) else shown)
 
 
 def _nobody() -> None:

@@ -86,6 +86,11 @@ class TextSink:
             self._stalled = self._writer.held
 
     @property
+    def reader_has_gone(self) -> bool:
+        """Nobody can read this any more, now or ever (`udsproxy.sinks.writer.Writer.reader_has_gone`)."""
+        return self._writer.reader_has_gone
+
+    @property
     def total_dropped(self) -> int:
         """Events that were not written."""
         return self._dropped + self._writer.lost_lines

@@ -4,8 +4,8 @@ Rules:
 
 * `Writer.put` never waits. ``held`` says how much waits to be written; who puts keeps it bounded.
 * What cannot be written (a full disk) is lost and counted in lines, and later writes are tried again. Of a line
-  that could not be written whole nothing stays in a file. A reader that has gone (EPIPE) ends the writer: ``dead``
-  is set.
+  that could not be written whole nothing stays in a file. Where the reader has gone (EPIPE; EIO, where a terminal
+  was closed) nothing is tried any more: ``dead`` is set.
 * The thread ends with the process, also where a write is stuck for good.
 """
 
@@ -55,6 +55,22 @@ class Writer:
     def held(self) -> int:
         """Bytes that wait to be written."""
         return self._put - self._written
+
+    @property
+    def reader_has_gone(self) -> bool:
+        """Nobody can read what is written: the other end of the pipe or socket was closed, or the terminal. That is
+        looked at when asked for, so it is known also where nothing has been written since."""
+        return self.dead or self._is_hung_up()
+
+    def _is_hung_up(self) -> bool:
+        if not self._thread.is_alive():
+            return False  # the descriptor may be another's by now
+        look = select.poll()
+        look.register(self._fd, 0)
+        try:
+            return any(events & (select.POLLERR | select.POLLHUP) for _, events in look.poll(0))
+        except OSError:
+            return False
 
     def put(self, data: bytes, tellings: Iterable[tuple[int, int]] = ()) -> None:
         """Have whole lines written. ``tellings``: those of them that tell of others that are missing: where such
@@ -109,7 +125,7 @@ class Writer:
                 left -= self._write_some(view[-left:])
         except OSError as error:
             self.error = error
-            self.dead = error.errno == errno.EPIPE
+            self.dead = error.errno == errno.EPIPE or (error.errno == errno.EIO and self._is_hung_up())
         else:
             self.error = None
         written = max(0, len(data) - left)
