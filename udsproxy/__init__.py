@@ -35,10 +35,8 @@ they cannot keep up with they lose, and say how much. Imports point one way, ``c
 {takeover, faults, inspection, sinks} → {kernel, protocols} → events``; tests/test_imports.py holds that.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
+"""That of `typing`. Nothing is imported here: a signal that comes before ``__main__`` has begun is not taken."""
 
 if TYPE_CHECKING:
     from udsproxy.config import LogConfig, ProxyConfig
@@ -64,5 +62,7 @@ def __getattr__(name: str) -> object:
     """The public names, each when it is asked for (PEP 562): the observer is a process that needs none of them."""
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     module, attribute = _FROM[name]
     return getattr(import_module(f"{__name__}.{module}"), attribute)

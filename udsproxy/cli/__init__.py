@@ -6,6 +6,7 @@ Every error is one line on standard error.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -24,6 +25,9 @@ from udsproxy.cli.serve import serve
 from udsproxy.cli.state import state
 from udsproxy.cli.tap import USAGE_LINE, tap
 
+_INTERRUPTED = 130
+"""What a shell shows of a command that SIGINT has ended."""
+
 app = App(
     name="udsproxy",
     help="See, explain and reproduce what happens on a Unix domain socket.",
@@ -39,9 +43,11 @@ app.command(fault)
 
 
 def main() -> NoReturn:
-    """The entry point ``udsproxy``."""
+    """Run the command, and exit."""
     people.prepare()
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # some commands have something to tidy up
         code = _run(sys.argv[1:])
     except (CycloptsError, mistakes.UnknownOption) as error:
         people.say(mistakes.line_of(error, app))
@@ -50,12 +56,15 @@ def main() -> NoReturn:
         people.say(str(failure))
         code = failure.code
     except KeyboardInterrupt:
-        code = 130
+        code = _INTERRUPTED
     except BaseExceptionGroup as group:  # out of a nursery
         if group.split(KeyboardInterrupt)[1] is not None:
             raise
-        code = 130
-    sys.exit(people.finish(code))
+        code = _INTERRUPTED
+    code = people.finish(code)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter's end takes a moment, too
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,14 @@ from udsproxy.cli.common import (
     Failure,
     duration_option,
     endpoint_argument,
+    refuse_set_aside,
     require_proc,
 )
 from udsproxy.cli.options import Options, chosen_seed
 from udsproxy.cli.people import say, show
 from udsproxy.cli.running import run_server
 from udsproxy.config import Config
+from udsproxy.endpoints import UnixPath
 from udsproxy.faults.spelling import format_rule
 from udsproxy.proxy.server import Server
 from udsproxy.units import ConfigError
@@ -74,6 +77,10 @@ def run(
         listen_on, to = endpoint_argument(listen), endpoint_argument(upstream)
         proxy = options.proxy(listen_on, to, connect_timeout)
         settings = options.settings(proxy, duration_option("--grace", grace))
+    for each in settings.proxies:
+        for what, endpoint in (("listen on", each.listen), ("forward to", each.upstream)):
+            if isinstance(endpoint, UnixPath):
+                refuse_set_aside(what, os.path.realpath(endpoint.path))
     if check:
         _print_config(settings)
         return DONE

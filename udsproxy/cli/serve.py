@@ -42,6 +42,7 @@ def serve(
     if backlog is not None and backlog < 0:
         raise Failure(USAGE, f"--backlog {backlog}: at least 0 is needed")
     require_proc()
+    responder.hold_signals()
     try:
         listener = endpoints.Listener(endpoint, backlog=backlog)
     except endpoints.ListenError as error:

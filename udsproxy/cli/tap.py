@@ -13,13 +13,15 @@ import trio
 from cyclopts import Parameter
 
 from udsproxy.cli import people
-from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, require_proc
+from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, refuse_set_aside, require_proc
 from udsproxy.cli.options import Options, chosen_seed
 from udsproxy.cli.people import say
+from udsproxy.cli.reader import until_unread
 from udsproxy.cli.running import run_server
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, UnixPath
 from udsproxy.events import printable
+from udsproxy.inspection.taps import SUFFIX
 from udsproxy.proxy.server import Server
 from udsproxy.proxy.socket_types import require_fit, type_of
 from udsproxy.takeover.guardian import Guardian, GuardianError
@@ -50,7 +52,8 @@ def tap(
 
     While it runs the server's own socket is at PATH.udsproxy; if udsproxy is killed it is put back at PATH.
 
-    Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again.
+    Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again. Without a
+    command it ends with whoever reads its output, too (| head, | less).
 
     After -- stands a command: the tap lasts as long as it runs, and has its exit status (124: --for ended both).
 
@@ -84,6 +87,7 @@ def tap(
         place = Place(path)
     except ListenError as error:
         raise Failure(LISTENING, str(error)) from None
+    refuse_set_aside("tap", place.path)
     proxy = options.proxy(UnixPath(place.path), place.upstream)
     settings = options.settings(proxy, grace_s)
     guardians: list[Guardian] = []
@@ -108,6 +112,7 @@ def tap(
 
     server = Server(settings.proxies, settings.log, grace_s=grace_s, seed=chosen_seed(settings), listen=take)
     status: list[int] = []
+    is_read = settings.log.format != "none" and settings.log.file is None
 
     async def meanwhile() -> None:
         say(printable(f"in place of {place.path}; " + ("Ctrl-C puts it back" if not command else "while it runs:")))
@@ -117,13 +122,15 @@ def tap(
                     while people.held():
                         await trio.sleep(0.001)
                 status.append(await _run_command(server, command))
+            elif is_read:
+                await until_unread(lambda: server.is_unread)
             else:
                 await trio.sleep_forever()
         if scope.cancelled_caught and command:
             status.append(_TIMED_OUT)
 
     try:
-        code = run_server(server, settings, meanwhile=meanwhile, rests=True)
+        code = run_server(server, settings, meanwhile=meanwhile, rests=True, may_be_unread=is_read)
     finally:
         for guardian in guardians:
             guardian.dismiss()
@@ -147,7 +154,7 @@ def _require_path(text: str) -> str:
 
 def _restore(path: str) -> int:
     try:
-        say(printable(restore(path)))
+        say(printable(restore(path.removesuffix(SUFFIX))))
     except ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     return DONE
