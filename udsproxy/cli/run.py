@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -13,6 +12,7 @@ from udsproxy.cli.options import Options, chosen_seed, say
 from udsproxy.cli.running import run_server
 from udsproxy.config import Config
 from udsproxy.faults.spelling import format_rule
+from udsproxy.kernel.files import read_config
 from udsproxy.proxy.server import Server
 from udsproxy.units import ConfigError
 
@@ -75,7 +75,7 @@ def run(
 
 def _read_config(path: str) -> Config:
     try:
-        return config.parse_file(Path(path).read_text(encoding="utf-8"))
+        return config.parse_file(read_config(path).decode())
     except OSError as error:
         raise Failure(CONFIGURATION, f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:

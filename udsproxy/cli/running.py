@@ -17,6 +17,8 @@ from udsproxy.config import Config
 from udsproxy.control import place, serving
 from udsproxy.endpoints import Listener, UnixPath
 from udsproxy.events import Summary, printable
+from udsproxy.kernel.files import who_may_replace
+from udsproxy.kernel.own_processes import forbid_dumps
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.console import summary_text
 from udsproxy.units import ConfigError
@@ -32,6 +34,9 @@ def run_server(
 
     ``reload``: what SIGHUP does; without it, that stops too. Raises `Failure`.
     """
+    forbid_dumps()
+    if settings.log.file is not None and (who := who_may_replace(settings.log.file)) is not None:
+        say(printable(f"{who}, who can put another file in the place of {settings.log.file}"))
     try:
         summary = trio.run(_run_until_told, server, settings, reload, meanwhile)
     except endpoints.ListenError as error:

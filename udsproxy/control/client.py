@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
+import socket
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 
 from udsproxy import endpoints
-from udsproxy.control import place
+from udsproxy.control import peers, place
 from udsproxy.endpoints import UnixPath
+from udsproxy.endpoints.ownership import user_name
 from udsproxy.events import printable
 
 TIMEOUT_S = 10.0
@@ -34,6 +37,14 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(TIMEOUT_S)
         if failed := endpoints.connect(self.sock, self._path):
             raise OSError(failed, os.strerror(failed))
+        self._require_trusted(self.sock)
+
+    def _require_trusted(self, sock: socket.socket) -> None:
+        """A proxy that is asked for by its path may be another user's; it is his file, then, where he listens.
+        Raises OSError."""
+        uid = peers.uid_of(sock)
+        if not peers.is_trusted(uid) and os.stat(self._path.path).st_uid != uid:
+            raise PermissionError(errno.EPERM, f"it is not its owner who listens there, but {user_name(uid)}")
 
 
 class Client:
@@ -44,11 +55,12 @@ class Client:
         if path is not None:
             self._path = UnixPath(path)
             return
-        found = place.running()
+        found, others = place.running()
         if not found:
             where = place.looked_in()
+            besides = f"; others' that run: {printable(', '.join(others))}" if others else ""
             raise ControlError(
-                f"no udsproxy that runs was found in {where}; --control PATH (of run, too) is another"
+                f"no udsproxy that runs was found in {where}; --control PATH (of run, too) is another{besides}"
             )
         if len(found) > 1:
             raise ControlError(f"several run; choose one with --control PATH: {', '.join(map(str, found))}")

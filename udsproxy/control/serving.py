@@ -1,37 +1,79 @@
-"""Answers what is asked, beside the traffic, for as long as it is not cancelled."""
+"""Answers what is asked, beside the traffic, for as long as it is not cancelled.
+
+Rules: who is neither root nor our own user is not answered, whatever the rights of the file have become; but where
+these were asked for by name (``--control PATH,mode=660``). There are `MAX_CONNECTIONS` at a time: one more ends the
+oldest, so that those who connect and ask nothing keep nobody from asking. What goes wrong on a connection ends that
+connection.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
+import socket
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio import serve as serve_app
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
 
+from udsproxy.control import peers
 from udsproxy.control.api import make_app
-from udsproxy.endpoints import Listener
+from udsproxy.endpoints import Listener, UnixPath
 from udsproxy.proxy.server import Server
 
+MAX_CONNECTIONS = 64
+"""Each takes a descriptor, which the traffic has one less of."""
 _AGAIN_S = 0.1
-"""How soon it begins anew, where it failed."""
+"""How soon it accepts again, where that failed (EMFILE)."""
+_READ_S = 30.0
+"""How long a request may take to come."""
 
 
 async def serve(server: Server, listener: Listener) -> None:
     """Serve `udsproxy.control.api` on this socket."""
     await server.started.wait()
-    logging.getLogger("trio.serve_listeners").disabled = True  # it would write tracebacks (EMFILE)
-    app = make_app(server)
-    while True:
-        config = Config()
-        config.bind = [f"fd://{os.dup(listener.sock.fileno())}"]
-        config.errorlog = None
-        config.accesslog = None
-        config.read_timeout = 30
-        config.graceful_timeout = 0
-        # A client that leaves in the middle of its request makes hypercorn end, in some versions: whoever else was
-        # asking asks again.
-        with contextlib.suppress(Exception):
-            await serve_app(app, config, mode="asgi")  # type: ignore[arg-type]  # Starlette is ASGI
-        await trio.sleep(_AGAIN_S)
+    config = Config()
+    config.errorlog = None
+    config.accesslog = None
+    config.read_timeout = int(_READ_S)
+    config.graceful_timeout = 0
+    app, context = ASGIWrapper(make_app(server)), WorkerContext(None)  # type: ignore[arg-type]  # it is ASGI
+    scopes: list[trio.CancelScope] = []
+
+    async def answer(sock: socket.socket, scope: trio.CancelScope) -> None:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        with scope, contextlib.suppress(Exception):
+            await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]  # no TLS
+        sock.close()
+        scopes.remove(scope)
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            await trio.lowlevel.wait_readable(listener.sock)
+            try:
+                sock, _ = listener.sock.accept()
+            except BlockingIOError:
+                continue
+            except OSError:
+                await trio.sleep(_AGAIN_S)
+                continue
+            if not _may_control(sock, listener):
+                sock.close()
+                continue
+            sock.setblocking(False)
+            if len(scopes) >= MAX_CONNECTIONS:
+                scopes[0].cancel()
+            scopes.append(trio.CancelScope())
+            nursery.start_soon(answer, sock, scopes[-1])
+            await trio.lowlevel.checkpoint()
+
+
+def _may_control(sock: socket.socket, listener: Listener) -> bool:
+    endpoint = listener.endpoint
+    if isinstance(endpoint, UnixPath) and (endpoint.mode or 0) & 0o077:
+        return True
+    with contextlib.suppress(OSError):
+        return peers.is_trusted(peers.uid_of(sock))
+    return False

@@ -7,6 +7,7 @@ import os
 import sys
 
 from udsproxy.config import LogConfig
+from udsproxy.kernel.files import open_log
 from udsproxy.sinks.console import ConsoleRenderer
 from udsproxy.sinks.json_lines import JsonRenderer
 from udsproxy.sinks.sink import Renderer, TextSink
@@ -20,7 +21,7 @@ def make_sinks(log: LogConfig, *, several: bool = False) -> list[TextSink]:
     if log.format == "none":
         return []
     if log.file is not None:
-        fd = os.open(log.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+        fd = open_log(log.file)
     else:
         if sys.stdout is None:
             raise OSError(errno.EBADF, "standard output is closed; choose a --log-file, or --log none")
