@@ -43,6 +43,18 @@ def open_log(path: str) -> int:
     return fd
 
 
+def reopen_log(fd: int, path: str) -> int | None:
+    """`open_log` anew, where the file that is open there has been moved away or removed; None: it is where it was,
+    or is none that could be. Raises OSError."""
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        return None
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(about, os.stat(path)):
+            return None
+    return open_log(path)
+
+
 def read_config(path: str) -> bytes:
     """A file of settings, whole. Raises OSError: it cannot be read, is no file, is too long; or we are root, and
     another user may write it."""
