@@ -14,6 +14,7 @@ ROOT = Path(udsproxy.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"config", "endpoints", "proxy"},
     "__main__": {"cli"},
+    "script": {"cli"},
     "cli": {
         "units",
         "cli",

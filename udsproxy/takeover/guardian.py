@@ -158,12 +158,15 @@ class Guardian:
         self._start()
 
     def _start(self) -> None:
+        from udsproxy.kernel.own_processes import environment  # not at the top: the guardian runs this file alone
+
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-I", "-S", os.path.abspath(__file__), self._path, json.dumps(self._telling)],
                 stdin=its.fileno(),
                 start_new_session=True,
+                env=environment(),
             )
         except OSError as error:
             ours.close()
@@ -287,8 +290,16 @@ def _tell(done: str, log: str | None, as_json: bool, proxy: str) -> None:
         sys.stderr.flush()
     if as_json or log is not None:
         with contextlib.suppress(OSError):
-            fd = 1 if log is None else os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            fd = 1 if log is None else _open_log(log)
             os.write(fd, (_end_of_line(fd) + text).encode(errors="backslashreplace"))
+
+
+def _open_log(log: str) -> int:
+    """Raises OSError."""
+    sys.path.insert(0, os.path.abspath(os.path.join(__file__, "..", "..", "..")))
+    from udsproxy.kernel.files import open_log
+
+    return open_log(log)
 
 
 def _end_of_line(fd: int) -> str:
