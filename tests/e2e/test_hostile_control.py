@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,7 @@ def test_a_flood_of_connections(stage: Stage, proxy: Proxy, runtime: str) -> Non
         for number in range(FLOOD):
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
             sock.settimeout(LIMIT_S)
-            sock.connect(path)
+            until(partial(is_let_in, sock, path), "room in the queue")
             with contextlib.suppress(ConnectionError):
                 sock.sendall(beginnings[number % len(beginnings)])
             if number % 100 == 0:
@@ -190,6 +191,13 @@ def test_a_flood_of_connections(stage: Stage, proxy: Proxy, runtime: str) -> Non
     until(lambda: len(os.listdir(f"/proc/{proxy.pid}/fd")) <= idle, "the descriptors to be closed")
     assert peak_memory(proxy.pid) - before < MEMORY
     assert proxy.said == ""
+
+
+def is_let_in(sock: socket.socket, path: str) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        sock.connect(path)
+        return True
+    return False
 
 
 def test_requests_one_after_the_other(stage: Stage, proxy: Proxy, runtime: str) -> None:
@@ -207,6 +215,26 @@ def test_requests_one_after_the_other(stage: Stage, proxy: Proxy, runtime: str) 
     assert got.count(b"HTTP/1.1 200 ") + got.count(b"HTTP/1.1 404 ") == got.count(b"HTTP/1.1 ")
     assert got.count(b"HTTP/1.1 404 ") == 1
     assert proxy.said == ""
+
+
+def test_an_asker_that_does_not_read(stage: Stage, proxy: Proxy, runtime: str) -> None:
+    """Its answers wait; others are answered, and the proxy ends when it is told to."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(control_socket(runtime, proxy))
+        sock.setblocking(False)
+        wrote = [True]
+
+        def stuck() -> bool:
+            """Nothing more is taken: it was not the last time either."""
+            wrote.append(False)
+            with contextlib.suppress(BlockingIOError):
+                while sock.send(b"GET /counters HTTP/1.1\r\nHost: x\r\n\r\n" * 100):
+                    wrote[-1] = True
+            return not any(wrote[-20:])
+
+        until(stuck, "the proxy to take no more")
+        assert fault("list") == "no faults\n"
+        assert proxy.stop() == 0
 
 
 # --- nonsense ---
@@ -293,7 +321,7 @@ def test_nonsense(stage: Stage, proxy: Proxy, runtime: str) -> None:
         got = answer_to(path, data)
         if data.startswith((b"GET", b"DELETE", b"POST")) and got.startswith(b"HTTP/1.1 "):
             head, _, body = got.partition(b"\r\n\r\n")
-            assert head.split()[1] == b"501" or head.split()[1][:1] in (b"4", b"2"), (data[:100], got)
+            assert head.split()[1] in (b"101", b"501") or head.split()[1][:1] in (b"4", b"2"), (data[:100], got)
             if head.split()[1].startswith(b"2"):
                 assert data.startswith((b"GET /faults", b"GET /proxies")), (data[:100], got)
             assert body.decode().replace("\n", "").isprintable(), (data[:100], got)
@@ -308,13 +336,17 @@ def test_mutated_requests(stage: Stage, proxy: Proxy, runtime: str) -> None:
     path, chance = control_socket(runtime, proxy), random.Random(12)
     good = [_post(b'{"fault": "latency=1ms name=mine"}'), _GET % b"/faults", _DELETE % b"/faults/mine"]
     for _ in range(MUTATIONS):
-        data = bytearray(chance.choice([*good, *(each[:2000] for each in NONSENSE)]))
+        # (After "Upgrade: h2c" hypercorn may keep the connection until another needs its place.)
+        data = bytearray(chance.choice([*good, *(each[:2000] for each in NONSENSE if b"h2c" not in each)]))
         for _ in range(chance.randrange(1, 8)):
             at = chance.randrange(len(data) + 1)
             data[at : at + chance.randrange(3)] = chance.choice(
                 [b"", b"\r\n", b"\0", chance.randbytes(3), data[:at]]
             )
-        answer_to(path, bytes(data[:200_000]))
+        try:
+            answer_to(path, bytes(data[:200_000]))
+        except TimeoutError:
+            raise AssertionError(f"no answer, and no end: {bytes(data)!r}") from None
     assert fault("clear").startswith("removed: ")
     assert echoes(proxy.socket)
     assert proxy.said == ""

@@ -123,5 +123,5 @@ def chosen_seed(settings: Config) -> int:
 
 
 def say(line: str) -> None:
-    """To the person who runs us."""
-    print(f"udsproxy: {line}", file=sys.stderr, flush=True)
+    """To the person who runs us; names in it may be made to drive a terminal."""
+    print(f"udsproxy: {printable(line)}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from udsproxy.cli.common import CONFIGURATION, DONE, USAGE, Failure, duration_op
 from udsproxy.cli.options import Options, chosen_seed, say
 from udsproxy.cli.running import run_server
 from udsproxy.config import Config
+from udsproxy.events import printable
 from udsproxy.faults.spelling import format_rule
 from udsproxy.kernel.files import read_config
 from udsproxy.proxy.server import Server
@@ -86,9 +87,9 @@ def _read_config(path: str) -> Config:
 
 def _print_config(settings: Config) -> None:
     for proxy in settings.proxies:
-        print(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}")
+        print(printable(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}"))
         for rule in proxy.faults:
-            print(f"  fault {format_rule(rule)}")
+            print(printable(f"  fault {format_rule(rule)}"))
 
 
 def _reload(server: Server, config_file: str) -> None:

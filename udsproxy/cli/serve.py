@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from udsproxy import endpoints
 from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument
+from udsproxy.events import printable
 from udsproxy.lab import responder
 
 
@@ -44,6 +45,7 @@ def serve(
         listener = endpoints.Listener(endpoint, backlog=backlog)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
-    print(f"serving FastCGI on {listener.endpoint}: {workers} workers, backlog {listener.backlog}", flush=True)
+    where = printable(str(listener.endpoint))
+    print(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}", flush=True)
     responder.serve(listener, workers=workers, delay_s=delay_s)
     return DONE

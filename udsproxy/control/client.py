@@ -68,12 +68,15 @@ class Client:
 
     def ask(self, method: str, *path: str, body: object = None, proxy: str | None = None) -> Any:
         """The answer, decoded. ``path``: its parts. Raises `ControlError`."""
-        target = "/" + "/".join(quote(part, safe="") for part in path)
-        if proxy is not None:
-            target += f"?proxy={quote(proxy, safe='')}"
+        try:
+            target = "/" + "/".join(quote(part, safe="") for part in path)
+            if proxy is not None:
+                target += f"?proxy={quote(proxy, safe='')}"
+            sent = None if body is None else msgspec.json.encode(body)
+        except UnicodeEncodeError:
+            raise ControlError("what was given is no UTF-8") from None
         connection = _Connection(self._path)
         try:
-            sent = None if body is None else msgspec.json.encode(body)
             connection.request(method, target, sent, {"Connection": "close"})
             response = connection.getresponse()
             answer = msgspec.json.decode(response.read(_MOST_ANSWER))

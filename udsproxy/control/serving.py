@@ -40,34 +40,53 @@ async def serve(server: Server, listener: Listener) -> None:
     config.read_timeout = int(_READ_S)
     config.graceful_timeout = 0
     app, context = ASGIWrapper(make_app(server)), WorkerContext(None)  # type: ignore[arg-type]  # it is ASGI
-    scopes: list[trio.CancelScope] = []
+    limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
+    connected: list[socket.socket] = []
 
-    async def answer(sock: socket.socket, scope: trio.CancelScope) -> None:
+    async def answer(sock: socket.socket) -> None:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        with scope, contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):
             await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]  # no TLS
+        connected.remove(sock)
         sock.close()
-        scopes.remove(scope)
+        limiter.release_on_behalf_of(sock)
 
     async with trio.open_nursery() as nursery:
-        while True:
-            await trio.lowlevel.wait_readable(listener.sock)
-            try:
-                sock, _ = listener.sock.accept()
-            except BlockingIOError:
-                continue
-            except OSError:
-                await trio.sleep(_AGAIN_S)
-                continue
-            if not _may_control(sock, listener):
-                sock.close()
-                continue
-            sock.setblocking(False)
-            if len(scopes) >= MAX_CONNECTIONS:
-                scopes[0].cancel()
-            scopes.append(trio.CancelScope())
-            nursery.start_soon(answer, sock, scopes[-1])
-            await trio.lowlevel.checkpoint()
+        try:
+            while True:
+                sock = await _accept(listener)
+                if not _may_control(sock, listener):
+                    sock.close()
+                    continue
+                if not limiter.available_tokens:
+                    _end(connected[0])
+                await limiter.acquire_on_behalf_of(sock)
+                connected.append(sock)
+                nursery.start_soon(answer, sock)
+        finally:
+            for sock in connected:
+                _end(sock)
+
+
+async def _accept(listener: Listener) -> socket.socket:
+    """The next connection."""
+    while True:
+        await trio.lowlevel.wait_readable(listener.sock)
+        try:
+            sock, _ = listener.sock.accept()
+        except BlockingIOError:
+            continue
+        except OSError:
+            await trio.sleep(_AGAIN_S)
+            continue
+        sock.setblocking(False)
+        return sock
+
+
+def _end(sock: socket.socket) -> None:
+    """Have its task see the end. (To cancel that would not do: hypercorn lets nobody cancel what it sends.)"""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _may_control(sock: socket.socket, listener: Listener) -> bool:

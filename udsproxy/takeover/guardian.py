@@ -277,7 +277,8 @@ def _pin(ours: dict[Identity, int], file: bytes, path: str) -> bytes:
 
 
 def _tell(done: str, log: str | None, as_json: bool, proxy: str) -> None:
-    line = f"the proxy has died; {done}"
+    # (A name may be made to drive a terminal, or to forge a line.)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in f"the proxy has died; {done}")
     if as_json:
         now = time.time_ns()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06}Z"
