@@ -168,11 +168,7 @@ def test_no_proc(stage: Stage) -> None:
             ["run", stage.path("p"), stage.path("up")],
             ["tap", stage.path("up"), "--for", "1ms"],
             ["state", stage.path("up")],
-            ["state"],
             ["doctor", stage.path("up")],
-            ["explain", "EAGAIN"],
-            ["fault", "list", "--control", stage.path("none")],
-            ["tap", "--restore", stage.path("up")],
         ):
             argv = [*where("mount -t tmpfs none /proc"), "/usr/bin/timeout", "-s", "INT", "10", *UDSPROXY, *words]
             done = run(argv)
