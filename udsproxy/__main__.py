@@ -2,7 +2,15 @@
 
 Rule: the first thing that it does is to have a Ctrl-C among the imports, which take most of the start, end the
 process without a word, as SIGTERM does. Nothing is imported before that.
+
+``python -m`` looks for modules in the current directory first, before any of our code runs. ``python -I -m
+udsproxy`` does not.
 """
+
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswith(f"{sys.path[0]}/"):
+    del sys.path[0]  # nothing of ours is there; what is may be anybody's
 
 # What is beneath `signal`, which takes 5 ms to import, as it makes enumerations.
 import _signal  # type: ignore[import-not-found]

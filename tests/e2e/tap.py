@@ -76,7 +76,7 @@ def guardians_of(proxy: int) -> set[int]:
 
 def _is_guardian(pid: int) -> bool:
     with contextlib.suppress(ProcessLookupError):
-        return "\0udsproxy-guardian\0" in read(f"/proc/{pid}/cmdline")
+        return "\0udsproxy.takeover.guardian_process\0" in read(f"/proc/{pid}/cmdline")
     return False
 
 

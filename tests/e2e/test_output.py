@@ -178,6 +178,73 @@ def test_a_log_file_that_cannot_be_made(stage: Stage) -> None:
     assert not os.path.exists(stage.path("p.sock"))
 
 
+def test_a_log_file_that_is_rotated(stage: Stage, start_proxy: StartProxy) -> None:
+    """After a rename, as by logrotate, it goes on in a new file; nothing is missing in both together."""
+    with EchoServer(stage.path("up.sock")):
+        proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"))
+        asked = 0
+        for number in range(3):
+            os.rename(proxy.log, f"{proxy.log}.{number}")
+
+            def rotated() -> bool:
+                nonlocal asked
+                asked += 1
+                return echoes(proxy.socket) and os.path.exists(proxy.log)
+
+            until(rotated, "the new file")
+            assert stat.S_IMODE(os.stat(proxy.log).st_mode) == 0o600
+        assert proxy.stop() == 0
+        names = [f"{proxy.log}.{number}" for number in range(3)] + [proxy.log]
+        events = [json.loads(line) for name in names for line in read(name).splitlines()]
+        assert [event["conn"] for event in events if event["event"] == "close"] == list(range(1, asked + 1))
+        assert [event["event"] for event in events if "conn" not in event] == ["listening", "summary"]
+
+
+def test_a_log_file_that_is_removed(stage: Stage, start_proxy: StartProxy) -> None:
+    """It is made anew. While that cannot be, the directory being gone too, traffic goes on and what is lost is
+    counted; as soon as it can it is told."""
+    with EchoServer(stage.path("up.sock")):
+        proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"))
+        os.unlink(proxy.log)
+        until(lambda: echoes(proxy.socket) and os.path.exists(proxy.log), "the new file")
+        directory = os.path.dirname(proxy.log)
+        os.rename(proxy.log, stage.path("gone"))
+        os.unlink(stage.path("gone"))
+        os.rename(directory, f"{directory}.away")
+        for _ in range(20):
+            assert echoes(proxy.socket)
+        os.rename(f"{directory}.away", directory)
+        until(lambda: echoes(proxy.socket) and proxy.events("dropped"), "what is lost to be told")
+        assert proxy.stop() == 0
+
+
+def test_a_log_file_that_others_have_a_hand_in(stage: Stage, start_proxy: StartProxy) -> None:
+    """A hard link, and as root another user's link, is refused in one line, before there is a socket, or a path is
+    taken over; a directory of others is warned of."""
+    secret = stage.write("secret\n", "secret")
+    os.link(secret, stage.path("log"))
+    refused = {stage.path("log"): "it has another name (a hard link); choose a file that has one"}
+    if os.geteuid() == 0:
+        os.symlink(secret, stage.path("link"))
+        os.chown(stage.path("link"), 65534, 65534, follow_symlinks=False)
+        refused[stage.path("link")] = "it is a symbolic link of nobody's"
+    with EchoServer(stage.path("up.sock")):
+        inode = os.stat(stage.path("up.sock")).st_ino
+        for log, why in refused.items():
+            for command in (["run", stage.path("p.sock")], ["tap"]):
+                done = udsproxy(*command, stage.path("up.sock"), "--log", "json", "--log-file", log)
+                assert done.stderr.decode() == f"udsproxy: cannot write the log to {log}: {why}\n"
+                assert done.returncode == 1
+        assert not os.path.exists(stage.path("p.sock"))
+        assert os.stat(stage.path("up.sock")).st_ino == inode
+        assert read(secret) == "secret\n"
+        os.chmod(stage.directory, 0o777)
+        options = ["--log", "json", "--log-file", stage.path("new")]
+        proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"), log=options)
+        line = f"udsproxy: {stage.directory} may be changed by everybody, who can put another file in the place of"
+        until(lambda: proxy.said == f"{line} {stage.path('new')}\n", "the warning")
+
+
 def test_help_into_a_pipe_that_closes() -> None:
     """`udsproxy --help | head -1` ends quietly."""
     command = '"$@" --help | head -n 1'

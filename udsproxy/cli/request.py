@@ -114,7 +114,7 @@ def _print_load(load: Load) -> int:
     for status, count in sorted(load.statuses.items()):
         people.show(f"  {count:>7}  status {status}")
     for failure, count in load.failures.most_common():
-        people.show(f"  {count:>7}  {failure}")
+        people.show(f"  {count:>7}  {printable(failure)}")
     if answered:
         figures = ", ".join(f"{p}% {duration(load.percentile(p))}" for p in (50, 90, 99))
         people.show(f"  latency: {figures}, longest {duration(load.percentile(100))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -24,7 +23,9 @@ from udsproxy.cli.people import say, show
 from udsproxy.cli.running import run_server
 from udsproxy.config import Config
 from udsproxy.endpoints import UnixPath
+from udsproxy.events import printable
 from udsproxy.faults.spelling import format_rule
+from udsproxy.kernel.files import read_config
 from udsproxy.proxy.server import Server
 from udsproxy.units import ConfigError
 
@@ -92,7 +93,7 @@ def run(
 
 def _read_config(path: str) -> Config:
     try:
-        return config.parse_file(Path(path).read_text(encoding="utf-8"))
+        return config.parse_file(read_config(path).decode())
     except OSError as error:
         raise Failure(CONFIGURATION, f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -103,9 +104,9 @@ def _read_config(path: str) -> Config:
 
 def _print_config(settings: Config) -> None:
     for proxy in settings.proxies:
-        show(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}")
+        show(printable(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}"))
         for rule in proxy.faults:
-            show(f"  fault {format_rule(rule)}")
+            show(printable(f"  fault {format_rule(rule)}"))
 
 
 def _reload(server: Server, config_file: str) -> None:

@@ -20,6 +20,8 @@ from udsproxy.config import Config
 from udsproxy.control import place, serving
 from udsproxy.endpoints import Listener, UnixPath
 from udsproxy.events import Summary, printable
+from udsproxy.kernel.files import who_may_replace
+from udsproxy.kernel.own_processes import forbid_dumps
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.console import summary_text
 from udsproxy.units import ConfigError
@@ -45,6 +47,9 @@ def run_server(
     if log.format != "none" and log.file is None and people.output_is_closed():
         raise Failure(FAILED, "standard output is closed; choose a --log-file, or --log none")
     people.never_wait()
+    forbid_dumps()
+    if settings.log.file is not None and (who := who_may_replace(settings.log.file)) is not None:
+        say(printable(f"{who}, who can put another file in the place of {settings.log.file}"))
     try:
         summary = trio.run(_run_until_told, server, settings, heeded, reload, meanwhile)
     except endpoints.ListenError as error:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from udsproxy import endpoints
 from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument, require_proc
 from udsproxy.cli.people import show
+from udsproxy.events import printable
 from udsproxy.lab import responder
 
 
@@ -47,6 +48,7 @@ def serve(
         listener = endpoints.Listener(endpoint, backlog=backlog)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
-    show(f"serving FastCGI on {listener.endpoint}: {workers} workers, backlog {listener.backlog}")
+    where = printable(str(listener.endpoint))
+    show(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
     responder.serve(listener, workers=workers, delay_s=delay_s)
     return DONE

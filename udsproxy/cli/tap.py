@@ -22,6 +22,7 @@ from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, UnixPath
 from udsproxy.events import printable
 from udsproxy.inspection.taps import SUFFIX
+from udsproxy.kernel.files import open_log
 from udsproxy.proxy.server import Server
 from udsproxy.proxy.socket_types import require_fit, type_of
 from udsproxy.takeover.guardian import Guardian, GuardianError
@@ -100,7 +101,7 @@ def tap(
         as_json = options.log == "json"
         log = 1 if as_json else None
         if options.log_file is not None:
-            log = os.open(options.log_file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            log = open_log(options.log_file)
         try:
             guardian = Guardian(
                 place.names, log=log, as_json=as_json, proxy=proxy.name, before_start=server.expect_child

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import socket
@@ -12,7 +13,9 @@ from urllib.parse import quote
 import msgspec
 
 from udsproxy import endpoints
+from udsproxy.control import peers
 from udsproxy.endpoints import UnixPath
+from udsproxy.endpoints.ownership import user_name
 from udsproxy.events import printable
 
 TIMEOUT_S = 10.0
@@ -36,6 +39,14 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(TIMEOUT_S)
         if failed := endpoints.connect(self.sock, self._path):
             raise OSError(failed, os.strerror(failed))
+        self._require_trusted(self.sock)
+
+    def _require_trusted(self, sock: socket.socket) -> None:
+        """A proxy that is asked for by its path may be another user's; it is his file, then, where he listens.
+        Raises OSError."""
+        uid = peers.uid_of(sock)
+        if not peers.is_trusted(uid) and os.stat(self._path.path).st_uid != uid:
+            raise PermissionError(errno.EPERM, f"it is not its owner who listens there, but {user_name(uid)}")
 
 
 class Client:
@@ -49,15 +60,17 @@ class Client:
 
     def ask(self, method: str, *path: str, body: object = None, proxy: str | None = None) -> Any:
         """The answer, decoded. ``path``: its parts. Raises `ControlError`."""
-        target = "/" + "/".join(quote(part, safe="") for part in path)
-        if proxy is not None:
-            target += f"?proxy={quote(proxy, safe='')}"
+        try:
+            target = "/" + "/".join(quote(part, safe="") for part in path)
+            if proxy is not None:
+                target += f"?proxy={quote(proxy, safe='')}"
+            sent = None if body is None else msgspec.json.encode(body)
+        except UnicodeEncodeError:
+            raise ControlError("what was given is no UTF-8") from None
         connection = _Connection(UnixPath(self.path))
         try:
             connection.connect()
-            credentials = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-            self.pid, self.uid, _ = _UCRED.unpack(credentials)
-            sent = None if body is None else msgspec.json.encode(body)
+            self.pid, self.uid = peers.credentials_of(connection.sock)
             connection.request(method, target, sent, {"Connection": "close"})
             response = connection.getresponse()
             answer = msgspec.json.decode(response.read(_MOST_ANSWER))

@@ -33,11 +33,17 @@ class Running(msgspec.Struct, frozen=True):
 def running(control: str | None = None) -> tuple[list[Running], list[str]]:
     """The proxies of the process with this control socket, or of all; and a line on each process that does not
     answer as it should. Raises `ControlError`: there are none."""
-    paths = [control] if control is not None else [each.path for each in place.running()]
-    if not paths:
-        raise ControlError(
-            f"no udsproxy that runs was found in {place.looked_in()}; --control PATH (of run, too) is another"
-        )
+    if control is not None:
+        paths = [control]
+    else:
+        running_here, others = place.running()
+        paths = [each.path for each in running_here]
+        if not paths:
+            besides = f"; others' that run: {printable(', '.join(others))}" if others else ""
+            raise ControlError(
+                f"no udsproxy that runs was found in {place.looked_in()}; --control PATH (of run, too) is another"
+                f"{besides}"
+            )
     found: list[Running] = []
     silent: list[str] = []
     for path in paths:

@@ -21,7 +21,7 @@ import msgspec
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.workers import Ask, Sample, take_sample
-from udsproxy.kernel import procfs
+from udsproxy.kernel import own_processes, procfs
 from udsproxy.kernel.refusals import Refusals
 
 _NICE = 5
@@ -117,6 +117,8 @@ def main() -> None:
     # Who runs us has the signals of a terminal, and ends us by closing our standard input.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    own_processes.end_first()
+    own_processes.forbid_dumps()
     with contextlib.suppress(OSError):
         os.nice(_NICE)
     looker = Looker()

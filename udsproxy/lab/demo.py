@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ import trio
 
 from udsproxy.config import DEFAULT_SECRETS, LogConfig, ProxyConfig
 from udsproxy.endpoints import UnixPath, connect, unix_socket
+from udsproxy.kernel import own_processes
 from udsproxy.lab import requester
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.text import duration
@@ -84,7 +84,9 @@ async def demo() -> None:
 @asynccontextmanager
 async def _server(path: str, *options: str) -> AsyncIterator[None]:
     process = subprocess.Popen(  # noqa: S603, ASYNC220 - ourselves, and Popen does not wait
-        [sys.executable, "-m", "udsproxy", "serve", path, *options], stdout=subprocess.DEVNULL
+        own_processes.command("udsproxy.cli", "serve", path, *options),
+        stdout=subprocess.DEVNULL,
+        env=own_processes.environment(),
     )
     try:
         with trio.fail_after(_START_S):

@@ -11,28 +11,19 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 
 import msgspec
 import trio
 
-import udsproxy
 from udsproxy.inspection.workers import Ask, Sample
-from udsproxy.kernel import refusals
+from udsproxy.kernel import own_processes, refusals
 
 _MOST_BYTES = 8 * 1024 * 1024
 _READ = 64 * 1024
 _ANSWER_S = 5.0
 """An answer that takes longer does not come."""
-_START = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from udsproxy.inspection.observer import main
-main()
-"""
 _REAP_S = 1.0
 
 
@@ -52,13 +43,13 @@ class Observer:
         self._ended: subprocess.Popen[bytes] | None = None
         try:
             self._process = subprocess.Popen(  # noqa: S603 - it is our own program
-                # (Isolated: nothing is imported from the current directory, which may be anybody's.)
-                [sys.executable, "-I", "-c", _START, str(Path(udsproxy.__file__).parent.parent)],
+                own_processes.command("udsproxy.inspection.observer"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
                 start_new_session=True,
+                env=own_processes.environment(),
             )
         except OSError as error:
             self._failure = f"the observer was not started: {error.strerror}"

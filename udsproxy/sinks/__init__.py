@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 
 from udsproxy.config import LogConfig
+from udsproxy.kernel.files import open_log, reopen_log
 from udsproxy.sinks.console import ConsoleRenderer
 from udsproxy.sinks.json_lines import JsonRenderer
 from udsproxy.sinks.sink import Renderer, TextSink
@@ -19,8 +22,9 @@ def make_sinks(log: LogConfig, *, several: bool = False) -> list[TextSink]:
     """The sinks that ``log`` asks for. Raises OSError where the log file cannot be opened."""
     if log.format == "none":
         return []
+    reopen: Callable[[int], int | None] | None = None
     if log.file is not None:
-        fd = os.open(log.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
+        fd, reopen = open_log(log.file), partial(reopen_log, path=os.path.abspath(log.file))
     else:
         if sys.stdout is None:
             raise OSError(errno.EBADF, "standard output is closed; choose a --log-file, or --log none")
@@ -36,4 +40,4 @@ def make_sinks(log: LogConfig, *, several: bool = False) -> list[TextSink]:
         renderer = ConsoleRenderer(
             clock, color=color, verbosity=log.verbosity, hexdump=log.hexdump, several=several
         )
-    return [TextSink(log.format, renderer, Writer(fd, log.format, owned=log.file is not None))]
+    return [TextSink(log.format, renderer, Writer(fd, log.format, owned=log.file is not None, reopen=reopen))]

@@ -6,6 +6,8 @@ Rules:
 * What cannot be written (a full disk) is lost and counted in lines, and later writes are tried again. Of a line
   that could not be written whole nothing stays in a file. Where the reader has gone (EPIPE; EIO, where a terminal
   was closed) nothing is tried any more: ``dead`` is set.
+* A file that was moved away (logrotate) or removed is made anew under its name; what was written before is not
+  moved.
 * The thread ends with the process, also where a write is stuck for good.
 """
 
@@ -16,7 +18,7 @@ import errno
 import os
 import select
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from threading import Event, Thread
 
 _GATHER_S = 0.01
@@ -27,8 +29,11 @@ _GATHER_S = 0.01
 class Writer:
     """Writes to a descriptor, in order, in a thread of its own."""
 
-    def __init__(self, fd: int, name: str, *, owned: bool) -> None:
-        """``owned``: close the descriptor at the end."""
+    def __init__(
+        self, fd: int, name: str, *, owned: bool, reopen: Callable[[int], int | None] | None = None
+    ) -> None:
+        """``owned``: close the descriptor at the end. ``reopen``: returns another, where the file of this one is
+        not at its place any more, or raises OSError."""
         self.dead = False
         self.error: OSError | None = None
         """Why the last write failed; None once one has succeeded again."""
@@ -38,6 +43,7 @@ class Writer:
         """What lines that are lost have told of."""
         self._fd = fd
         self._owned = owned
+        self._reopen = reopen
         self._queue: deque[bytes] = deque()
         self._filled = Event()
         self._closing = Event()
@@ -117,10 +123,11 @@ class Writer:
         self.lost_counts += counts
 
     def _write(self, data: bytes) -> None:
-        closes = int(self._torn)
-        view = memoryview(b"\n" * closes + data)  # what was begun ends here
-        left = len(view)
+        left = len(data)
         try:
+            self._follow()
+            view = memoryview(b"\n" * self._torn + data)  # what was begun ends here
+            left = len(view)
             while left:
                 left -= self._write_some(view[-left:])
         except OSError as error:
@@ -133,6 +140,20 @@ class Writer:
         if left <= len(data):
             half = written - (data.rfind(b"\n", 0, written) + 1)
             self._torn = left > 0 and half > 0 and not self._take_back(half)
+
+    def _follow(self) -> None:
+        """Go on where the file's name is. Raises OSError: it has been removed, and there can be no other."""
+        if self._reopen is None:
+            return
+        try:
+            fd = self._reopen(self._fd)
+        except OSError:
+            if not os.fstat(self._fd).st_nlink:
+                raise
+            fd = None  # somebody may want it under its new name
+        if fd is not None:
+            os.close(self._fd)
+            self._fd, self._torn = fd, False
 
     def _take_back(self, nbytes: int) -> bool:
         """Remove what was written last. Returns whether that could be done: not where this is no file, or somebody

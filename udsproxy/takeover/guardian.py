@@ -13,10 +13,9 @@ import resource
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 
-import udsproxy
+from udsproxy.kernel.own_processes import command, environment
 from udsproxy.takeover.guardian_process import ARM, BEATS, HELLO
 from udsproxy.takeover.names import Names
 
@@ -26,11 +25,6 @@ _MAX_SILENT = 300
 """A guardian that has not looked while we have looked so often (every 10 ms) does not run."""
 _HIGHEST = 4096
 """Descriptors from here on cost memory: the kernel's table of them has no holes."""
-_PROGRAM = (
-    "import sys; sys.path.append({root!r}); from udsproxy.takeover.guardian_process import main; main(sys.argv[2:])"
-)
-_ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
-"""What it gets of ours: what Python may need to start."""
 
 
 class GuardianError(Exception):
@@ -73,24 +67,15 @@ class Guardian:
     def _start(self) -> None:
         self._before_start()
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        root = os.path.dirname(os.path.dirname(os.path.abspath(udsproxy.__file__)))
         told = self._told | {"directory": self._names.directory.fd}
         passed = [fd for fd in (self._names.directory.fd, self._beats_fd, self._log) if fd is not None and fd > 2]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    _PROGRAM.format(root=root),
-                    "udsproxy-guardian",
-                    json.dumps(told),
-                ],
+                command("udsproxy.takeover.guardian_process", json.dumps(told), installed=False),
                 stdin=its.fileno(),
                 pass_fds=passed,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 start_new_session=True,
+                env=environment(),
             )
         except OSError as error:
             ours.close()

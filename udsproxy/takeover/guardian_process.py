@@ -118,8 +118,8 @@ class _Guard:
         return None
 
 
-def main(arguments: list[str]) -> None:
-    """Stand by until the proxy has ended; then put the path back. ``arguments``: a JSON object with the socket's
+def main() -> None:
+    """Stand by until the proxy has ended; then put the path back. The argument is a JSON object with the socket's
     name, the directory's path, the numbers of the descriptors, and how to tell of what was done.
 
     Standard input is the socket to the proxy.
@@ -129,7 +129,7 @@ def main(arguments: list[str]) -> None:
     os.chdir("/")
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("-1000")
-    told = json.loads(arguments[0])
+    told = json.loads(sys.argv[1])
     directory = Directory.inherited(told["directory"], told["directory_path"])
     guard = _Guard(Names(directory, told["name"]))
     with socket.socket(fileno=0) as proxy, mmap.mmap(told["beats"], BEATS.size) as beats:
@@ -171,6 +171,8 @@ def _answer(proxy: socket.socket, guard: _Guard, watch: _Watch) -> bool:
 def _tell(line: str, told: dict[str, object]) -> None:
     """Say it on standard error, and in the log."""
     log = told["log"]
+    # (A name may be made to drive a terminal, or to forge a line.)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     with contextlib.suppress(OSError):
         os.write(2, f"udsproxy: {line}\n".encode(errors="backslashreplace"))
     if not isinstance(log, int):
@@ -195,7 +197,3 @@ def _end_of_line(fd: int) -> str:
                 file.seek(-1, os.SEEK_END)
                 return "" if file.read(1) == b"\n" else "\n"
     return ""
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
