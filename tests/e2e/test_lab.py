@@ -246,7 +246,7 @@ def test_the_demo() -> None:
     shown = done.stdout.decode()
     assert (done.returncode, done.stderr) == (0, b"")
     for method, uri in (("GET", "/index.php?page=1"), ("POST", "/form.php"), ("HEAD", "/health")):
-        assert re.search(rf"#\d+ {method} +200 .*  {re.escape(uri)}\n", shown)
+        assert re.search(rf"#\d+ {method} +200 .*  {re.escape(uri)}(?:  after [^\n]+ in the queue)?\n", shown)
     assert re.search(r"client +\d+  connect: Resource temporarily unavailable \(EAGAIN\)", shown)
     assert re.search(r"queue full: 3 of 3, \d connected; the next client gets EAGAIN", shown)
     assert len(re.findall(r"\d answered, \d got EAGAIN", shown)) == 2
