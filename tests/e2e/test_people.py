@@ -82,9 +82,12 @@ def test_a_terminal_is_closed_under_a_tap(upstream: str, start_tap: StartTap, lo
     until(lambda: b"listening" in terminal.read(), "the tap to be in place")
     with connect(upstream) as sock:
         exchange(sock)
+        descriptors = f"/proc/{tap.pid}/fd"
+        before = len(os.listdir(descriptors))
         terminal.close()
         until(lambda: not os.path.exists(aside_of(upstream)), "the path to be given back")
-        exchange(sock)
+        until(lambda: len(os.listdir(descriptors)) < before, "the listener to be closed; that is told in a line")
+        exchange(sock, 500)
         assert tap.process.poll() is None
     assert tap.wait() == 1
 
