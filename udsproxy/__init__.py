@@ -37,8 +37,8 @@ they cannot keep up with they lose, and say how much. Imports point one way, ``c
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False
+"""That of `typing`, which takes long to import: nothing may, before a signal is taken (``__main__``)."""
 
 if TYPE_CHECKING:
     from udsproxy.config import LogConfig, ProxyConfig
@@ -64,5 +64,7 @@ def __getattr__(name: str) -> object:
     """The public names, each when it is asked for (PEP 562): the observer is a process that needs none of them."""
     if name not in _FROM:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
     module, attribute = _FROM[name]
     return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -7,6 +7,7 @@ Every error is one line on standard error.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -40,22 +41,32 @@ app.command(fault)
 
 
 def main() -> NoReturn:
-    """The entry point ``udsproxy``."""
+    """Run the command, and exit."""
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # some commands have something to tidy up
+        code = _run()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end takes a moment, and has its exit code
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code."""
     try:
         code = app(exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         _complain(f"{_one_line(str(error))} (see udsproxy --help)")
-        sys.exit(USAGE)
+        return USAGE
     except Failure as failure:
         _complain(str(failure))
-        sys.exit(failure.code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return failure.code
     except BrokenPipeError:
         # What is left in the buffer would be written once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(FAILED)
-    sys.exit(code if isinstance(code, int) else DONE)
+        return FAILED
+    return code if isinstance(code, int) else DONE
 
 
 def _complain(line: str) -> None:

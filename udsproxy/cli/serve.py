@@ -40,6 +40,7 @@ def serve(
         raise Failure(USAGE, f"--workers {workers}: at least 1 is needed")
     if backlog is not None and backlog < 0:
         raise Failure(USAGE, f"--backlog {backlog}: at least 0 is needed")
+    responder.hold_signals()
     try:
         listener = endpoints.Listener(endpoint, backlog=backlog)
     except endpoints.ListenError as error:

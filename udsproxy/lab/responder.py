@@ -117,19 +117,28 @@ class Conversation:
 
 
 class _Stop(BaseException):
-    """SIGTERM or SIGINT came."""
+    """A signal came that ends us."""
+
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def hold_signals() -> None:
+    """Those that end us wait until `serve` takes them: to be called before there is a socket's file."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
 def serve(listener: Listener, *, workers: int, delay_s: float) -> None:
-    """Serve until SIGTERM or SIGINT; then end the workers and close the listener.
+    """Serve until SIGTERM, SIGINT or SIGHUP; then end the workers and close the listener.
 
     A worker that dies is replaced. Raises OSError where none can be forked.
     """
     listener.sock.setblocking(True)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, _raise_stop)
     pids: set[int] = set()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         while True:
             while len(pids) < workers:
                 pids.add(_fork(listener.sock, workers, delay_s))
@@ -138,7 +147,7 @@ def serve(listener: Listener, *, workers: int, delay_s: float) -> None:
     except _Stop:
         pass
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
         # One that has just died may have been waited for already, or not be in the list yet.
         for pid in pids:
@@ -162,7 +171,8 @@ def _fork(sock: socket.socket, workers: int, delay_s: float) -> int:
         return pid
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all; the master ends us
+        for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's go to all; the master ends us
+            signal.signal(number, signal.SIG_IGN)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         while os.getppid() == master:
             connection, _ = sock.accept()
