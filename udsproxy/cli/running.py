@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from udsproxy import endpoints
 from udsproxy.cli.common import CONFIGURATION, DONE, FAILED, LISTENING, USAGE, Failure, endpoint_argument
 from udsproxy.cli.options import say
+from udsproxy.cli.reader import is_unread
 from udsproxy.config import Config
 from udsproxy.control import place, serving
 from udsproxy.endpoints import Listener, UnixPath
@@ -30,11 +31,13 @@ def run_server(
     meanwhile: Callable[[], Awaitable[None]] | None = None,
     *,
     rests: bool = False,
+    may_be_unread: bool = False,
 ) -> int:
     """Run it until a signal, or until ``meanwhile`` (begun when it accepts) has ended. Returns the exit code.
 
     ``reload``: what SIGHUP does; without it, that stops too. ``rests``: on SIGTSTP (Ctrl-Z) it gives back what it
-    has taken over before it is stopped, and takes it again afterwards. Raises `Failure`.
+    has taken over before it is stopped, and takes it again afterwards. ``may_be_unread``: that nobody reads standard
+    output any more is no failure, and nothing is said of it. Raises `Failure`.
     """
     heeded = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGTSTP] if rests else [])]
     try:
@@ -46,6 +49,8 @@ def run_server(
     except OSError as error:
         what = f"write the log to {error.filename}" if error.filename else "write the log or start"
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
+    if may_be_unread and (server.is_unread or is_unread()):
+        return DONE
     if settings.log.format != "console" or settings.log.file is not None:
         say(summary_text(summary))
     for line in server.failures:
@@ -79,7 +84,8 @@ async def _run_until_told(
             assert meanwhile is not None
             await server.started.wait()
             await meanwhile()
-            stop()
+            if not server.stopping:  # else open connections have their time
+                stop()
 
         async def tell_of_rest() -> None:
             await server.left.wait()
@@ -126,7 +132,7 @@ async def _heed(
         elif number == signal.SIGTSTP:
             await server.started.wait()
             await _be_stopped(server)
-        else:
+        elif number != signal.SIGHUP or not server.stopping:  # of one hang-up both the kernel and a shell tell
             stop()
 
 

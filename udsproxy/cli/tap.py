@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from udsproxy.cli.common import DONE, LISTENING, Failure, duration_option
 from udsproxy.cli.options import Options, chosen_seed, say
+from udsproxy.cli.reader import until_unread
 from udsproxy.cli.running import run_server
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, UnixPath
@@ -39,7 +40,8 @@ def tap(
 
     While it runs the server's own socket is at PATH.udsproxy; if udsproxy is killed it is put back at PATH.
 
-    Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again.
+    Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again. Without a
+    command it ends with whoever reads its output, too (| head, | less).
 
     Run it as root: the server then sees its clients' users, and not udsproxy's.
 
@@ -87,19 +89,22 @@ def tap(
 
     server = Server(settings.proxies, settings.log, grace_s=grace_s, seed=chosen_seed(settings), listen=take)
     status: list[int] = []
+    is_read = settings.log.format != "none" and settings.log.file is None
 
     async def meanwhile() -> None:
         say(printable(f"in place of {place.path}; " + ("Ctrl-C puts it back" if not command else "while it runs:")))
         with trio.move_on_after(lasts_s) as scope:
             if command:
                 status.append(await _run_command(server, command))
+            elif is_read:
+                await until_unread(lambda: server.is_unread)
             else:
                 await trio.sleep_forever()
         if scope.cancelled_caught and command:
             status.append(_TIMED_OUT)
 
     try:
-        code = run_server(server, settings, meanwhile=meanwhile, rests=True)
+        code = run_server(server, settings, meanwhile=meanwhile, rests=True, may_be_unread=is_read)
     finally:
         for guardian in guardians:
             guardian.dismiss()

@@ -137,6 +137,16 @@ class Server:
             self._ending.cancel()
         self._stopping.set()
 
+    @property
+    def stopping(self) -> bool:
+        """It has been told to."""
+        return self._stopping.is_set()
+
+    @property
+    def is_unread(self) -> bool:
+        """The reader of its output has gone."""
+        return any(sink.is_unread for sink in self._sinks)
+
     def change(self, proxies: Sequence[ProxyConfig]) -> list[str]:
         """Put the faults of these proxies in force, in place of those that are. Returns what else differs, a line
         each: that takes a restart. Raises `ConfigError`: a fault cannot be meant, and nothing is changed."""

@@ -86,6 +86,11 @@ class TextSink:
             self._stalled = self._writer.held
 
     @property
+    def is_unread(self) -> bool:
+        """Its reader has gone."""
+        return self._writer.dead
+
+    @property
     def total_dropped(self) -> int:
         """Events that were not written."""
         return self._dropped + self._writer.lost_lines
