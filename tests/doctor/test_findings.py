@@ -13,6 +13,9 @@ from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Entry, Facts, Nginx, Pass, Peer, Pool, Process, Upstream, User
 from udsproxy.doctor.findings import examine
 from udsproxy.doctor.seen import Traffic
+from udsproxy.inspection.stops import Stop
+from udsproxy.inspection.taps import Case as TapCase
+from udsproxy.inspection.taps import Holder, Tapped
 from udsproxy.kernel.process_table import Descriptors
 
 PATH = "/run/php/x.sock"
@@ -22,6 +25,11 @@ SETTINGS = {
     "request_terminate_timeout": "30s",
 }  # fmt: skip
 WORKERS = tuple(Process(pid, "php-fpm8.2", Descriptors(1024, 4096, 10), busy=False) for pid in range(11, 15))
+MASTER = Process(10, "php-fpm8.2", Descriptors(1024, 4096, 12), master=True)
+STOPPED = Stop("signal")
+SERVER = Holder(10, "php-fpm8.2")
+TAP = Holder(3, "udsproxy")
+STOPPED_TAP = Holder(3, "udsproxy", STOPPED)
 DIRECTORY = Entry("/run", 0, 0, 0o755, (), "root:root")
 
 
@@ -52,7 +60,7 @@ GOOD = Facts(
     backlog=511,
     somaxconn=4096,
     entries=file(),
-    servers=(Process(10, "php-fpm8.2", Descriptors(1024, 4096, 12), master=True), *WORKERS),
+    servers=(MASTER, *WORKERS),
     php_fpm=10,
     pool=pool(),
     nginx=(nginx(),),
@@ -67,6 +75,15 @@ def test_nothing_is_wrong_where_nothing_is() -> None:
     assert [each.title for each in examine(GOOD, LOAD) if each.level == "note"] == [
         "pm.max_requests = 1000: each worker ends after that many, and is forked anew"
     ]
+
+
+def halted(process: Process, stop: Stop = STOPPED) -> Process:
+    return msgspec.structs.replace(process, stopped=stop)
+
+
+def tapped(case: TapCase, tap: Holder | None = None, server: Holder | None = SERVER) -> dict[str, object]:
+    seen = Tapped(path=PATH, aside=f"{PATH}.udsproxy", case=case, tap=tap, server=server)
+    return {"tap": seen, "tapped": seen.aside if seen.server_is_aside else None}
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,60 @@ CASES = [
     Case("problem", "nobody listens: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": "shut"}),
     Case("problem", "it is no socket: clients get ECONNREFUSED", {"failure": "ECONNREFUSED", "state": None}),
     Case("problem", "it cannot be reached: clients get EIO", {"failure": "EIO", "state": None}),
-    Case("note", "a tap stands at this path", {"tapped": PATH + ".udsproxy"}),
+    Case("note", "udsproxy (tap), pid 3, stands in front of php-fpm8.2, pid 10", tapped("standing", TAP)),
+    Case("note", "a tap stands in front of its server", tapped("standing", None, None)),
+    Case(
+        "problem",
+        "udsproxy (tap), pid 3, stands in front of php-fpm8.2, pid 10; it is stopped: clients wait",
+        tapped("standing", STOPPED_TAP),
+    ),
+    Case(
+        "warning",
+        "udsproxy (tap), pid 3, is stopped: its guardian has given the path back to php-fpm8.2, pid 10",
+        tapped("given back", STOPPED_TAP),
+    ),
+    Case(
+        "problem",
+        "a tap was killed, and its guardian too: clients get ECONNREFUSED",
+        tapped("killed") | {"failure": "ECONNREFUSED"},
+    ),
+    Case(
+        "problem",
+        "nothing is at this path, which a tap has had: clients get ENOENT",
+        tapped("moved") | {"failure": "ENOENT", "entries": ()},
+    ),
+    Case("warning", f"{PATH}.udsproxy is left from a tap that was killed", tapped("left")),
+    Case("warning", f"php-fpm8.2, pid 10, listens at {PATH}.udsproxy", tapped("beside")),
+    Case(
+        "problem",
+        "all 4 workers (php-fpm8.2) are stopped (SIGSTOP or Ctrl-Z): clients wait",
+        {"servers": (MASTER, *map(halted, WORKERS))},
+    ),
+    Case(
+        "warning",
+        "2 of 4 workers (php-fpm8.2) are stopped (SIGSTOP or Ctrl-Z): their clients wait",
+        {"servers": (MASTER, *map(halted, WORKERS[:2]), *WORKERS[2:])},
+    ),
+    Case(
+        "warning",
+        "php-fpm8.2, pid 11, is stopped (by gdb, pid 9): its clients wait",
+        {"servers": (MASTER, halted(WORKERS[0], Stop("tracer", "gdb, pid 9")), *WORKERS[1:])},
+    ),
+    Case(
+        "problem",
+        "php-fpm8.2, pid 11, is stopped (its control group is frozen): clients wait",
+        {"servers": (halted(WORKERS[0], Stop("freezer")),)},
+    ),
+    Case(
+        "warning",
+        "php-fpm8.2, pid 10, is stopped (SIGSTOP or Ctrl-Z): it starts no workers",
+        {"servers": (halted(MASTER), *WORKERS)},
+    ),
+    Case(
+        "problem",
+        "nginx, pid 7, is stopped (SIGSTOP or Ctrl-Z): it asks nobody",
+        {"nginx": (msgspec.structs.replace(nginx(), workers=(halted(Process(7, "nginx")),)),)},
+    ),
     Case("note", "it receives datagrams", {"type": "datagram", "state": "bound"}),
     Case("problem", "the queue is full now: 512 of 512", {"queue": 512}),
     Case("note", "3 of 512 wait in the queue now", {"queue": 3}),

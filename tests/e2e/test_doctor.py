@@ -218,11 +218,13 @@ def test_numbers_from_a_log(stage: Stage, start_proxy: StartProxy) -> None:
 def test_in_place_of_a_tap(stage: Stage, start_tap: StartTap) -> None:
     """While a tap stands at the path, the pool behind it is what is told."""
     path = stage.path("php.sock")
-    start_php_fpm(stage, path, *SOUND, workers=2)
-    start_tap(path)
+    php_fpm = start_php_fpm(stage, path, *SOUND, workers=2)
+    tap = start_tap(path)
     code, report = examine_at_rest(path)
     assert (code, titles(report, "problem")) == (0, [])
-    assert "a tap stands at this path" in titles(report, "note")
+    name = read(f"/proc/{php_fpm.pid}/comm").strip()
+    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {name}, pid {php_fpm.pid}"
+    assert stands in titles(report, "note")
     assert (report["facts"]["backlog"], report["facts"]["pool"]["name"]) == (64, "e2e")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from udsproxy import endpoints, units
 from udsproxy.endpoints import Endpoint
+from udsproxy.inspection.taps import SUFFIX
 
 DONE, FAILED, USAGE, CONFIGURATION, LISTENING = range(5)
 
@@ -22,6 +23,18 @@ def endpoint_argument(text: str) -> Endpoint:
         return endpoints.parse(text)
     except endpoints.EndpointError as error:
         raise Failure(USAGE, str(error)) from None
+
+
+def refuse_set_aside(what: str, path: str) -> None:
+    """Raises `Failure` where a path is named as one at which a tap puts a server's socket: that comes and goes with
+    the tap."""
+    tapped = path.removesuffix(SUFFIX)
+    if path != tapped:
+        raise Failure(
+            LISTENING,
+            f"cannot {what} {path}: a name that ends in {SUFFIX} is of a socket that a tap has put aside; take "
+            f"{tapped} itself, or another name (if no tap runs: udsproxy tap --restore {tapped})",
+        )
 
 
 def duration_option(option: str, text: str) -> float:

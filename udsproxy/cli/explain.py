@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from udsproxy.cli.common import DONE, USAGE, Failure
 from udsproxy.events import printable
 from udsproxy.explain import text
 from udsproxy.explain.lines import Found, parse
+from udsproxy.inspection.machine import Machine
+from udsproxy.inspection.taps import SUFFIX, tapped_at
 
 MAX_INPUT = 64 * 1024
 """Of standard input, in bytes."""
@@ -45,7 +48,7 @@ def explain(
         found = parse(said)
         if found is None:
             raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
-        print(text.answer(found))
+        print(_on_this_machine(found) + text.answer(found))
     return DONE
 
 
@@ -63,12 +66,24 @@ def _explain_input() -> None:
     if not first:
         raise Failure(USAGE, f"no error is known in standard input: {_SAY}")
     most = sorted(first, key=lambda key: -counts[key])[:MAX_ANSWERS]
-    answers = [f"{counts[key]} x {text.answer(first[key])}" for key in most]
+    answers = [f"{counts[key]} x {_on_this_machine(first[key])}{text.answer(first[key])}" for key in most]
     print("\n\n".join(answers))
     if len(first) > len(most):
         print(f"\nand {len(first) - len(most)} others")
     if len(data) > MAX_INPUT:
         print(f"\nOnly the first {MAX_INPUT // 1024} KiB were read.")
+
+
+def _on_this_machine(found: Found) -> str:
+    """Where a tap has to do with the path that was said, that is the first thing to know."""
+    if found.path is None or not os.path.lexists(os.path.realpath(found.path) + SUFFIX):
+        return ""
+    machine = Machine()
+    try:
+        tap = tapped_at(machine, found.path)
+    finally:
+        machine.close()
+    return "" if tap is None else f"On this machine: {tap.text}\n\n"
 
 
 def _short(said: str) -> str:

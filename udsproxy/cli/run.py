@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from udsproxy import config
-from udsproxy.cli.common import CONFIGURATION, DONE, USAGE, Failure, duration_option, endpoint_argument
+from udsproxy.cli.common import (
+    CONFIGURATION,
+    DONE,
+    USAGE,
+    Failure,
+    duration_option,
+    endpoint_argument,
+    refuse_set_aside,
+)
 from udsproxy.cli.options import Options, chosen_seed, say
 from udsproxy.cli.running import run_server
 from udsproxy.config import Config
+from udsproxy.endpoints import UnixPath
 from udsproxy.faults.spelling import format_rule
 from udsproxy.proxy.server import Server
 from udsproxy.units import ConfigError
@@ -65,6 +75,10 @@ def run(
         listen_on, to = endpoint_argument(listen), endpoint_argument(upstream)
         proxy = options.proxy(listen_on, to, connect_timeout)
         settings = options.settings(proxy, duration_option("--grace", grace))
+    for each in settings.proxies:
+        for what, endpoint in (("listen on", each.listen), ("forward to", each.upstream)):
+            if isinstance(endpoint, UnixPath):
+                refuse_set_aside(what, os.path.realpath(endpoint.path))
     if check:
         _print_config(settings)
         return DONE

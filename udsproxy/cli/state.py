@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -28,6 +28,7 @@ from udsproxy.events import printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import Process, SocketState, state_of, survey
+from udsproxy.inspection.taps import Tapped, tapped_at
 from udsproxy.sinks.text import duration
 
 _MOST_ROWS = 40
@@ -47,6 +48,8 @@ class _Report(msgspec.Struct, frozen=True):
     """What could not be seen, and why."""
     failed: list[str]
     """The PATHs of which nothing can be told, and why."""
+    taps: list[Tapped]
+    """What taps have to do with the paths."""
 
 
 def state(
@@ -102,11 +105,14 @@ def _look(paths: Sequence[str], doer: Doer) -> _Report:
     try:
         if not paths:
             sockets = survey(machine)
+        asked = paths or dict.fromkeys(each.address for each in sockets if each.address)
+        taps = {path: tapped_at(machine, path) for path in asked if path[:1] != "@"}
         for path in paths:
             try:
                 sockets += state_of(machine, path, doer)
             except OSError as error:
-                failed.append(f"{path}: {error.strerror}")
+                tap = taps.get(path)
+                failed.append(f"{path}: {error.strerror}" + ("" if tap is None else f"; {tap.text}"))
         assert machine.holders is not None  # so that it is known what could not be seen
         not_seen = machine.without
     finally:
@@ -115,7 +121,7 @@ def _look(paths: Sequence[str], doer: Doer) -> _Report:
     doer.forget(pids)
     if doer.hidden:
         not_seen.append(f"the system calls of {_counted(len(doer.hidden), 'process')} (run as root to see them)")
-    return _Report(sockets, not_seen, failed)
+    return _Report(sockets, not_seen, failed, [each for each in taps.values() if each is not None])
 
 
 # --- printing ---
@@ -161,12 +167,14 @@ def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) ->
 
 def _lines(report: _Report, paths: Sequence[str], width: int | None) -> list[Text]:
     lines: list[Text] = []
+    taps = {each.path: each for each in report.taps}
     if paths:
         for number, each in enumerate(report.sockets):
             lines += [Text("")] if number else []
-            lines += _details(each)
+            lines += _details(each, taps.pop(_real(each.address), None))
+        lines += [_tap_line(each, "") for each in taps.values()]
     elif report.sockets:
-        lines += _overview(report.sockets, wide=width is None or width >= _NARROW)
+        lines += _overview(report.sockets, taps, wide=width is None or width >= _NARROW)
     else:
         lines.append(Text("no Unix socket listens (in this network namespace)"))
     lines += [Text(f"not seen: {line}", style="dim") for line in report.not_seen]
@@ -187,21 +195,27 @@ def _columns(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
     return lines
 
 
-def _overview(sockets: list[SocketState], *, wide: bool) -> list[Text]:
+def _overview(sockets: list[SocketState], taps: Mapping[str, Tapped], *, wide: bool) -> list[Text]:
     head = ["QUEUE", "OF", "CONNECTED", "TYPE", *(("OWNER", "MODE") if wide else ()), "HELD BY", "SOCKET"]
-    rows = []
+    rows, lost = [], list[SocketState]()
     for each in sockets:
         rights = (each.owner or "", each.mode or "") if wide else ()
         limit = "?" if each.limit is None else str(each.limit)
         name = each.address or "(no name)"
-        if each.file in ("removed", "replaced"):
+        tap = taps.get(_real(each.address))
+        if tap is not None and tap.case == "standing":
+            name += "  (a tap's)" if each.file == "there" else "  (a tap stands in front of it)"
+        elif tap is not None and tap.server_is_aside:
+            name += f"  (not at its path, a tap was killed: {tap.restore})"
+            lost.append(each)
+        elif each.file in ("removed", "replaced"):
             name += f"  (its file has been {each.file})"
         numbers = str(each.queue or 0), limit, str(len(each.connections))
         rows.append((*numbers, each.type or "?", *rights, _held_by(each), name))
     first, *others = _columns(head, rows, (0, 1, 2), "")
     styled = [Text(first, style="bold")]
     for each, line in zip(sockets, others, strict=True):
-        styled.append(Text(line, style="red" if each.full else "yellow" if each.queue else ""))
+        styled.append(Text(line, style="red" if each.full or each in lost else "yellow" if each.queue else ""))
     return styled
 
 
@@ -211,18 +225,33 @@ def _held_by(each: SocketState) -> str:
     if not names:
         return f"user {each.user}" if each.user else "?"
     text = ", ".join(name if count == 1 else f"{count} {name}" for name, count in names[:_MOST_COMMS])
-    return text + (", ..." if len(names) > _MOST_COMMS else "")
+    text += ", ..." if len(names) > _MOST_COMMS else ""
+    stopped = sum(process.stopped is not None for process in each.processes)
+    if not stopped:
+        return text
+    return f"{text} (stopped)" if stopped == len(each.processes) else f"{text} ({stopped} stopped)"
 
 
 # --- one socket ---
 
 
-def _details(each: SocketState) -> list[Text]:
+def _real(address: str | None) -> str:
+    return "" if address is None else os.path.realpath(address)
+
+
+def _tap_line(tap: Tapped, indent: str) -> Text:
+    bad = tap.case in ("killed", "moved") or (tap.case == "standing" and tap.stopped)
+    return Text(indent + tap.text, style="red" if bad else "yellow" if tap.case != "standing" else "")
+
+
+def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
     rights = f", {each.owner}, mode {each.mode}" if each.mode else f", of user {each.user}" if each.user else ""
     kind = f"{each.type}, " if each.type else ""
     head = Text(each.address or "(no name)", style="bold")
     head.append(f"  {kind}{each.state}{rights}", style="not bold")
     lines = [head]
+    if tap is not None:
+        lines.append(_tap_line(tap, "  "))
     if each.state == "stale":
         lines.append(Text("  nobody listens behind this file: clients get ECONNREFUSED", style="red"))
     elif each.state == "shut":
@@ -276,7 +305,20 @@ def _process_lines(each: SocketState) -> list[Text]:
     )
     rows = [(str(process.pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]]
     table = _columns(("PID", "PROCESS", "NOW"), rows, (0,), "    ")
-    return [Text(line), *_table(table, len(each.processes))]
+    return [Text(line), *_stop_lines(servers), *_table(table, len(each.processes))]
+
+
+def _stop_lines(servers: list[Process]) -> list[Text]:
+    """Of those that serve."""
+    stopped = [process for process in servers if process.stopped is not None]
+    if not stopped:
+        return []
+    how = ", ".join(dict.fromkeys(process.stopped.text for process in stopped if process.stopped is not None))
+    number = "it is" if len(servers) == 1 else f"{len(stopped)} of {len(servers)} that serve are"
+    wait = "clients wait" if len(stopped) == len(servers) else "whom they have accepted waits"
+    by_signal = [process.pid for process in stopped if process.stopped and process.stopped.how == "signal"]
+    let = f"; kill -CONT {' '.join(map(str, by_signal[:_MOST_ROWS]))}" if by_signal else ""
+    return [Text(f"    {number} stopped ({how}): {wait}{let}", style="red")]
 
 
 def _now(process: Process) -> str:

@@ -10,13 +10,14 @@ from typing import Annotated
 import trio
 from cyclopts import Parameter
 
-from udsproxy.cli.common import DONE, LISTENING, Failure, duration_option
+from udsproxy.cli.common import DONE, LISTENING, Failure, duration_option, refuse_set_aside
 from udsproxy.cli.options import Options, chosen_seed, say
 from udsproxy.cli.reader import until_unread
 from udsproxy.cli.running import run_server
 from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import Listener, ListenError, UnixPath
 from udsproxy.events import printable
+from udsproxy.inspection.taps import SUFFIX
 from udsproxy.proxy.server import Server
 from udsproxy.takeover.guardian import Guardian, GuardianError
 from udsproxy.takeover.listener import Place, TakenOver, restore
@@ -68,6 +69,7 @@ def tap(
         place = Place(path)
     except ListenError as error:
         raise Failure(LISTENING, str(error)) from None
+    refuse_set_aside("tap", place.path)
     proxy = options.proxy(UnixPath(place.path), place.upstream)
     settings = options.settings(proxy, grace_s)
     guardians: list[Guardian] = []
@@ -128,7 +130,7 @@ def _require_path(text: str) -> str:
 
 def _restore(path: str) -> int:
     try:
-        say(printable(restore(path)))
+        say(printable(restore(path.removesuffix(SUFFIX))))
     except ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     return DONE

@@ -23,7 +23,7 @@ _MISSING = {
 
 def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
-    if facts.failure is not None:
+    if facts.failure is not None and facts.tapped is None:  # else that is a tap's doing (about_standstill)
         yield _unreachable(facts)
     elif facts.state is None:
         yield Finding(
@@ -32,13 +32,6 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "We may not enter its directory, or the kernel does not show it.",
             "Run this as root.",
             f"sudo udsproxy doctor {shlex.quote(facts.path)}",
-        )
-    if facts.tapped is not None:
-        yield Finding(
-            "note",
-            "a tap stands at this path",
-            f"The server's own socket is {facts.tapped} meanwhile: server and queue here are of that one.",
-            check=f"udsproxy state {shlex.quote(facts.tapped)}",
         )
     if facts.type == "datagram":
         yield from _datagrams(facts)

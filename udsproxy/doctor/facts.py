@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from udsproxy.inspection.stops import Stop
+from udsproxy.inspection.taps import Tapped
 from udsproxy.kernel.process_table import Descriptors
 
 Acl = tuple[tuple[int, int, int], ...]
@@ -50,6 +52,8 @@ class Process(msgspec.Struct, frozen=True):
     busy: bool | None = None
     """It waits for something else than the next connection. None: it cannot be told."""
     doing: str | None = None
+    stopped: Stop | None = None
+    """It stands still."""
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,8 +130,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     backlog: int | None = None
     gone: int | None = None
     """Of those in the queue, how many have left."""
+    tap: Tapped | None = None
+    """What a tap has to do with the path."""
     tapped: str | None = None
-    """The server's own socket, where a tap stands at the path; what is told of the server is of that one."""
+    """The server's own socket, where that is not at the path, but where a tap has put it; what is told of the
+    server is of that one."""
     somaxconn: int | None = None
     entries: tuple[Entry, ...] = ()
     """Directories from the root on, then the file; no file: an abstract name, or there is none."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from itertools import chain
 
-from udsproxy.doctor import about_clients, about_load, about_nginx, about_php_fpm, about_socket
+from udsproxy.doctor import about_clients, about_load, about_nginx, about_php_fpm, about_socket, about_standstill
 from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Facts
 from udsproxy.doctor.finding import LEVELS, Finding
 
 
 def examine(facts: Facts, load: Load) -> list[Finding]:
-    """All that follows; within a level, the socket comes first."""
+    """All that follows; within a level, who stands at the path and the socket come first."""
     found = chain(
+        about_standstill.findings(facts),
         about_socket.findings(facts),
         about_clients.findings(facts),
         about_php_fpm.findings(facts),

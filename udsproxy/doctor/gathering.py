@@ -24,10 +24,10 @@ from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import SocketState, state_of
+from udsproxy.inspection.stops import stops
+from udsproxy.inspection.taps import tapped_at
 from udsproxy.kernel import process_table, procfs
 
-_SUFFIX = ".udsproxy"
-"""Of the server's own socket, while a tap stands at its path."""
 _MOST_PROCESSES = 10_000
 _MOST_MASTERS = 16
 _SETTINGS = ("listen", "pm", "process.", "request_", "rlimit_")
@@ -73,9 +73,12 @@ class _Gathering:
         self._unseen: list[str] = []
 
     def facts(self, client: User | None) -> Facts:
-        tapped = self._tapped()
+        tap = None if self._abstract else tapped_at(self._machine, self._path)
+        tapped = tap.aside if tap is not None and tap.server_is_aside else None
         entries, failure = ((), None) if self._abstract else self._entries()
-        found = None if failure else self._state(tapped or self._path)
+        found = None if failure and tapped is None else self._state(tapped or self._path)
+        if tap is not None and tap.case == "killed":
+            failure = "ECONNREFUSED"
         if found is None:
             failure = failure or ("ECONNREFUSED" if self._abstract else None)
         elif found.state != "listening" and found.type != "datagram":
@@ -95,7 +98,8 @@ class _Gathering:
             queue=None if found is None else found.queue,
             backlog=None if found is None else found.backlog,
             gone=None if found is None else found.gone,
-            tapped=None if tapped is None else printable(tapped),
+            tap=tap,
+            tapped=tapped,
             somaxconn=_somaxconn(),
             entries=entries,
             servers=servers,
@@ -107,13 +111,6 @@ class _Gathering:
         )
 
     # --- the socket ---
-
-    def _tapped(self) -> str | None:
-        with contextlib.suppress(OSError, ValueError):
-            beside = self._path + _SUFFIX
-            if not self._abstract and stat.S_ISSOCK(os.lstat(beside).st_mode):
-                return beside
-        return None
 
     def _entries(self) -> tuple[tuple[Entry, ...], str | None]:
         """The directories and the file, and the errno of connect() where they lead to no socket."""
@@ -158,6 +155,7 @@ class _Gathering:
                 each.master or php_fpm.configuration_of(titles[each.pid]) is not None,
                 None if each.master or each.waits is None else not each.waits,
                 None if each.doing is None else each.doing.text,
+                each.stopped,
             )
             for each in holders
         )
@@ -201,10 +199,23 @@ class _Gathering:
             # What another nginx has that could not be read is of interest all the same.
             self._unseen += reader.notes
             if seen is not None:
-                found.append(msgspec.structs.replace(seen, workers=_nginx_workers(pid)))
+                found.append(msgspec.structs.replace(seen, workers=self._nginx_workers(pid)))
         if len(masters) > _MOST_MASTERS:
             self._unseen.append(f"{len(masters) - _MOST_MASTERS} more nginx that run")
         return tuple(found)
+
+    def _nginx_workers(self, master: int) -> tuple[Process, ...]:
+        pids = process_table.titled_children(master, "nginx: worker process")
+        stopped = stops(self._machine, pids)
+        return tuple(
+            Process(
+                pid,
+                printable(procfs.read_comm(pid) or "?"),
+                process_table.read_descriptors(pid),
+                stopped=stopped.get(pid),
+            )
+            for pid in pids
+        )
 
     def _nginx_file(self, pid: int, title: str) -> str | None:
         if _is_elsewhere(pid):
@@ -301,13 +312,6 @@ def _number_of(name: str | None, look_up: Callable[[str], int]) -> int | None:
         return look_up(name)
     except (KeyError, ValueError, OSError):
         return None
-
-
-def _nginx_workers(master: int) -> tuple[Process, ...]:
-    return tuple(
-        Process(pid, printable(procfs.read_comm(pid) or "?"), process_table.read_descriptors(pid))
-        for pid in process_table.titled_children(master, "nginx: worker process")
-    )
 
 
 def _is_elsewhere(pid: int) -> bool:

@@ -114,9 +114,7 @@ _CONNECT = (
             ),
             Cause(
                 "The server accepts nobody: it is stopped, in a debugger, or hangs.",
-                "`udsproxy state PATH` twice: the queue does not move. `ps -o pid,stat,wchan,cmd -C php-fpm8.2`: "
-                "state "
-                "T is stopped.",
+                "`udsproxy doctor PATH` says who is stopped. `udsproxy state PATH` twice: the queue does not move.",
                 "Let it go on (`kill -CONT`), or restart it.",
             ),
         ),
@@ -169,6 +167,11 @@ _CONNECT = (
                 "kernel's "
                 "memory killer, `journalctl -u php8.2-fpm` for a crash.",
                 "Start it: it replaces the file (a server that does not needs the file removed first).",
+            ),
+            Cause(
+                "A tap of this path was killed, and its guardian too: what is there is the tap's.",
+                "`ls -l PATH.udsproxy`: that is the server's own socket then; `udsproxy doctor PATH` says so.",
+                "`udsproxy tap --restore PATH`",
             ),
             Cause(
                 "The server starts: it has called bind(), and listen() not yet.",

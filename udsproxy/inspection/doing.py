@@ -91,7 +91,7 @@ def waits_at(pid: int, inode: int, numbers: set[int]) -> bool | None:
     unknown = len(threads) > _MOST_THREADS
     for thread in threads[:_MOST_THREADS]:
         seen = procfs.read_activity(pid, thread)
-        if seen is None or seen.state in "RZXTt":
+        if seen is None or seen.state in "RZX" or seen.is_held:
             continue
         call, args = seen.call, seen.args
         if call is None or call == "io_uring_enter":
@@ -117,7 +117,7 @@ def _is_same_wait(before: Activity, now: Activity) -> bool:
 def _tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None, Target | None]:
     if seen.state == "R":
         return "cpu", None, None
-    if seen.state in "Tt":
+    if seen.is_held:
         return "stopped", None, None
     if seen.state in "ZX":
         # (Its main thread may end before the others.)

@@ -19,6 +19,7 @@ from udsproxy.events import Doing, printable
 from udsproxy.inspection.doing import Doer, waits_at
 from udsproxy.inspection.machine import Machine, group_name, is_at, spelled, user_name
 from udsproxy.inspection.roles import roles_at
+from udsproxy.inspection.stops import Stop, stops
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, UnixSocket
 
 TYPES: dict[int, str] = {
@@ -34,7 +35,7 @@ and nobody behind it."""
 
 File = Literal["there", "removed", "replaced", "hidden"]
 """The file of a socket with an absolute path: nothing is there any more, or it is another one's by now, or its
-directory may not be entered."""
+directory may not be entered. (`udsproxy.inspection.taps` tells where a tap has put it.)"""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -50,6 +51,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     heir: bool = False
     """It has inherited the socket from a worker that started it, and does not serve it either."""
     doing: Doing | None = None
+    stopped: Stop | None = None
+    """It stands still: whoever waits for it waits until somebody lets it go on."""
 
 
 class Established(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,9 +116,9 @@ def survey(machine: Machine) -> list[SocketState]:
     return sorted(found, key=lambda each: (-each.fullness, -(each.queue or 0), each.address or ""))
 
 
-def state_of(machine: Machine, address: str, doer: Doer) -> list[SocketState]:
+def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketState]:
     """The sockets at an address: a path, or ``@NAME``, or as `survey` writes it. There may be several: names stand
-    for a socket of each type.
+    for a socket of each type. ``doer``: None where what the processes do is not asked for.
 
     Raises OSError: there is no such path, or it is no socket; ENXIO: nobody has a socket of that name.
     """
@@ -225,8 +228,12 @@ def _file(
 def _processes(
     machine: Machine, sock: UnixSocket, holders: dict[int, set[int]], doer: Doer | None
 ) -> tuple[Process, ...]:
+    stopped = stops(machine, holders)
     if doer is None:
-        return tuple(Process(pid=pid, comm=machine.name_of(pid), fd=min(fds)) for pid, fds in holders.items())
+        return tuple(
+            Process(pid=pid, comm=machine.name_of(pid), fd=min(fds), stopped=stopped.get(pid))
+            for pid, fds in holders.items()
+        )
     waits = {pid: waits_at(pid, sock.inode, fds) for pid, fds in holders.items()}
     roles = roles_at(machine, sock, {pid for pid in waits if waits[pid]})
     return tuple(
@@ -238,6 +245,7 @@ def _processes(
             master=roles[pid] == "master",
             heir=roles[pid] == "heir",
             doing=doer.doing(pid, machine, monotonic()),
+            stopped=stopped.get(pid),
         )
         for pid, fds in holders.items()
     )

@@ -19,6 +19,9 @@ _LOCK = re.compile(r"(\d+): *((?:-> *)*)(\S+) +\S+ +\S+ +(-?\d+) [0-9a-f]+:[0-9a
 _WATCHED = re.compile(r"^tfd:\s*(\d+)\s.*?\bino:([0-9a-f]+)", re.MULTILINE)
 _MOST_STACK = 24
 """Lines of a kernel stack."""
+FREEZERS = ("do_freezer_trap", "__refrigerator")
+"""Kernel functions in which a process waits while its control group is frozen (kernel/cgroup/freezer.c and
+kernel/freezer.c, of version 2 and 1)."""
 _32_BIT = 1 << 32
 """A stack pointer below this is that of a program for another machine (i386): its system calls have other
 numbers."""
@@ -30,7 +33,8 @@ class Activity(msgspec.Struct, frozen=True):
     pid: int
     comm: str
     state: str
-    """``R`` runs or could, ``S`` waits, ``D`` waits uninterruptibly, ``T`` is stopped, ``Z`` has ended."""
+    """``R`` runs or could, ``S`` waits, ``D`` waits uninterruptibly, ``T`` is stopped, ``t`` by a tracer, ``Z`` has
+    ended."""
     ticks: int
     """Processor time that it has taken, user and system (1/SC_CLK_TCK s)."""
     switches: int | None
@@ -44,6 +48,11 @@ class Activity(msgspec.Struct, frozen=True):
     """We may not read in which system call it is (ptrace access mode: root, mostly, or the same user)."""
     threads: int = 1
     """Of the process."""
+
+    @property
+    def is_held(self) -> bool:
+        """By a signal, by a tracer, or with its control group: it goes on when somebody lets it."""
+        return self.state in "Tt" or self.wchan in FREEZERS
 
 
 def read_comm(pid: int) -> str | None:
@@ -93,6 +102,12 @@ def read_parent(pid: int) -> int | None:
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def read_tracer(pid: int) -> int | None:
+    """Who traces it (ptrace(2)): ``TracerPid`` of ``/proc/PID/status``."""
+    found = re.search(rb"^TracerPid:\s*([1-9]\d*)", _read(f"/proc/{pid}/status"), re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def read_activity(pid: int, thread: int | None = None) -> Activity | None:
