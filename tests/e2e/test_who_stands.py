@@ -19,16 +19,19 @@ from contextlib import contextmanager
 import pytest
 
 from tests.e2e.site import start_php_fpm
-from tests.e2e.tap import StartTap, Tap, aside_of, beside
+from tests.e2e.tap import StartTap, aside_of, beside
 from tests.e2e.test_tap import dead_socket, killed_with_its_guardian
 from tests.e2e.tools import UDSPROXY, EchoServer, echoes, read, udsproxy, until
 from tests.stage import Stage
+from udsproxy.cli.common import Failure
 from udsproxy.cli.doctor import doctor as doctor_command
 from udsproxy.cli.explain import explain as explain_command
+from udsproxy.cli.run import run as run_command
 from udsproxy.cli.state import state as state_command
+from udsproxy.cli.tap import tap as tap_command
 from udsproxy.inspection.taps import SUFFIX
 from udsproxy.kernel.procfs import read_parent
-from udsproxy.takeover import guardian
+from udsproxy.takeover import names
 
 _PTRACE_ATTACH, _PTRACE_DETACH = 16, 17
 NGINX = "[error] 1#1: *3 connect() to unix:{} failed (111: Connection refused) while connecting to upstream"
@@ -89,7 +92,7 @@ def me() -> str:
 
 def test_the_names_are_the_same() -> None:
     """The look and the tap mean the same second name."""
-    assert guardian.SUFFIX == SUFFIX
+    assert names.SUFFIX == SUFFIX
 
 
 def test_a_tap_that_runs(served: str, start_tap: StartTap) -> None:
@@ -111,30 +114,24 @@ def test_through_a_symbolic_link(stage: Stage, served: str, start_tap: StartTap)
     assert f"pid {tap.pid}, stands in front of" in state(link)
 
 
-def halt(tap: Tap, *, guardians: bool) -> None:
-    """Stop it (and its guardian, which puts the path back else)."""
-    for pid in tap.guardians() if guardians else ():
-        os.kill(pid, signal.SIGSTOP)
-    tap.freeze()
-
-
-def let_go(tap: Tap, guardians: set[int]) -> None:
-    for pid in (tap.pid, *guardians):
-        os.kill(pid, signal.SIGCONT)
-
-
 def test_a_tap_that_is_stopped(served: str, start_tap: StartTap) -> None:
-    """Where nobody puts the path back that is a problem, and it is said which process stands there."""
+    """Where nobody puts the path back (its guardian is stopped, too) that is a problem, and it is said which
+    process stands there; where the guardian has put it back, that is said."""
     tap = start_tap(served)
-    guardians = tap.guardians()
-    halt(tap, guardians=True)
+    [guardian] = tap.guardians()
+    os.kill(guardian, signal.SIGSTOP)
+    tap.freeze()
     stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}"
     code, found = doctor(served)
     assert (code, found[0]) == (1, ("problem", f"{stands}; it is stopped: clients wait"))
     assert f"it is stopped: clients wait; kill -CONT {tap.pid}\n" in state(served)
     assert any(" (stopped) " in line for line in state().splitlines() if served in line)
-    let_go(tap, guardians)
-    until(lambda: doctor(served)[0] == 0, "nothing to be wrong any more")
+    os.kill(guardian, signal.SIGCONT)
+    back = f"udsproxy (tap), pid {tap.pid}, is stopped: its guardian has given the path back to {me()}"
+    until(lambda: doctor(served) == (0, [("warning", back)]), "the path to be given back")
+    assert f"  {back}; kill -CONT {tap.pid}\n" in state(served)
+    tap.signal(signal.SIGCONT)
+    until(lambda: doctor(served)[1] == [("note", stands)], "nothing to be wrong any more")
 
 
 def test_a_tap_that_was_killed_with_its_guardian(served: str, start_tap: StartTap) -> None:
@@ -261,13 +258,12 @@ def test_a_server_in_a_debugger(stage: Stage, served: str) -> None:
 # --- names that are refused ---
 
 
-def refused(*words: str) -> str:
-    """The one line, with exit code 4."""
-    done = udsproxy(*words, "--control", "none")
-    assert (done.returncode, done.stdout) == (4, b"")
-    [line] = done.stderr.decode().splitlines()
-    assert line.startswith("udsproxy: cannot ")
-    return line
+def refused(command: Callable[..., int], *words: str) -> str:
+    """The one line, with exit code 4; nothing has been begun."""
+    with pytest.raises(Failure) as refusal:
+        command(*words)
+    assert refusal.value.code == 4
+    return str(refusal.value)
 
 
 def test_names_that_are_refused(stage: Stage, served: str, start_tap: StartTap) -> None:
@@ -280,11 +276,13 @@ def test_names_that_are_refused(stage: Stage, served: str, start_tap: StartTap) 
     tap = start_tap(served)
     before = beside(served)
     for asked in (aside_of(served), aside):
-        assert f"take {served} itself" in refused("tap", asked)
+        assert f"take {served} itself" in refused(tap_command, asked)
     for asked in (link, os.path.join(directory, os.path.basename(served))):
-        assert "tapped already" in refused("tap", asked)
+        done = udsproxy("tap", asked, "--control", "none")
+        assert done.returncode == 4
+        assert b"tapped already" in done.stderr
     for words, what in (((aside_of(served), served), "listen on"), ((other, aside_of(served)), "forward to")):
-        assert f"cannot {what} {aside_of(served)}: a name that ends in {SUFFIX} is" in refused("run", *words)
+        assert f"cannot {what} {aside_of(served)}: a name that ends in {SUFFIX} is" in refused(run_command, *words)
     assert not os.path.lexists(other)
     assert beside(served) == before
     tap.await_seen()

@@ -36,8 +36,8 @@ def run_server(
     """Run it until a signal, or until ``meanwhile`` (begun when it accepts) has ended. Returns the exit code.
 
     ``reload``: what SIGHUP does; without it, that stops too. ``rests``: on SIGTSTP (Ctrl-Z) it gives back what it
-    has taken over before it is stopped, and takes it again afterwards. ``may_be_unread``: that nobody reads standard
-    output any more is no failure, and nothing is said of it. Raises `Failure`.
+    has taken over before it is stopped, and takes it again afterwards. ``may_be_unread``: that nobody reads
+    standard output any more is no failure, and nothing is said of it. Raises `Failure`.
     """
     heeded = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGTSTP] if rests else [])]
     try:
