@@ -57,8 +57,7 @@ class Tap(Running):
 
     def guardians(self) -> set[int]:
         """Its guardian's pid. None, or two, would be there for a moment only."""
-        pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-        return {pid for pid in pids if read_parent(pid) == self.pid and _is_guardian(pid)}
+        return guardians_of(self.pid)
 
 
 class StartTap(Protocol):
@@ -67,6 +66,12 @@ class StartTap(Protocol):
     def __call__(
         self, path: str, *options: str, command: list[str] = ..., log: list[str] = ..., wrap: list[str] = ...
     ) -> Tap: ...
+
+
+def guardians_of(proxy: int) -> set[int]:
+    """The children of a tap that are guardians."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return {pid for pid in pids if read_parent(pid) == proxy and _is_guardian(pid)}
 
 
 def _is_guardian(pid: int) -> bool:
