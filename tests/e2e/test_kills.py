@@ -104,17 +104,19 @@ def test_kills(stage: Stage, orphans: Orphans) -> None:
         if os.geteuid() == 0:
             os.chown(path, 65534, 65533)
         before = beside(path)
-        restored: Counter[str] = Counter()
+        restored, failed = Counter[str](), Counter[str]()
         with Load(path) as load:
             for number in range(KILLS):
                 who, when = kinds[number % len(kinds)]
                 later_s = chance.uniform(0.0, WHEN[when])
-                one = Round(stage, path, number)
+                one, failed_before = Round(stage, path, number), load.failures
                 one.await_moment(when, later_s)
                 both = one.kill(who)
                 tap = one.end()
                 orphans.await_none(tap.pid)
-                if both:
+                if not both:
+                    failed += load.failures - failed_before
+                else:
                     restored["needed" if beside(path) != before else "not needed"] += 1
                     restore(path)
                 told = f"{' and '.join(who)} killed {later_s * 1e3:.0f} ms after the tap {when}"

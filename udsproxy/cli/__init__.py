@@ -46,9 +46,10 @@ def main() -> NoReturn:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # some commands have something to tidy up
         code = _run()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end takes a moment, and has its exit code
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter's end takes a moment, too
     sys.exit(code)
 
 

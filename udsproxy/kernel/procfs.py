@@ -19,9 +19,9 @@ _LOCK = re.compile(r"(\d+): *((?:-> *)*)(\S+) +\S+ +\S+ +(-?\d+) [0-9a-f]+:[0-9a
 _WATCHED = re.compile(r"^tfd:\s*(\d+)\s.*?\bino:([0-9a-f]+)", re.MULTILINE)
 _MOST_STACK = 24
 """Lines of a kernel stack."""
-FREEZERS = ("do_freezer_trap", "__refrigerator")
-"""Kernel functions in which a process waits while its control group is frozen (kernel/cgroup/freezer.c and
-kernel/freezer.c, of version 2 and 1)."""
+FREEZERS = ("get_signal", "do_freezer_trap", "__refrigerator")
+"""Kernel functions in which a process waits while its control group is frozen (kernel/signal.c, do_freezer_trap, of
+version 2, which the compiler may put into its caller; kernel/freezer.c, of version 1)."""
 _32_BIT = 1 << 32
 """A stack pointer below this is that of a program for another machine (i386): its system calls have other
 numbers."""
