@@ -35,10 +35,8 @@ they cannot keep up with they lose, and say how much. Imports point one way, ``c
 {takeover, faults, inspection, sinks} → {kernel, protocols} → events``; tests/test_imports.py holds that.
 """
 
-from __future__ import annotations
-
 TYPE_CHECKING = False
-"""That of `typing`, which takes long to import: nothing may, before a signal is taken (``__main__``)."""
+"""That of `typing`. Nothing is imported here: a signal that comes before ``__main__`` has begun is not taken."""
 
 if TYPE_CHECKING:
     from udsproxy.config import LogConfig, ProxyConfig
