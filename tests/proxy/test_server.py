@@ -267,3 +267,40 @@ def test_a_log_that_cannot_be_written(site: Site) -> None:
     with pytest.raises(FileNotFoundError):
         Server([config], LogConfig(format="json", file="/nonexistent/log")).open()
     assert not os.path.exists(site.listen.path)
+
+
+async def test_a_look_that_is_due_while_it_ends(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """What an open connection asks for in the moment in which the last task of the accept loop has ended, and the
+    loop itself has not, is left undone; nothing fails."""
+    looks: list[RuntimeError | None] = []
+    with site.serve():
+        server = site.server()
+        async with running(server):
+            await server.started.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            [loop] = server._loops
+
+            assert loop._nursery is not None
+            nursery: trio.Nursery = loop._nursery
+
+            async def end_last() -> None:
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await trio.sleep(0.01)
+
+            class LookThen(trio.abc.Instrument):
+                def task_exited(self, task: trio.lowlevel.Task) -> None:
+                    if not nursery.child_tasks and not looks:
+                        try:
+                            loop._look_who_asks([1])
+                            looks.append(None)
+                        except RuntimeError as error:
+                            looks.append(error)
+
+            nursery.start_soon(end_last)
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.add_instrument(instrument := LookThen())
+    trio.lowlevel.remove_instrument(instrument)
+    assert looks == [None]

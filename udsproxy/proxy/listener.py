@@ -139,25 +139,31 @@ class AcceptLoop:
         self._gate = self.book.gate()
         try:
             async with trio.open_nursery() as self._nursery:
-                self._reopen()
-                self._tell_listening()
-                if self._taken is not None:
-                    self._nursery.start_soon(self._watch_path, self._taken)
-                while True:
-                    await self._parked.wait()
-                    while self._gone is not None or trio.current_time() < self._parked_until:
-                        if self._gone is not None:
-                            await self._until_restored()
-                        else:
-                            await trio.sleep_until(self._parked_until)
-                    self._parked = trio.Event()
-                    self._resume()
-                    if self._door is not None and self._door.holds:
-                        self._look()
+                try:
+                    await self._run()
+                finally:
+                    self._nursery = None  # it takes nobody from here on, and waits for those that are in it
         finally:
-            self._nursery = None
             self._close_door()
             self._dismiss_held()
+
+    async def _run(self) -> None:
+        assert self._nursery is not None
+        self._reopen()
+        self._tell_listening()
+        if self._taken is not None:
+            self._nursery.start_soon(self._watch_path, self._taken)
+        while True:
+            await self._parked.wait()
+            while self._gone is not None or trio.current_time() < self._parked_until:
+                if self._gone is not None:
+                    await self._until_restored()
+                else:
+                    await trio.sleep_until(self._parked_until)
+            self._parked = trio.Event()
+            self._resume()
+            if self._door is not None and self._door.holds:
+                self._look()
 
     def watched_by(self, observer: Observer) -> Watch | None:
         """What watches this proxy, where somebody looks and there is something to see."""
@@ -458,7 +464,9 @@ class AcceptLoop:
 
     def _start_connecting(self, client: Socket) -> None:
         """Connect by TCP for a client that was accepted."""
-        assert self._nursery is not None
+        if self._nursery is None:  # we end: it is as if the client had come a moment later
+            client.close()
+            return
         self._nursery.start_soon(self._connect_tcp, client, self.connections.number())
 
     async def _connect_tcp(self, client: Socket, number: int) -> None:
