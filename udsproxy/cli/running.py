@@ -120,7 +120,7 @@ def _open_control(control: str) -> Listener | None:
         return None
     if control == "auto":
         try:
-            return Listener(place.default_endpoint())
+            return Listener(place.default_endpoint(), backlog=place.MAX_QUEUE)
         except (endpoints.ListenError, OSError) as error:
             # This user has no place for it, and nobody asked for one by name.
             why = printable(str(error))
@@ -129,7 +129,7 @@ def _open_control(control: str) -> Listener | None:
     endpoint = endpoint_argument(control)
     if not isinstance(endpoint, UnixPath):
         raise Failure(USAGE, f"--control {control}: a path is needed")
-    return Listener(replace(endpoint, mode=endpoint.mode or 0o600))
+    return Listener(replace(endpoint, mode=endpoint.mode or 0o600), backlog=place.MAX_QUEUE)
 
 
 async def _heed(

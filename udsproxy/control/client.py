@@ -36,9 +36,9 @@ class _Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = endpoints.unix_socket()
-        self.sock.settimeout(TIMEOUT_S)
-        if failed := endpoints.connect(self.sock, self._path):
+        if failed := place.connect(self.sock, self._path):
             raise OSError(failed, os.strerror(failed))
+        self.sock.settimeout(TIMEOUT_S)
         self._require_trusted(self.sock)
 
     def _require_trusted(self, sock: socket.socket) -> None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import stat
 from pathlib import Path
+from time import monotonic, sleep
 
 from udsproxy import endpoints
 from udsproxy.control.peers import is_trusted, uid_of
@@ -19,6 +21,10 @@ from udsproxy.endpoints import UnixPath
 from udsproxy.endpoints.ownership import user_name
 from udsproxy.kernel.files import who_may_replace
 
+MAX_QUEUE = 64
+"""Connections that may wait to be accepted: a flood of them is not to be before those who come after it."""
+_PATIENCE_S = 5.0
+_AGAIN_S = 0.02
 _SYSTEM = Path("/run/udsproxy")
 
 
@@ -71,6 +77,14 @@ def looked_in() -> str:
     return " or ".join(map(str, _directories()))
 
 
+def connect(sock: socket.socket, path: UnixPath) -> int:
+    """connect(), again while the queue is full, but not for long. Returns 0, or the errno."""
+    until = monotonic() + _PATIENCE_S
+    while (failed := endpoints.connect(sock, path)) == errno.EAGAIN and monotonic() < until:
+        sleep(_AGAIN_S)
+    return failed
+
+
 def _why_not(directory: Path) -> str | None:
     """Why this is no place for a socket of ours; None: it is one. Raises OSError."""
     about = directory.lstat()
@@ -87,7 +101,7 @@ def _answer(path: Path) -> tuple[int, int | None]:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             return errno.ENOTSOCK, None
         with endpoints.unix_socket() as sock:
-            failed = endpoints.connect(sock, UnixPath(str(path)))
+            failed = connect(sock, UnixPath(str(path)))
             return failed, None if failed else uid_of(sock)
     except OSError as error:
         return error.errno or errno.EIO, None

@@ -41,13 +41,13 @@ async def serve(server: Server, listener: Listener) -> None:
     config.graceful_timeout = 0
     app, context = ASGIWrapper(make_app(server)), WorkerContext(None)  # type: ignore[arg-type]  # it is ASGI
     limiter = trio.CapacityLimiter(MAX_CONNECTIONS)
-    connected: list[socket.socket] = []
+    connected: dict[socket.socket, trio.CancelScope] = {}
 
     async def answer(sock: socket.socket) -> None:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        with contextlib.suppress(Exception):
+        with connected[sock], contextlib.suppress(Exception):
             await TCPServer(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]  # no TLS
-        connected.remove(sock)
+        del connected[sock]
         sock.close()
         limiter.release_on_behalf_of(sock)
 
@@ -59,13 +59,13 @@ async def serve(server: Server, listener: Listener) -> None:
                     sock.close()
                     continue
                 if not limiter.available_tokens:
-                    _end(connected[0])
+                    _end(*next(iter(connected.items())))
                 await limiter.acquire_on_behalf_of(sock)
-                connected.append(sock)
+                connected[sock] = trio.CancelScope()
                 nursery.start_soon(answer, sock)
         finally:
-            for sock in connected:
-                _end(sock)
+            for each in connected.items():
+                _end(*each)
 
 
 async def _accept(listener: Listener) -> socket.socket:
@@ -83,8 +83,9 @@ async def _accept(listener: Listener) -> socket.socket:
         return sock
 
 
-def _end(sock: socket.socket) -> None:
-    """Have its task see the end. (To cancel that would not do: hypercorn lets nobody cancel what it sends.)"""
+def _end(sock: socket.socket, scope: trio.CancelScope) -> None:
+    """(To cancel alone would not do: hypercorn lets nobody cancel what it sends, and nobody may read that.)"""
+    scope.cancel()
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
 
