@@ -6,6 +6,7 @@ Rule: what is only copied may fail for want of privilege; then the file is never
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -36,9 +37,9 @@ def set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) -> 
         copied_mode = stat.S_IMODE(model.st_mode)
         if gid == -1 and made.st_gid != model.st_gid and not _chown(file, -1, model.st_gid):
             copied_mode &= ~0o070 | (copied_mode & 0o007) << 3
-            note = f"{endpoint.path}: the upstream's group {group_name(model.st_gid)} cannot be copied (not root)"
+            note = f"{endpoint.path}: the upstream's group {group_name(model.st_gid)} cannot be copied ({_why()})"
         if uid == -1 and made.st_uid != model.st_uid and not _chown(file, model.st_uid, -1):
-            note = f"{endpoint.path}: the upstream's owner {user_name(model.st_uid)} cannot be copied (not root)"
+            note = f"{endpoint.path}: the upstream's owner {user_name(model.st_uid)} cannot be copied ({_why()})"
         mode = copied_mode if mode is None else mode
     os.chmod(file, 0o600 if mode is None else mode)
     if (
@@ -81,9 +82,15 @@ def _copy_acl(source: str, file: str) -> bool:
 def _chown(file: str, uid: int, gid: int) -> bool:
     try:
         os.chown(file, uid, gid)
-    except PermissionError:
-        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):
+            raise
+        return False  # EINVAL: our user namespace has no number for it
     return True
+
+
+def _why() -> str:
+    return "not root" if os.geteuid() else "root of a user namespace that has none"
 
 
 def _stat_socket(endpoint: Endpoint | None) -> os.stat_result | None:

@@ -103,6 +103,7 @@ class AcceptLoop:
                 self.connections.look_who_asks = self._look_who_asks
             if wanted and not self._actor.able:
                 self.connections.own = self._actor.own
+            self._actor.falls_short = self._tell_falls_short
         self._door: Door | None = None
         self._edge = False
         self._connecting = 0
@@ -646,6 +647,12 @@ class AcceptLoop:
             self._told_denied = True
             hint = "we connect as the client; --credentials own connects as ourselves"
             self._tell_error("connect", denied.number, errno_message(denied.number), hint)
+
+    def _tell_falls_short(self, client: Credentials, as_: Credentials) -> None:
+        """Once: who connects, or listens, is nobody that we can be."""
+        message = f"we cannot be uid {client.uid}, gid {client.gid} with its groups"
+        hint = f"the other end sees uid {as_.uid}, gid {as_.gid}; in a user namespace, map those ids (/etc/subuid)"
+        self._tell_error("setresuid", errno.EINVAL, message, hint)
 
     def _tell_unfit(self) -> None:
         """What was asked for before the type of the upstream's socket was known."""
