@@ -13,8 +13,8 @@ from pathlib import Path
 
 _CLONE_NEWUSER = 0x10000000
 ALONE = "alone"
-"""A map for nobody but ourselves, and setgroups() is denied: as of ``unshare -Ur``, or of a rootless container with no
-subordinate ids."""
+"""A map for ourselves alone, and setgroups() is denied: as ``unshare -Ur`` has it, or a rootless container that has
+no subordinate ids."""
 MANY = "many"
 """65,536 others besides, none of whom anybody outside is: as most rootless containers have it. It takes root."""
 FIRST = 100_000

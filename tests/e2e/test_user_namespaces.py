@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -172,3 +173,19 @@ def test_client_of_the_namespace(stage: Stage, start_proxy: StartProxy, mapped: 
             assert client.wait(LIMIT_S) == 0
         until(lambda: proxy.events("open"), "the client")
         assert told(proxy) == 0
+
+
+def test_sender_outside_the_pid_namespace(stage: Stage, start_proxy: StartProxy) -> None:
+    """A proxy for which a sender has no pid (it is in a pid namespace of its own) sends on in its user's name."""
+    upstream = stage.path("server.sock")
+    with served(upstream, socket.SOCK_DGRAM) as listener, socket.socket(socket.AF_UNIX, listener.type) as client:
+        set_passcred(listener)
+        in_pid_namespace = ["unshare", *(() if ROOT else ("-r",)), "--pid", "--fork", "--kill-child"]
+        proxy = start_proxy(stage.path("p.sock"), upstream, wrap=in_pid_namespace)
+        with as_somebody_else() as user:
+            client.connect(proxy.socket)
+            client.send(b"hello")
+        data, [(_, _, content)], _, _ = listener.recvmsg(9, socket.CMSG_SPACE(12))
+        assert data == b"hello"
+        assert Credentials(*memoryview(content).cast("i"))[1:] == user
+        proxy.signal(signal.SIGKILL)  # (unshare takes no other, and its child ends with it)

@@ -148,6 +148,22 @@ class Listener:
         self.withdrawn = False
         self._pin(None)
 
+    def copy_again(self) -> None:
+        """The upstream's file may have another owner or mode: so has ours, then. Raises `ListenError`, OSError."""
+        if not (self.withdrawn or self._like is None) and isinstance(self.endpoint, UnixPath):
+            pinned = os.open(self.endpoint.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                made = os.fstat(pinned)
+                if (made.st_dev, made.st_ino) == self._file:
+                    set_owner_and_mode(f"/proc/self/fd/{pinned}", self.endpoint, self._like)
+                    self._describe(os.fstat(pinned))
+            finally:
+                os.close(pinned)
+
+    def _describe(self, made: os.stat_result) -> None:
+        self.mode = f"{stat.S_IMODE(made.st_mode):o}"
+        self.owner = f"{user_name(made.st_uid)}:{group_name(made.st_gid)}"
+
     def remove_file(self) -> None:
         """Remove the socket's file if it is still ours: nobody new can connect, who is in the queue stays."""
         if self._is_ours() and isinstance(self.endpoint, UnixPath):
@@ -244,8 +260,7 @@ class Listener:
             os.unlink(beside)
             raise
         self._file = made.st_dev, made.st_ino
-        self.mode = f"{stat.S_IMODE(made.st_mode):o}"
-        self.owner = f"{user_name(made.st_uid)}:{group_name(made.st_gid)}"
+        self._describe(made)
         return sock
 
     def _bind_beside(self, beside: str, at: int) -> socket.socket:
