@@ -66,15 +66,15 @@ async def test_it_comes_with_its_directories(looks: Looks) -> None:
 
 async def test_it_is_looked_again_and_again_for_a_while(looks: Looks, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, and then with pauses that grow with what has passed, to their end."""
-    monkeypatch.setattr(module, "_LAST_NS", 100_000_000)
+    monkeypatch.setattr(module, "_LAST_NS", 2_000_000)
     looks.path.parent.mkdir(parents=True)
     looks.vigil.keep(is_gone=True)
     began = monotonic_ns()
     looks.path.touch()
-    await looks.until(lambda: bool(looks.at) and looks.vigil.age_ns > 100_000_000 and looks.vigil._due is None)
-    assert 2 <= len(looks.at) <= 80
-    for before, after in zip(looks.at, looks.at[1:], strict=False):
-        assert after - before > 150_000
+    await looks.until(lambda: bool(looks.at) and looks.vigil._due is None)
+    assert len(looks.at) == 26
+    for number, (before, after) in enumerate(zip(looks.at, looks.at[1:], strict=False)):
+        assert after - before > 0.9 * 200_000 * 1.1**number
     assert all(looks.seen)
     assert looks.at[0] > began
     count = len(looks.at)

@@ -23,8 +23,8 @@ from udsproxy.proxy.relay import Due, Relay
 
 _FIRST_NS = 200_000
 _SHARE = 10
-_LAST_NS = 500_000_000
-"""How long after a change it is looked more often than without."""
+_LAST_NS = 50_000_000
+"""Pauses that are longer are for who looks without being told."""
 
 
 class Vigil:
@@ -38,7 +38,8 @@ class Vigil:
         self._watch: Watch | None = None
         self._is_gone = False
         self._due: Due | None = None
-        self._changed_at = -_LAST_NS
+        self._pause_ns = _FIRST_NS
+        self._changed_at = 0
 
     @property
     def age_ns(self) -> int:
@@ -84,11 +85,13 @@ class Vigil:
     def stir(self) -> None:
         """Something has changed there, or may have: look."""
         self._changed_at = monotonic_ns()
+        self._pause_ns = _FIRST_NS
         if self._due is None:
             self._try(self._changed_at)
 
     def _try(self, _: int) -> None:
         self._due = None
         self._look()
-        if self._is_gone and self._watch is not None and (age := self.age_ns) < _LAST_NS:
-            self._due = self._relay.call_at(monotonic_ns() + max(_FIRST_NS, age // _SHARE), self._try)
+        if self._is_gone and self._watch is not None and self._pause_ns < _LAST_NS:
+            self._due = self._relay.call_at(monotonic_ns() + self._pause_ns, self._try)
+            self._pause_ns += self._pause_ns // _SHARE
