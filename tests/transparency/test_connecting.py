@@ -299,6 +299,16 @@ def test_file_that_changes(fresh: Route) -> None:
         fresh.accept()
 
 
+def test_unlinked_server_keeps_who_may_connect(fresh: Route) -> None:
+    """A server removes its file and goes on: clients get ENOENT, whoever they are (and never EACCES)."""
+    fresh.start()
+    os.unlink(fresh.server_path)
+    with as_somebody_else():
+        first = fresh.client()
+        assert outcome(lambda: first.connect(fresh.path)) in (0, errno.ENOENT)
+        until(lambda: fresh.try_connect() == errno.ENOENT, "ENOENT")
+
+
 def attributes(path: str) -> tuple[int, int, int]:
     found = os.stat(path)
     return found.st_mode, found.st_uid, found.st_gid

@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -150,15 +150,21 @@ class Listener:
 
     def copy_again(self) -> None:
         """The upstream's file may have another owner or mode: so has ours, then. Raises `ListenError`, OSError."""
-        if not (self.withdrawn or self._like is None) and isinstance(self.endpoint, UnixPath):
-            pinned = os.open(self.endpoint.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                made = os.fstat(pinned)
-                if (made.st_dev, made.st_ino) == self._file:
-                    set_owner_and_mode(f"/proc/self/fd/{pinned}", self.endpoint, self._like)
-                    self._describe(os.fstat(pinned))
-            finally:
-                os.close(pinned)
+        if self.withdrawn or not (isinstance(self.endpoint, UnixPath) and isinstance(self._like, UnixPath)):
+            return
+        with contextlib.ExitStack() as stack:
+            ours, theirs = (
+                stack.enter_context(_pinned(path, flags))
+                for path, flags in ((self.endpoint.path, os.O_NOFOLLOW), (self._like.path, 0))
+            )
+            made, model = os.stat(ours), os.stat(theirs)
+            if (made.st_dev, made.st_ino) != self._file or not stat.S_ISSOCK(model.st_mode):
+                return
+            if (made.st_uid, made.st_gid) != (model.st_uid, model.st_gid):
+                # Nobody is to have what was another's, not for a moment.
+                os.chmod(ours, stat.S_IMODE(made.st_mode & model.st_mode))
+            set_owner_and_mode(ours, self.endpoint, UnixPath(theirs))
+            self._describe(os.stat(ours))
 
     def _describe(self, made: os.stat_result) -> None:
         self.mode = f"{stat.S_IMODE(made.st_mode):o}"
@@ -322,6 +328,16 @@ class Listener:
             self._act(partial(sock.listen, backlog))
         else:
             sock.listen(backlog)
+
+
+@contextlib.contextmanager
+def _pinned(path: str, flags: int) -> Iterator[str]:
+    """A name for what is there now, whatever becomes of that one. Raises OSError."""
+    pinned = os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+    try:
+        yield f"/proc/self/fd/{pinned}"
+    finally:
+        os.close(pinned)
 
 
 def _require_replaceable(path: str) -> None:
