@@ -83,25 +83,27 @@ class Observer:
                 began = trio.current_time()
                 if self._process is not None:
                     await self._listen(self._process)
-                    await trio.to_thread.run_sync(_end, self._process)
+                    await _in_a_thread(_end, self._process)
                     self._process = None
                 pause_s = _AGAIN_S if trio.current_time() - began > _LONG_S else min(2 * pause_s, _AGAIN_MOST_S)
                 await trio.sleep(pause_s)
                 expect_child()
-                await trio.to_thread.run_sync(self._start)
+                await _in_a_thread(self._start)
 
     async def _listen(self, process: subprocess.Popen[bytes]) -> None:
         """Take its answers until it has ended."""
         assert process.stdin is not None
         assert process.stdout is not None
-        with process.stdin, process.stdout:
-            self._to = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
-            out = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
         why = "the observer has ended"
         try:
+            with process.stdin, process.stdout:
+                self._to = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
+                out = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
             async with out:
                 await self._take_answers(out)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        except OSError as error:
+            why = f"the observer cannot be asked: {error.strerror}"
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except msgspec.DecodeError as error:
             why = f"the observer has answered what cannot be understood: {error}"
@@ -190,6 +192,12 @@ class Observer:
         process, self._process = self._process, None
         if process is not None:
             _end(process)
+
+
+async def _in_a_thread(call: Callable[..., None], *arguments: object) -> None:
+    """Traffic does not wait for it. Where there is no thread to be had it is not called."""
+    with contextlib.suppress(RuntimeError):
+        await trio.to_thread.run_sync(call, *arguments)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
