@@ -10,6 +10,7 @@ import mmap
 import os
 import pwd
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -199,6 +200,42 @@ def test_logger(stage: Stage, start_tap: StartTap) -> None:
         assert directly == (b"<19>e2e: several words", (OTHER.pw_uid, OTHER.pw_gid))
         start_tap(path)
         assert logged() == directly
+
+
+LOGGERS = int(os.environ.get("UDSPROXY_LOGGERS", "20"))
+
+
+def test_senders_that_end_at_once(stage: Stage, start_tap: StartTap) -> None:
+    """Of a sender that has ended before its message was sent on, user and group are right all the same, and the pid
+    is udsproxy's: no other can be said then. How many those are is told (``pytest -s``)."""
+    path, ours = stage.path("log"), 0
+    with Receiver(path) as log:
+        tap = start_tap(path)
+        for number in range(LOGGERS):
+            with subprocess.Popen([*as_other("logger"), "--socket", path, str(number)]) as logger:
+                pass
+            message = log.receive()
+            assert message.data.endswith(b": %d" % number)
+            assert message.user == (OTHER.pw_uid, OTHER.pw_gid)
+            assert message.pid in (logger.pid, tap.pid)
+            ours += message.pid == tap.pid
+    print(f"\n{ours} of {LOGGERS} had udsproxy's pid")
+
+
+def test_a_sender_that_has_ended(stage: Stage, start_tap: StartTap) -> None:
+    """So it is for certain where the proxy stands still meanwhile; and who is still there then is known."""
+    path = stage.path("log")
+    with Receiver(path) as log, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as alive:
+        tap = start_tap(path)
+        alive.connect(path)
+        tap.freeze()
+        with subprocess.Popen([*as_other("logger"), "--socket", path, "gone"]):
+            pass
+        alive.send(b"alive")
+        tap.signal(signal.SIGCONT)
+        gone, known = log.receive(), log.receive()
+    assert (gone.user, gone.pid) == ((OTHER.pw_uid, OTHER.pw_gid), tap.pid)
+    assert known == (b"alive", os.getpid() if ROOT else tap.pid, (os.geteuid(), os.getegid()))
 
 
 def test_a_service_that_says_it_is_ready(stage: Stage, start_tap: StartTap) -> None:

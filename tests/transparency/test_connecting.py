@@ -165,6 +165,23 @@ def test_restarted_server_is_reached(fresh: Route) -> None:
     assert fresh.accept().recv(9) == b"hello"
 
 
+def test_bound_server_gives_econnrefused(fresh: Route) -> None:
+    """A server that has made its file (bind()) and does not listen refuses; once it listens the first who comes
+    is a client."""
+    fresh.start()
+    fresh.listener.close()
+    os.unlink(fresh.server_path)
+    assert refusal(fresh) == errno.ENOENT
+    with fresh.client() as listener:
+        listener.bind(fresh.server_path)
+        os.chmod(fresh.server_path, 0o666)
+        until(lambda: fresh.try_connect() == errno.ECONNREFUSED, "ECONNREFUSED")
+        listener.listen()
+        until(lambda: not outcome(lambda: fresh.connect().send(b"hello")), "a connection to the server")
+        with listener.accept()[0] as server:
+            assert server.recv(9) == b"hello"
+
+
 def test_replaced_server_is_reached(fresh: Route) -> None:
     """A server that has taken another's path gets the next client."""
     fresh.start()
@@ -262,6 +279,39 @@ def test_file_owner_and_group(fresh: Route) -> None:
     fresh.open()
     found = os.stat(fresh.path)
     assert (found.st_uid, found.st_gid) == (owner, group)
+
+
+def test_file_that_changes(fresh: Route) -> None:
+    """A server may change its file when it listens: mode, owner and group stay the server's, also when it has been
+    started anew."""
+    owner, group = (OTHER_ID, OTHER_ID - 1) if ROOT else (os.getuid(), os.getgid())
+    fresh.start()
+    for mode in (0o600, 0o640):
+        os.chown(fresh.server_path, owner, group)
+        os.chmod(fresh.server_path, mode)
+        expected = stat.S_IFSOCK | mode, owner, group
+        until(lambda expected=expected: attributes(fresh.path) == expected, f"mode {mode:o}")  # type: ignore[misc]
+        fresh.listener.close()
+        os.chmod(fresh.server_path, 0o666)
+        assert refusal(fresh) == errno.ECONNREFUSED
+        fresh.serve()
+        until(lambda: not outcome(lambda: fresh.connect().close()), "a connection to the new server")
+        fresh.accept()
+
+
+def test_unlinked_server_keeps_who_may_connect(fresh: Route) -> None:
+    """A server removes its file and goes on: clients get ENOENT, whoever they are (and never EACCES)."""
+    fresh.start()
+    os.unlink(fresh.server_path)
+    with as_somebody_else():
+        first = fresh.client()
+        assert outcome(lambda: first.connect(fresh.path)) in (0, errno.ENOENT)
+        until(lambda: fresh.try_connect() == errno.ENOENT, "ENOENT")
+
+
+def attributes(path: str) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_mode, found.st_uid, found.st_gid
 
 
 def test_name_of_the_client(route: Route) -> None:

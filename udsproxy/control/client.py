@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from udsproxy import endpoints
-from udsproxy.control import peers
+from udsproxy.control import peers, place
 from udsproxy.endpoints import UnixPath
 from udsproxy.endpoints.ownership import user_name
 from udsproxy.events import printable

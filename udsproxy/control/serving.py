@@ -38,6 +38,8 @@ async def serve(server: Server, listener: Listener) -> None:
     config.errorlog = None
     config.accesslog = None
     config.read_timeout = int(_READ_S)
+    # One answer, and it is closed. (A connection that is kept is kept for 5 s, also where its client has left.)
+    config.keep_alive_max_requests = 0
     config.graceful_timeout = 0
     app, context = ASGIWrapper(make_app(server)), WorkerContext(None)  # type: ignore[arg-type]  # it is ASGI
     limiter = trio.CapacityLimiter(MAX_CONNECTIONS)

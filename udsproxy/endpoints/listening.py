@@ -22,7 +22,7 @@ from typing import Any
 
 from udsproxy.endpoints.connecting import AF_UNIX, STREAM, Socket, connect, tcp_socket, unix_socket
 from udsproxy.endpoints.naming import SocketFile, new_socket
-from udsproxy.endpoints.ownership import group_name, set_owner_and_mode, user_name
+from udsproxy.endpoints.ownership import group_name, pinned, set_owner_and_mode, user_name
 from udsproxy.endpoints.spelling import Endpoint, ListenError, Tcp, UnixAbstract, UnixPath
 from udsproxy.events import errno_message, errno_name
 from udsproxy.kernel.credentials import Actor, Credentials
@@ -169,6 +169,27 @@ class Listener:
         self.sock = self._open()
         self.withdrawn = False
 
+    def copy_again(self) -> None:
+        """The upstream's file may have another owner or mode: so has ours, then. Raises `ListenError`, OSError."""
+        if self.withdrawn or self._pinned < 0 or not isinstance(self.endpoint, UnixPath):
+            return
+        ours = f"/proc/self/fd/{self._pinned}"
+        with pinned(self._like) as theirs:
+            if theirs is None:
+                return
+            made, model = os.stat(ours), os.stat(theirs)
+            if not stat.S_ISSOCK(model.st_mode):
+                return
+            if (made.st_uid, made.st_gid) != (model.st_uid, model.st_gid):
+                # Nobody is to have what was another's, not for a moment.
+                os.chmod(ours, stat.S_IMODE(made.st_mode & model.st_mode))
+            set_owner_and_mode(ours, self.endpoint, UnixPath(theirs))
+            self._describe(os.stat(ours))
+
+    def _describe(self, made: os.stat_result) -> None:
+        self.mode = f"{stat.S_IMODE(made.st_mode):o}"
+        self.owner = f"{user_name(made.st_uid)}:{group_name(made.st_gid)}"
+
     def remove_file(self) -> None:
         """Remove the socket's file if it is still ours: nobody new can connect, who is in the queue stays."""
         self._unlink()
@@ -265,8 +286,7 @@ class Listener:
                 self._listen(made.sock, self.backlog)
             self._put_in_place(made, directory, replaceable)
             self._keep_file(made.pinned)
-        self.mode = f"{stat.S_IMODE(found.st_mode):o}"
-        self.owner = f"{user_name(found.st_uid)}:{group_name(found.st_gid)}"
+        self._describe(found)
         return made.sock
 
     def _shown_name(self) -> str:

@@ -6,6 +6,7 @@ Rule: what is only copied may fail for want of privilege; then the file is never
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -29,7 +30,7 @@ def set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) -> 
     gid = _lookup("group", endpoint.group) if endpoint.group is not None else -1
     if uid != -1 or gid != -1:
         os.chown(file, uid, gid)
-    with _pinned(like) as model_file:
+    with pinned(like) as model_file:
         model = None if model_file is None else os.stat(model_file)
         if model_file is None or model is None or not stat.S_ISSOCK(model.st_mode):
             os.chmod(file, 0o600 if endpoint.mode is None else endpoint.mode)
@@ -38,9 +39,9 @@ def set_owner_and_mode(file: str, endpoint: UnixPath, like: Endpoint | None) -> 
         made, copied_mode = os.stat(file), stat.S_IMODE(model.st_mode)
         if gid == -1 and made.st_gid != model.st_gid and not _chown(file, -1, model.st_gid):
             copied_mode &= ~0o070 | (copied_mode & 0o007) << 3
-            note = f"{endpoint.path}: the upstream's group {group_name(model.st_gid)} cannot be copied (not root)"
+            note = f"{endpoint.path}: the upstream's group {group_name(model.st_gid)} cannot be copied ({_why()})"
         if uid == -1 and made.st_uid != model.st_uid and not _chown(file, model.st_uid, -1):
-            note = f"{endpoint.path}: the upstream's owner {user_name(model.st_uid)} cannot be copied (not root)"
+            note = f"{endpoint.path}: the upstream's owner {user_name(model.st_uid)} cannot be copied ({_why()})"
         mode = copied_mode if endpoint.mode is None else endpoint.mode
         os.chmod(file, mode)
         if endpoint.mode is None and not _copy_acl(model_file, file):
@@ -78,13 +79,19 @@ def _copy_acl(source: str, file: str) -> bool:
 def _chown(file: str, uid: int, gid: int) -> bool:
     try:
         os.chown(file, uid, gid)
-    except PermissionError:
-        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):
+            raise
+        return False  # EINVAL: our user namespace has no number for it
     return True
 
 
+def _why() -> str:
+    return "not root" if os.geteuid() else "root of a user namespace that has none"
+
+
 @contextlib.contextmanager
-def _pinned(endpoint: Endpoint | None) -> Iterator[str | None]:
+def pinned(endpoint: Endpoint | None) -> Iterator[str | None]:
     """A path that leads to an endpoint's file for as long as this lasts, whatever happens to its name; None: it has
     none."""
     if not isinstance(endpoint, UnixPath):

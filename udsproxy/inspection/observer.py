@@ -4,16 +4,18 @@ It is asked on standard input and answers on standard output, a line each (`udsp
 when standard input does: with the proxy, however that ends.
 
 Rules: it is less urgent than everything else (nice). It looks at all processes no more often than costs a twentieth
-of the time; at the workers that it knows each time.
+of the time; at the workers that it knows each time. What it counts ends when nobody asks any more, also where who
+asked stands still.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
-import sys
 from collections import Counter
+from collections.abc import Iterator
 from time import monotonic
 
 import msgspec
@@ -30,6 +32,10 @@ _SHARE = 20
 _MOST_LISTENERS = 1000
 _AGAIN_S = 0.5
 """But no less."""
+_ASKED_S = 10.0
+"""So long it counts without being asked."""
+_STDIN, _STDOUT = 0, 1
+_READ = 64 * 1024
 
 
 class Looker:
@@ -81,30 +87,31 @@ class Looker:
         return others
 
     def _count(self, ask: Ask) -> int | None:
-        if self._refusals is None:
-            if not ask.count_refusals or self._why_not is not None:
-                return None
-            try:
-                self._refusals = Refusals()
-            except OSError as error:
-                why = "that takes root" if os.geteuid() else error.strerror
-                self._why_not = f"the kernel's tracing cannot be used: {why}"
-                return None
+        if self._why_not is not None or (self._refusals is None and not ask.count_refusals):
+            return None
         mine = self._untold.pop(ask.proxy, Counter())
         try:
+            if self._refusals is None:
+                self._refusals = Refusals()
             self._refusals.count(on=ask.count_refusals or bool(self._untold))
         except OSError as error:
-            self._why_not = f"the kernel's tracing cannot be used: {error.strerror}"
+            why = "that takes root" if os.geteuid() else error.strerror
+            self._why_not = f"the kernel's tracing cannot be used: {why}"
             self.close()
             return None
-        found = Counter[int]()
-        for thread, count in self._refusals.taken().items():
-            found[procfs.read_process(thread) or thread] += count
+        found = self._refusals.taken()
         for each in (mine, *self._untold.values()):
             each.update(found)
         if ask.count_refusals:
             self._untold[ask.proxy] = Counter()
         return sum(mine[pid] for pid in set(ask.clients)) if ask.clients else None
+
+    def rest(self) -> None:
+        """Nobody has asked for a while."""
+        self._untold.clear()
+        if self._refusals is not None:
+            with contextlib.suppress(OSError):
+                self._refusals.count(on=False)
 
     def close(self) -> None:
         if self._refusals is not None:
@@ -123,14 +130,28 @@ def main() -> None:
         os.nice(_NICE)
     looker = Looker()
     try:
-        for line in sys.stdin.buffer:
-            sample = looker.answer(msgspec.json.decode(line, type=Ask), monotonic())
-            sys.stdout.buffer.write(msgspec.json.encode(sample) + b"\n")
-            sys.stdout.buffer.flush()
+        for line in _lines(looker):
+            answer = msgspec.json.encode(looker.answer(msgspec.json.decode(line, type=Ask), monotonic())) + b"\n"
+            while answer:
+                answer = answer[os.write(_STDOUT, answer) :]
     except BrokenPipeError:
         pass
     finally:
         looker.close()
+
+
+def _lines(looker: Looker) -> Iterator[bytes]:
+    """What comes on standard input, to its end; the looker rests where nothing does."""
+    rest = b""
+    while True:
+        if not select.select([_STDIN], [], [], _ASKED_S)[0]:
+            looker.rest()
+            continue
+        data = os.read(_STDIN, _READ)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
 
 
 if __name__ == "__main__":

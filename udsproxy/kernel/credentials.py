@@ -2,7 +2,8 @@
 
 Rules: only the thread that asks is somebody else (raw system calls: those of the C library change every thread),
 for no more than the one call that needs it. Where it cannot become itself again the process ends: it must serve
-nobody as somebody else.
+nobody as somebody else. Who cannot be had (in a user namespace, whoever it has no number for) is ourselves in that
+part: user, group, or groups.
 """
 
 from __future__ import annotations
@@ -101,6 +102,10 @@ class Actor:
     """Makes calls as somebody else."""
 
     def __init__(self) -> None:
+        self.falls_short: Callable[[Credentials, Credentials], None] | None = None
+        """Is told, once, of somebody whom we cannot be: who, and as whom calls are made in that place."""
+        self._users, self._groups = _mapped("uid_map"), _mapped("gid_map")
+        self._sets_groups = _read_own("setgroups") != "deny\n"
         self._kept: dict[bytes, Credentials] = {}
         self.own = Credentials.ours()
         capabilities = read_capabilities()
@@ -132,22 +137,61 @@ class Actor:
         return Credentials.of_peer(sock)
 
     def act(self, as_: Credentials, call: Callable[[], T]) -> T:
-        """Make this call, which must not wait. Raises PermissionError: it may not be so; and what the call does."""
+        """Make this call, which must not wait, as somebody. Raises what the call does."""
         if as_ is not self._as:
-            self._become = _steps(self.own, as_)
-            self._return = _steps(as_, self.own)[::-1]
+            near = self._nearest(as_)
+            if near != as_:
+                self._tell(as_, near)
+            self._become = _steps(self.own, near)
+            self._return = _steps(near, self.own)
             self._as = as_
-        syscall = self._syscall
+        syscall, done = self._syscall, 0
         try:
             for step in self._become:
                 if syscall(*step):
-                    number = ctypes.get_errno()
-                    raise PermissionError(number, os.strerror(number))
-            return call()
+                    break
+                done += 1
+            else:
+                return call()
         finally:
-            for step in self._return:
+            for step in self._return[:done][::-1]:
                 if syscall(*step):
                     os.abort()
+        # (They have an effect at once, or none: a security module may say no, whatever our capabilities.)
+        self._tell(as_, self.own)
+        return call()
+
+    def _nearest(self, wanted: Credentials) -> Credentials:
+        """The nearest to it that we can be."""
+        return Credentials(
+            wanted.uid if _holds(self._users, wanted.uid) else self.own.uid,
+            wanted.gid if _holds(self._groups, wanted.gid) else self.own.gid,
+            tuple(group for group in wanted.groups if _holds(self._groups, group))
+            if self._sets_groups
+            else self.own.groups,
+        )
+
+    def _tell(self, wanted: Credentials, near: Credentials) -> None:
+        if self.falls_short is not None:
+            tell, self.falls_short = self.falls_short, None
+            tell(wanted, near)
+
+
+def _mapped(name: str) -> list[range]:
+    """The numbers of users, or groups, that there are in our user namespace (user_namespaces(7))."""
+    rows = [[int(number) for number in line.split()] for line in _read_own(name).splitlines()]
+    return [range(first, first + count) for first, _, count in rows] or [range(2**32 - 1)]
+
+
+def _holds(mapped: list[range], number: int) -> bool:
+    return any(number in each for each in mapped)
+
+
+def _read_own(name: str) -> str:
+    """A file of our own; what is not there is empty."""
+    with contextlib.suppress(OSError), open(f"/proc/thread-self/{name}", encoding="ascii") as file:
+        return file.read()
+    return ""
 
 
 def _steps(before: Credentials, after: Credentials) -> list[tuple[Any, ...]]:

@@ -50,8 +50,8 @@ the last. _SHUTDOWN always comes."""
 SHOW_UID = 1 << 6
 _RCV_SHUTDOWN = 1
 ALL_STATES = 0xFFFFFFFF
-ESTABLISHED, LISTEN = 1, 10
-"""TCP_ESTABLISHED and TCP_LISTEN: AF_UNIX has TCP's names for its states."""
+ESTABLISHED, CLOSE, LISTEN = 1, 7, 10
+"""TCP_ESTABLISHED, TCP_CLOSE (neither connected nor listening), TCP_LISTEN: AF_UNIX has TCP's names for them."""
 
 
 class DiagError(OSError):

@@ -89,12 +89,6 @@ def read_ids(pid: int) -> tuple[int, int, tuple[int, ...]] | None:
         return None
 
 
-def read_process(thread: int) -> int | None:
-    """The process of a thread (``Tgid`` of ``/proc/TID/status``)."""
-    found = re.search(rb"^Tgid:\s*(\d+)", _read(f"/proc/{thread}/status"), re.MULTILINE)
-    return int(found[1]) if found else None
-
-
 def read_parent(pid: int) -> int | None:
     """The parent's pid: the second field after the name in ``/proc/PID/stat``."""
     try:

@@ -94,6 +94,13 @@ class SockDiag:
         kernel shows us. Raises `DiagError`."""
         return self._find(address, 1 << codec.LISTEN)
 
+    def is_bound(self, path: str) -> bool:
+        """Does the kernel show us a socket that has made this file, and does not listen (yet)? Raises `DiagError`,
+        OSError."""
+        file = os.stat(path)
+        found = list(self._dump(1 << codec.CLOSE, 1 << codec.VFS))
+        return any(each.file is not None and _is_file(each.file, file) for each in found)
+
     def _find(self, address: str | bytes, states: int) -> UnixSocket | None:
         found = None
         file = os.stat(address) if isinstance(address, str) else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -19,6 +20,8 @@ MOST = 253
 """As many descriptors as one message can carry (SCM_MAX_FD, include/net/scm.h)."""
 _RIGHTS, _CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
 _SOL_SOCKET = int(socket.SOL_SOCKET)
+_CANNOT_SAY = (errno.EPERM, errno.ESRCH, errno.EINVAL)
+"""That we may not, that there is no such process, that our user namespace has no number for its user."""
 _UCRED = struct.calcsize("3i")
 Ancillary = Sequence[tuple[int, int, "bytes | array.array[int]"]]
 """As sendmsg() takes it."""
@@ -78,8 +81,9 @@ def send_as(
     for name in (sender, _OWN_PID + sender[4:]):
         try:
             return dst.sendmsg((data,), [*ancillary, (_SOL_SOCKET, _CREDENTIALS, name)], flags, to)
-        except (PermissionError, ProcessLookupError):
-            pass
+        except OSError as error:
+            if error.errno not in _CANNOT_SAY:
+                raise
     return dst.sendmsg((data,), ancillary, flags, to)
 
 
@@ -92,8 +96,9 @@ def speaker(dst: Socket, sender: bytes) -> Callable[..., int]:
         if not ancillary:
             try:
                 return sendmsg((data,), says, flags)
-            except (PermissionError, ProcessLookupError):
-                pass
+            except OSError as error:
+                if error.errno not in _CANNOT_SAY:
+                    raise
         return send_as(dst, sender, data, flags, ancillary)
 
     return send

@@ -289,8 +289,8 @@ class Datagrams:
 
     def _send_as_it_is(self, sock: Socket, datagram: _Datagram, to: Address | None) -> None:
         ancillary = [] if datagram.cargo is None else datagram.cargo.ancillary(credentials=False)
-        # (Nobody: sent before we asked for credentials, or from outside our pid namespace.)
-        if self._connections.speaks and datagram.credentials[:4] != _NOBODY[:4]:
+        # (From outside our pid namespace: only the pid is 0.)
+        if self._connections.speaks and datagram.credentials != _NOBODY:
             send_as(sock, datagram.credentials, datagram.data, _SEND, ancillary, to)
         else:
             sock.sendmsg((datagram.data,), ancillary, _SEND, to)

@@ -23,7 +23,7 @@ import trio
 
 from udsproxy import endpoints
 from udsproxy.config import ProxyConfig
-from udsproxy.endpoints import Listener, ListenError, Socket, Tcp
+from udsproxy.endpoints import Listener, ListenError, Socket, Tcp, UnixPath
 from udsproxy.events import Listening, ProxyError, Queue, UpstreamError, errno_message, errno_name, printable
 from udsproxy.faults.rules import Book, GateState, Rule
 from udsproxy.inspection.roles import count_servers
@@ -45,10 +45,11 @@ from udsproxy.proxy.doors import (
     Unseen,
     Upstream,
 )
-from udsproxy.proxy.mirror import Mirrored, backlog_of, is_listening, listener_inode
+from udsproxy.proxy.mirror import Mirrored, backlog_of, listener_inode, look_at
 from udsproxy.proxy.observer import Observer
 from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
+from udsproxy.proxy.vigil import Vigil
 from udsproxy.proxy.watch import Watch
 from udsproxy.takeover.guardian import GuardianError
 from udsproxy.takeover.listener import TakenOver
@@ -62,7 +63,9 @@ SHORTAGE_S = 10.0
 """A shortage is over when it was not met for so long. (At the limit on descriptors, with clients who leave and
 others who come in their place, it is met many times a second.)"""
 RETRY_GONE_S = 0.05
-"""How soon it is tried whether the upstream is back."""
+"""How soon it is tried whether the upstream is back, where nothing tells (`udsproxy.proxy.vigil`)."""
+SETTLED_NS = 5_000_000
+"""A server that has made its file listens within so long, or clients are refused as there."""
 LOOK_S = 0.01
 """How often it is looked whether the server whose place we took still listens. (It takes about 10 µs.)"""
 EMPTY_S = 0.03
@@ -104,6 +107,7 @@ class AcceptLoop:
                 self.connections.look_who_asks = self._look_who_asks
             if wanted and not self._actor.able:
                 self.connections.own = self._actor.own
+            self._actor.falls_short = self._tell_falls_short
         self._door: Door | None = None
         self._held: deque[Socket] = deque()
         """Clients who were accepted, and for whom no connection could be made yet: one door leaves them to the
@@ -132,8 +136,12 @@ class AcceptLoop:
         self._found = 0
         """The upstream's listener, where the door does not know it."""
         self._found_at = -_KNOWN_NS
-        self._changed = trio.Event()
-        """Something has changed at the path since this was made."""
+        self._vigil: Vigil | None = None
+        """At the place of the server's file."""
+        self._back = trio.Event()
+        """Set when the upstream is back."""
+        self._retry_at = 0.0
+        """Not before then, because it has failed."""
 
     async def run(self) -> None:
         self._gate = self.book.gate()
@@ -146,13 +154,18 @@ class AcceptLoop:
         finally:
             self._close_door()
             self._dismiss_held()
+            if self._vigil is not None:
+                self._vigil.close()
 
     async def _run(self) -> None:
         assert self._nursery is not None
+        self._begin_vigil()
         self._reopen()
         self._tell_listening()
         if self._taken is not None:
             self._nursery.start_soon(self._watch_path, self._taken)
+        self._keep_vigil()
+        self._look_at_place()  # it may have changed its file since ours was made
         while True:
             await self._parked.wait()
             while self._gone is not None or trio.current_time() < self._parked_until:
@@ -541,11 +554,8 @@ class AcceptLoop:
         """Notice that the server has ended, or the path was taken from us, before a client does: nobody may be
         answered then (a server that is started anew tries that)."""
         while True:
-            with trio.move_on_after(LOOK_S) as scope:
+            with trio.move_on_after(LOOK_S):
                 await taken.watch.changed()
-            if not scope.cancelled_caught:
-                self._changed.set()
-                self._changed = trio.Event()
             if self._gone is not None or self._draining:
                 await trio.sleep(LOOK_S)
                 continue
@@ -583,8 +593,8 @@ class AcceptLoop:
         if upstream is None:
             return 0
         # To connect is the last resort: a server that has just come back would get a client who says nothing.
-        if not isinstance(address, Tcp) and is_listening(address, upstream.kind):
-            return 0
+        if not isinstance(address, Tcp) and (failed := look_at(address, upstream.kind)) is not None:
+            return failed
         # (A TCP client cannot be given messages.)
         return upstream.seek() if self.listener.is_unix else upstream.probe()
 
@@ -602,35 +612,100 @@ class AcceptLoop:
 
     async def _until_restored(self) -> None:
         """Until the upstream is back and we accept again; what fails in that is told once, and tried again."""
-        pause_s = RETRY_GONE_S
-        while self._gone is not None:
-            with trio.move_on_after(pause_s):
-                await self._changed.wait()
-            pause_s = RETRY_GONE_S
-            if self._draining:
+        looked = None
+        while (gone := self._gone) is not None:
+            self._back = trio.Event()
+            self._keep_vigil()
+            if gone is not looked and self._vigil is not None:
+                looked = gone
+                self._vigil.stir()  # its file may have come before
                 continue
-            gone = self._gone
+            with trio.move_on_after(max(RETRY_GONE_S, self._retry_at - trio.current_time())):
+                await self._back.wait()
+            if self._draining or self._gone is not gone:
+                continue
             try:
                 failed = self._probe()
-                if failed in (0, errno.EAGAIN):
-                    if self._gate.shut is not None:
-                        self.listener.withdraw(self._gate.shut)
-                    else:
-                        self._restore()
-                        self._open_door()
-                    self._gone = self._not_listening = None
-                    self._tell_listening()
-                elif failed != gone.number and failed not in STARVED:
-                    self._gone = Gone(failed)
-                    self._tell_upstream_error("connect", failed, None)
-                    self.listener.step_aside(failed)
-            except Gone:
-                self._close_door()
-            except (ListenError, OSError) as error:
-                # Somebody else has taken the path, say; and to try is to connect to them.
-                self._close_door()
-                pause_s = RETRY_TAKEN_S
-                self._tell_not_listening(error)
+            except OSError as error:
+                self._cannot_restore(error)
+                continue
+            if failed in (0, errno.EAGAIN):
+                self._try_to_restore()
+            elif failed != gone.number and failed not in STARVED and self._is_settled():
+                self._become(Gone(failed))
+
+    def _begin_vigil(self) -> None:
+        address = self.listener.endpoint if self._taken is not None else self._config.upstream
+        if isinstance(address, UnixPath):
+            self._vigil = Vigil(address.path, self._relay, self._look_at_place)
+
+    def _keep_vigil(self) -> None:
+        if self._vigil is not None:
+            self._vigil.keep(is_gone=self._gone is not None)
+
+    def _is_settled(self) -> bool:
+        return self._vigil is None or self._vigil.age_ns > SETTLED_NS
+
+    def _look_at_place(self) -> None:
+        """Something has changed there, a moment ago."""
+        if self._draining:
+            return
+        try:
+            if self._gone is None:
+                if self._taken is None:
+                    self.listener.copy_again()
+            elif trio.current_time() >= self._retry_at and self._sees_server():
+                self._try_to_restore()
+        except (ListenError, OSError):
+            pass  # who looks now and then will tell
+
+    def _sees_server(self) -> bool:
+        """Is it there, for sure? The server does not notice."""
+        if self._taken is not None:
+            return self._taken.there() == 0
+        upstream, address = self._upstream, self._config.upstream
+        if upstream is None or isinstance(address, Tcp):
+            return False
+        if upstream.kind == socket.SOCK_DGRAM:
+            return upstream.probe() == 0
+        return look_at(address, upstream.kind) == 0
+
+    def _try_to_restore(self) -> None:
+        """The upstream is there."""
+        try:
+            if self._gate.shut is not None:
+                self.listener.withdraw(self._gate.shut)
+            else:
+                self._restore()
+                self._open_door()
+        except Gone:
+            self._close_door()
+        except (ListenError, OSError) as error:
+            # Somebody else has taken the path, say; and to try is to connect to them.
+            self._close_door()
+            self._cannot_restore(error)
+        else:
+            self._gone = self._not_listening = None
+            self._keep_vigil()
+            self._look_at_place()  # it may have changed its file since ours was made
+            self._tell_listening()
+            self._back.set()
+            if trio.current_time() >= self._parked_until:
+                self._parked = trio.Event()
+                self._resume()
+
+    def _become(self, gone: Gone) -> None:
+        """The upstream is gone in another way than before."""
+        self._gone = gone
+        self._tell_upstream_error("connect", gone.number, None)
+        try:
+            self.listener.step_aside(gone.number)
+        except (ListenError, OSError) as error:
+            self._cannot_restore(error)
+
+    def _cannot_restore(self, error: ListenError | OSError) -> None:
+        self._retry_at = trio.current_time() + RETRY_TAKEN_S
+        self._tell_not_listening(error)
 
     # --- telling ---
 
@@ -693,6 +768,12 @@ class AcceptLoop:
             self._told_denied = True
             hint = "we connect as the client; --credentials own connects as ourselves"
             self._tell_error("connect", denied.number, errno_message(denied.number), hint)
+
+    def _tell_falls_short(self, client: Credentials, as_: Credentials) -> None:
+        """Once: who connects, or listens, is nobody that we can be."""
+        message = f"we cannot be uid {client.uid}, gid {client.gid} with its groups"
+        hint = f"the other end sees uid {as_.uid}, gid {as_.gid}; in a user namespace, map those ids (/etc/subuid)"
+        self._tell_error("setresuid", errno.EINVAL, message, hint)
 
     def _tell_unfit(self) -> None:
         """What was asked for before the type of the upstream's socket was known."""

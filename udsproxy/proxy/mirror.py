@@ -72,20 +72,25 @@ def _listener_at(address: UnixPath | UnixAbstract) -> UnixSocket | None:
         return None
 
 
-def is_listening(address: UnixPath | UnixAbstract, kind: int) -> bool:
-    """Does somebody listen there, to whom we may connect? The server does not notice that this is asked; False also
-    where the kernel does not show it."""
+def look_at(address: UnixPath | UnixAbstract, kind: int) -> int | None:
+    """What connect() would say to clients there (errno; 0: somebody listens), without the server noticing that this
+    is asked; None: only connecting would tell."""
     try:
         if isinstance(address, UnixPath):
             # A socket of another type finds the file, may connect to it or not, and does not (unix_find_bsd).
             with unix_socket(socket.SOCK_STREAM if kind == socket.SOCK_DGRAM else socket.SOCK_DGRAM) as other:
-                if connect(other, address) != errno.EPROTOTYPE:
-                    return False
+                failed = connect(other, address)
+            if failed not in (0, errno.EPROTOTYPE):
+                return failed
         with SockDiag() as diag:
             found = diag.listener(_as_asked(address))
-            return found is not None and found.type == kind
+            if found is not None:
+                return 0 if found.type == kind else None
+            if isinstance(address, UnixPath) and kind != socket.SOCK_DGRAM and diag.is_bound(address.path):
+                return errno.ECONNREFUSED
     except OSError:
-        return False
+        pass
+    return None
 
 
 def _as_asked(address: UnixPath | UnixAbstract) -> str | bytes:

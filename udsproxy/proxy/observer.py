@@ -1,9 +1,9 @@
 """Our end of the observer (`udsproxy.inspection.observer`).
 
-Rules: it is started before there are connections, and never again: a child has copies of all descriptors until it
-runs its own program, and epoll tells of what was closed meanwhile as if it were open, under a number that may be
-another's by then (epoll(7)). One question at a time. Where it cannot be started, or fails, that is told once, and
-there are no more answers.
+Rules: it is started before there are connections. Where it has ended it is started again, no sooner each time than
+twice as long after; the relay is told before (`udsproxy.proxy.relay.Relay.expect_child`). One question at a time. A
+question that it does not answer in time is dropped, which is told; it is asked nothing more until it has answered
+that one (it was stopped, say, and goes on).
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ import msgspec
 import trio
 
 from udsproxy.inspection.workers import Ask, Sample
-from udsproxy.kernel import own_processes, refusals
+from udsproxy.kernel import own_processes
 
 _MOST_BYTES = 8 * 1024 * 1024
 _READ = 64 * 1024
 _ANSWER_S = 5.0
-"""An answer that takes longer does not come."""
+"""An answer that takes longer is waited for no more."""
 _REAP_S = 1.0
+_TICK_S = 0.25
+_AGAIN_S, _AGAIN_MOST_S = 1.0, 300.0
+"""How soon it is started again, at first and at most."""
+_LONG_S = 60.0
+"""What has lived for so long had not failed at once."""
 
 
 class Observer:
@@ -33,14 +38,20 @@ class Observer:
     def __init__(self) -> None:
         self.tell_failure: Callable[[str], None] = lambda _: None
         self._lock: trio.Lock | None = None
-        self._to: trio.lowlevel.FdStream | None = None
-        self._from: trio.lowlevel.FdStream | None = None
         self._number = 0
-        self._failure: str | None = None
+        self._owed = 0
+        """The question that it has not answered; 0: none."""
         self._asked_at = 0.0
-        """When it was asked what it has not answered."""
+        self._answer: Sample | None = None
+        self._waiting: trio.CancelScope | None = None
+        """Of who waits for that answer."""
+        self._to: trio.lowlevel.FdStream | None = None
+        self._failure: str | None = None
+        """What is to be told when somebody asks."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._ended: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    def _start(self) -> None:
         try:
             self._process = subprocess.Popen(  # noqa: S603 - it is our own program
                 own_processes.command("udsproxy.inspection.observer"),
@@ -54,83 +65,140 @@ class Observer:
         except OSError as error:
             self._failure = f"the observer was not started: {error.strerror}"
 
-    async def run(self) -> None:
-        """See that it answers. Until cancelled."""
-        while True:
-            await trio.sleep(1)
-            # (By the system's clock: a test's may jump.)
-            if self._asked_at and monotonic() - self._asked_at > _ANSWER_S:
-                self.close()
+    async def run(self, expect_child: Callable[[], None]) -> None:
+        """Take its answers, and see that it is there. Until cancelled. ``expect_child``: is called before it is
+        started again."""
+        pause_s = _AGAIN_S / 2
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._see_that_it_answers)
+            while True:
+                began = trio.current_time()
+                if self._process is not None:
+                    await self._listen(self._process)
+                    await _in_a_thread(_end, self._process)
+                    self._process = None
+                pause_s = _AGAIN_S if trio.current_time() - began > _LONG_S else min(2 * pause_s, _AGAIN_MOST_S)
+                await trio.sleep(pause_s)
+                expect_child()
+                await _in_a_thread(self._start)
 
-    async def ask(self, ask: Ask) -> Sample | None:
-        """Its answer. None: there is none, now or ever."""
-        if self._lock is None:
-            self._lock = trio.Lock()
-            if self._failure is not None:
-                self.tell_failure(self._failure)
-        async with self._lock:
-            if self._process is None:
-                return None
-            try:
-                if self._to is None:
-                    self._open(self._process)
-                return await self._exchange(ask)
-            except (OSError, trio.BrokenResourceError, msgspec.DecodeError, EOFError) as error:
-                self.close()
-                self.tell_failure(str(error) or type(error).__name__)
-                return None
-            except trio.ClosedResourceError:
-                self.tell_failure(f"the observer has not answered for {_ANSWER_S:.0f} s")
-                return None
-            except BaseException:
-                self.close()  # an answer that is still to come would be taken for another
-                raise
-
-    def _open(self, process: subprocess.Popen[bytes]) -> None:
+    async def _listen(self, process: subprocess.Popen[bytes]) -> None:
+        """Take its answers until it has ended."""
         assert process.stdin is not None
         assert process.stdout is not None
-        with process.stdin, process.stdout:
-            self._to = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
-            self._from = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+        why = "the observer has ended"
+        try:
+            with process.stdin, process.stdout:
+                self._to = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
+                out = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+            async with out:
+                await self._take_answers(out)
+        except OSError as error:
+            why = f"the observer cannot be asked: {error.strerror}"
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except msgspec.DecodeError as error:
+            why = f"the observer has answered what cannot be understood: {error}"
+        finally:
+            self._hang_up()
+        self._tell(f"{why}; it is started again")
 
-    async def _exchange(self, ask: Ask) -> Sample:
-        assert self._to is not None
-        assert self._from is not None
-        self._number += 1
-        self._asked_at = monotonic()
-        await self._to.send_all(msgspec.json.encode(msgspec.structs.replace(ask, number=self._number)) + b"\n")
+    async def _take_answers(self, out: trio.lowlevel.FdStream) -> None:
         line = bytearray()
-        while not line.endswith(b"\n"):
-            data = await self._from.receive_some(_READ)
-            if not data or len(line) > _MOST_BYTES:
-                raise EOFError("the observer has ended")
+        while data := await out.receive_some(_READ):
             line += data
-        self._asked_at = 0.0
-        return msgspec.json.decode(line, type=Sample)
+            if len(line) > _MOST_BYTES:
+                raise msgspec.DecodeError("it is too long")
+            if line.endswith(b"\n"):
+                self._take(msgspec.json.decode(line, type=Sample))
+                line.clear()
 
-    def close(self) -> None:
-        """End it: it ends when it sees that nobody is there to ask."""
-        self._asked_at = 0.0
-        for stream in (self._to, self._from):
-            if stream is not None:
-                stream.close()
-        process, self._process = self._process, None
-        if process is not None:
-            for file in (process.stdin, process.stdout):
-                if file is not None:
-                    file.close()
-            self._ended = process
+    def _take(self, answer: Sample) -> None:
+        """(Only one can come: nothing else has been asked.)"""
+        self._owed = 0
+        if self._waiting is not None and answer.number == self._number:
+            self._answer = answer
+        self._wake()
+
+    async def _see_that_it_answers(self) -> None:
+        while True:
+            await trio.sleep(_TICK_S)
+            # (By the system's clock: a test's may jump.)
+            if self._waiting is not None and self._owed and monotonic() - self._asked_at > _ANSWER_S:
+                self._tell(f"the observer has not answered for {_ANSWER_S:.0f} s")
+                self._wake()
+
+    def _wake(self) -> None:
+        """Who waits for an answer has waited for long enough."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _tell(self, failure: str) -> None:
+        """Now, if anybody has asked; else when somebody does."""
+        if self._lock is None:
+            self._failure = failure
+        else:
+            self.tell_failure(failure)
+
+    async def ask(self, ask: Ask) -> Sample | None:
+        """Its answer. None: there is none, now."""
+        if self._lock is None:
+            self._lock = trio.Lock()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            self.tell_failure(failure)
+        async with self._lock:
+            if self._to is None or self._owed:
+                return None
+            self._number += 1
+            self._owed, self._asked_at, self._answer = self._number, monotonic(), None
+            question = msgspec.json.encode(msgspec.structs.replace(ask, number=self._number)) + b"\n"
+            with trio.CancelScope() as self._waiting:
+                try:
+                    await self._send(self._to, question)
+                    await trio.sleep_forever()
+                finally:
+                    self._waiting = None
+            return self._answer
+
+    async def _send(self, to: trio.lowlevel.FdStream, question: bytes) -> None:
+        try:
+            await to.send_all(question)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            self._hang_up()
+        except BaseException:
+            self._hang_up()  # half a question may have been sent
+            raise
+
+    def _hang_up(self) -> None:
+        """It ends when it sees that nobody is there to ask."""
+        self._owed = 0
+        if self._to is not None:
+            self._to.close()
+            self._to = None
+        self._wake()
 
     def reap(self) -> None:
-        """`close`, and wait for its end, but not for long."""
-        self.close()
-        process, self._ended = self._ended, None
-        if process is None:
-            return
-        try:
+        """End it, and wait for its end, but not for long."""
+        self._hang_up()
+        process, self._process = self._process, None
+        if process is not None:
+            _end(process)
+
+
+async def _in_a_thread(call: Callable[..., None], *arguments: object) -> None:
+    """Traffic does not wait for it. Where there is no thread to be had it is not called."""
+    with contextlib.suppress(RuntimeError):
+        await trio.to_thread.run_sync(call, *arguments)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for file in (process.stdin, process.stdout):
+        if file is not None:
+            file.close()
+    try:
+        process.wait(_REAP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_REAP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_REAP_S)
-            refusals.remove(process.pid)  # it cannot any more

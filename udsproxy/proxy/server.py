@@ -237,7 +237,7 @@ class Server:
             self.faults = RunningFaults(list(zip(self._proxies, loops, strict=True)), nursery)
             nursery.start_soon(relay.run)
             if self._observer is not None:
-                nursery.start_soon(self._observer.run)
+                nursery.start_soon(self._observer.run, relay.expect_child)
             for loop in loops:
                 if self._observer is not None and (watch := loop.watched_by(self._observer)) is not None:
                     nursery.start_soon(watch.run)

@@ -33,7 +33,8 @@ _FIRST_LOOK_S, _LAST_LOOK_S = 0.1, 1.0
 _QUIET_S = 1.0
 """An incident is over when nobody has waited, and nobody met an error, for so long."""
 _COUNT_NS = 2_000_000_000
-"""How long refusals are counted once somebody has waited: to begin with that touches every processor."""
+"""How long refusals are counted once somebody has waited: to begin with that touches every processor. So often the
+observer is asked meanwhile, which ends it otherwise."""
 _SHARE, _LOOK_SHARE, _SCAN_SHARE = 100, 5, 20
 """The time between two looks, in times of what the last one took, at least: who has accepted; what workers do;
 which exchanges take long."""
@@ -76,7 +77,9 @@ class Watch:
         """When the workers are looked at next, in an incident (ns)."""
         self._took_s = 0.0
         """How long the last look took."""
-        self._counting = False
+        self._counting: bool | None = False
+        """The observer counts refusals; None: it has not answered, and may or may not."""
+        self._asked_at = 0
         self._refused = 0
         """Before there was an incident."""
         self._crowded_at = 0
@@ -156,11 +159,12 @@ class Watch:
         identify = list(self._accepted) if self._accepted and now >= self._identify_at else []
         crowded = self._incident_s is not None and self._is_crowded(now)
         sample = None
-        if slow or starts or continues or identify or crowded != self._counting:
+        is_due = crowded and now - self._asked_at > _COUNT_NS
+        if slow or starts or continues or identify or crowded != self._counting or is_due:
             asked = {each.number: each for each, _, _ in slow} | {each.number: each for each in identify}
             doing = bool(slow or starts or continues)
             sample = await self._ask(asked, doing=doing, stack=bool(slow), count=crowded)
-            self._counting = crowded
+            self._counting, self._asked_at = None if sample is None else crowded, now
             if sample is not None and sample.refused and self._incident is None and not doing:
                 # It begins with those.
                 self._refused += sample.refused
