@@ -1,9 +1,9 @@
-"""Streams with secrets in them, whole and damaged: for each a number, the same stream for the same number.
+"""Streams with secrets in them, whole and damaged: the same stream for the same number.
 
-Rules: the bytes of secrets stand nowhere else, so that any `WINDOW` of them that is seen anywhere is a leak. Damage is
-what happens to bytes on a wire or in a bug: flips, other bytes, some missing, some too many, lengths that lie, an end
-too early. It is never a secret that is moved under another name: no less than the lengths and the name before it (13
-bytes and more) would have to be cut out exactly, and what is left then is a good stream with another meaning.
+Rules: the bytes of secrets stand nowhere else, so that any `WINDOW` of them that is seen anywhere is a leak. Damage
+is what happens to bytes on a wire or by a bug: flips, other bytes, some missing, some too many, lengths that lie,
+an end too early. It is never a secret that is moved under another name: no less than the lengths and the name
+before it (13 bytes or more) would have to be cut out, and what is left is a good stream with another meaning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ MOST_MISSING = 8
 SECRET_NAMES = (
     b"HTTP_COOKIE", b"HTTP_AUTHORIZATION", b"REDIRECT_HTTP_AUTHORIZATION", b"HTTP_PROXY_AUTHORIZATION",
     b"REDIRECT_REDIRECT_REDIRECT_HTTP_AUTHORIZATION", b"REDIRECT_" * 5 + b"HTTP_COOKIE", b"PHP_AUTH_DIGEST",
-    b"PHP_AUTH_PW", b"DB_PASSWORD", b"APP_SECRET", b"HTTP_X_CSRF_TOKEN", b"HTTP_X_API_KEY", b"HTTP_X_AMZ_SECURITY_TOKEN",
+    b"PHP_AUTH_PW", b"DB_PASSWORD", b"APP_SECRET", b"HTTP_X_CSRF_TOKEN", b"HTTP_X_API_KEY", b"HTTP_X_SID",
+    b"HTTP_X_AMZ_SECURITY_TOKEN",
     b"HTTP_" + b"VERY_" * 26 + b"LONG_TOKEN", b"HTTP_" + b"X" * 290,
 )  # fmt: skip
 PUBLIC = (
@@ -51,7 +52,8 @@ _ALPHABETS = (
 
 
 _ANY, _LETTER = r"[QZXJKqzxjk0-9_=;+/. \x80-\xff]", r"[QZXJKqzxjk\x80-\xff]"
-_RUN = re.compile(f"{_ANY}*{_LETTER}{_ANY}{{0,2}}{_LETTER}{_ANY}*".encode())
+_RUN = re.compile(f"{_LETTER}{_ANY}{{0,2}}{_LETTER}{_ANY}*".encode())
+"""Where a window may be: it begins up to three bytes before that."""
 
 
 @dataclass
@@ -63,13 +65,17 @@ class Hostile:
 
     def leaks(self, text: bytes) -> list[bytes]:
         """What is seen of it in this text, as it is or escaped."""
-        runs = (run for text in (text, _unescaped(text)) for run in _RUN.findall(text))
-        return [
-            run for run in runs if any(run[i : i + WINDOW] in self.windows for i in range(len(run) - WINDOW + 1))
-        ]
+        found = []
+        for each in {text, _unescaped(text)}:
+            for run in _RUN.finditer(each):
+                starts = range(max(0, run.start() - WINDOW + 1), run.end() - WINDOW + 1)
+                found += [each[i : i + WINDOW] for i in starts if each[i : i + WINDOW] in self.windows]
+        return found
 
 
 def _unescaped(text: bytes) -> bytes:
+    if b"\\x" not in text:
+        return text
     return re.sub(rb"\\{1,2}x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text)
 
 

@@ -1,8 +1,8 @@
 """What observers may keep in memory, for the whole process: one budget, and a ledger of it for each connection.
 
 Rules: who keeps something asks first, and where there is no room does without; traffic asks nobody. A ledger that
-is closed has given everything back. Past half of the budget no connection gets more than `FAIR_BYTES`, so that those
-who take much do not leave the others blind.
+is closed has given everything back. Past half of the budget no connection gets more than `FAIR_BYTES`, so that
+those who take much do not leave the others blind.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ MAX_MANAGEMENT = 4 * 1024
 _DECODER_BYTES = 6 * 1024
 """What a connection costs without anything in it, about; so the exchange, the reader of pairs, the snapshot."""
 _EXCHANGE_BYTES, _READER_BYTES, _SNAPSHOT_BYTES = 1024, 256, 2048
+_ALLOWANCE = 2 * 1024
+"""What an exchange may keep without being asked how much it is: most keep less."""
 
 FIRST_SNAPSHOTS, LAST_SNAPSHOTS = 2, 3
 """Of an exchange that takes long, so many are kept."""
@@ -105,9 +107,10 @@ class _Exchange:
     """What is known of one request and its response so far."""
 
     __slots__ = (
-        "aborted", "began_at", "broken", "c2s_bytes", "content_type", "expected_at", "faults", "first_reply_at",
-        "found", "has_params", "head", "hidden", "kept", "obscure", "params_bytes", "reader", "request_id",
-        "s2c_bytes", "shown", "shown_bytes", "snapshots", "status", "stderr", "unseen",
+        "aborted", "began_at", "broken", "c2s_bytes", "content_type", "expected_at", "faults", "fed",
+        "first_reply_at", "found", "has_params", "head", "hidden", "kept", "obscure", "params_bytes",
+        "reader", "request_id", "s2c_bytes", "shown", "shown_bytes", "snapshots", "status", "stderr",
+        "unseen",
     )  # fmt: skip
 
     def __init__(self, request_id: int, began_at: int) -> None:
@@ -139,6 +142,8 @@ class _Exchange:
         self.stderr = b""
         self.faults: tuple[str, ...] = ()
         self.snapshots: tuple[Snapshot, ...] = ()
+        self.fed = 0
+        """Bytes that have come of what is kept, or some of it."""
         self.kept = 0
         """Bytes of the process's budget that this takes."""
         self.unseen: str | None = None
@@ -146,14 +151,12 @@ class _Exchange:
 
     def size(self) -> int:
         """Bytes that are kept, about."""
-        nbytes = _EXCHANGE_BYTES + len(self.head or b"") + len(self.stderr)
-        for value in self.found.values():
-            nbytes += len(value)
+        nbytes = len(self.head or b"") + len(self.stderr) + sum(map(len, self.found.values()))
         if self.reader is not None:
             nbytes += _READER_BYTES + self.reader.kept
         if self.shown_bytes:
             nbytes += 4 * min(self.shown_bytes, MAX_PARAMS_SHOWN)  # as text, escaped or with four bytes a character
-        return nbytes + _SNAPSHOT_BYTES * len(self.snapshots)
+        return _EXCHANGE_BYTES + max(_ALLOWANCE, nbytes) + _SNAPSHOT_BYTES * len(self.snapshots)
 
     def show(self, name: bytes, value: bytes, masking: Masking | None) -> None:
         """Have a message tell of this parameter."""
@@ -421,10 +424,10 @@ class FastCGIDecoder:
             self._report(self._open.pop(request_id), at, incomplete="its id was begun again")
         if len(self._open) >= MAX_OPEN:
             return f"more than {MAX_OPEN} requests open at once"
-        if not self._ledger.take(_EXCHANGE_BYTES):
+        if not self._ledger.take(_EXCHANGE_BYTES + _ALLOWANCE):
             return "another request began, and the memory for what is observed is full"
         exchange = self._open[request_id] = _Exchange(request_id, at)
-        exchange.kept = _EXCHANGE_BYTES
+        exchange.kept = _EXCHANGE_BYTES + _ALLOWANCE
         self._has_begun = True
         return None
 
@@ -441,13 +444,19 @@ class FastCGIDecoder:
             exchange.params_bytes += stop - start
             if not exchange.broken:
                 self._take_params(exchange, data, start, stop)
-                self._settle(exchange)
+                self._note(exchange, stop - start)
         elif kind == wire.STDOUT:
             if exchange.head is not None:
                 self._take_head(exchange, data[start:stop])
-                self._settle(exchange)
+                self._note(exchange, stop - start)
         elif kind == wire.STDERR and len(exchange.stderr) < MAX_STDERR:
             exchange.stderr = (exchange.stderr + data[start:stop])[:MAX_STDERR]
+            self._note(exchange, stop - start)
+
+    def _note(self, exchange: _Exchange, nbytes: int) -> None:
+        """So many bytes more came of what is kept, or some of it is."""
+        exchange.fed += nbytes
+        if exchange.fed > _ALLOWANCE or self._messages:
             self._settle(exchange)
 
     def _settle(self, exchange: _Exchange) -> None:
@@ -542,7 +551,7 @@ class FastCGIDecoder:
                     self._message_of_params(stream, at, exchange)
                 exchange.has_params = True
                 exchange.reader = None
-                self._settle(exchange)
+                self._note(exchange, 0)
             return None
         if self._messages:
             self._message(stream, kind, at, self._fields(kind, request_id, stream.content), size)

@@ -83,7 +83,7 @@ class HeaderScreen:
 
 
 class RawScreen:
-    """A client's bytes that are no FastCGI: shown up to what CGI's parameters are known by, but for HTTP's headers."""
+    """A client's bytes that are no FastCGI: up to what CGI's parameters are known by, but for HTTP's headers."""
 
     def __init__(self) -> None:
         self._tail = b""

@@ -47,13 +47,13 @@ _PUBLIC: dict[Kind, str] = {
         HTTP_KEEP_ALIVE HTTP_MAX_FORWARDS HTTP_ORIGIN HTTP_OVERWRITE HTTP_PRAGMA HTTP_PRIORITY HTTP_RANGE
         HTTP_SAVE_DATA HTTP_TE HTTP_TRAILER HTTP_TRANSFER_ENCODING HTTP_UPGRADE HTTP_UPGRADE_INSECURE_REQUESTS
         HTTP_VIA HTTP_PURPOSE HTTP_SEC_FETCH_DEST HTTP_SEC_FETCH_MODE HTTP_SEC_FETCH_SITE HTTP_SEC_FETCH_USER
-        HTTP_SEC_PURPOSE HTTP_SEC_GPC HTTP_SEC_CH_UA HTTP_SEC_CH_UA_MOBILE HTTP_SEC_CH_UA_PLATFORM HTTP_SEC_WEBSOCKET_VERSION
-        HTTP_X_REQUESTED_WITH HTTP_X_REAL_IP HTTP_X_CLIENT_IP HTTP_TRUE_CLIENT_IP HTTP_X_FORWARDED_FOR
-        HTTP_X_FORWARDED_HOST HTTP_X_FORWARDED_PORT HTTP_X_FORWARDED_PREFIX HTTP_X_FORWARDED_PROTO
-        HTTP_X_FORWARDED_SCHEME HTTP_X_FORWARDED_SERVER HTTP_X_FORWARDED_SSL HTTP_X_HTTP_METHOD_OVERRIDE
-        HTTP_X_REQUEST_ID HTTP_X_CORRELATION_ID HTTP_X_REQUEST_START HTTP_X_VARNISH HTTP_X_CACHE HTTP_TRACEPARENT
-        HTTP_X_B3_TRACEID HTTP_X_B3_SPANID HTTP_X_B3_SAMPLED HTTP_X_AMZN_TRACE_ID HTTP_CF_CONNECTING_IP
-        HTTP_CF_IPCOUNTRY HTTP_CF_RAY HTTP_CF_VISITOR HTTP_CDN_LOOP
+        HTTP_SEC_PURPOSE HTTP_SEC_GPC HTTP_SEC_CH_UA HTTP_SEC_CH_UA_MOBILE HTTP_SEC_CH_UA_PLATFORM
+        HTTP_SEC_WEBSOCKET_VERSION HTTP_X_REQUESTED_WITH HTTP_X_REAL_IP HTTP_X_CLIENT_IP HTTP_TRUE_CLIENT_IP
+        HTTP_X_FORWARDED_FOR HTTP_X_FORWARDED_HOST HTTP_X_FORWARDED_PORT HTTP_X_FORWARDED_PREFIX
+        HTTP_X_FORWARDED_PROTO HTTP_X_FORWARDED_SCHEME HTTP_X_FORWARDED_SERVER HTTP_X_FORWARDED_SSL
+        HTTP_X_HTTP_METHOD_OVERRIDE HTTP_X_REQUEST_ID HTTP_X_CORRELATION_ID HTTP_X_REQUEST_START
+        HTTP_X_VARNISH HTTP_X_CACHE HTTP_TRACEPARENT HTTP_X_B3_TRACEID HTTP_X_B3_SPANID HTTP_X_B3_SAMPLED
+        HTTP_X_AMZN_TRACE_ID HTTP_CF_CONNECTING_IP HTTP_CF_IPCOUNTRY HTTP_CF_RAY HTTP_CF_VISITOR HTTP_CDN_LOOP
         """,
 }
 
@@ -65,12 +65,17 @@ _MASKED_NAMES = (
 _REDIRECT = b"REDIRECT_"
 """Apache's prefix, once for each internal redirect."""
 
+_WORD = (
+    "pass(?:word|wd|phrase)?|pwd|secret|token|auth(?:orization|entication)?|sess(?:ion)?|cookie|credentials?|signature"
+    "|api_?key|access_?key|private|jwt|assertion|saml|otp|csrf|xsrf|bearer"
+)
 _SECRET_WORDS = re.compile(
-    rb"pass|pwd|secret|token|auth|sess|cookie|credential|signature|api_?key|access_?key|private|jwt|assertion|saml"
-    rb"|otp|csrf|xsrf|bearer|(?:^|[^a-z0-9])(?:pw|sid|key|code|pin|sig|ticket|nonce|state)(?:$|[^a-z0-9])|%",
+    f"{_WORD}|(?:^|[^a-z0-9])(?:pw|sid|key|code|pin|sig|ticket|nonce|state)(?:$|[^a-z0-9])|%".encode(),
     re.IGNORECASE,
 )
 """In the key of a query's field: its value is a secret. A key that is escaped cannot be read here."""
+_AFTER_WORD = re.compile(f"(?:_?(?:{_WORD}|id|key|name|user|digest|data|file|[0-9]))*".encode(), re.IGNORECASE)
+"""What may stand behind such a word in a name. Anything else may be the value."""
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _UPPER_RUN = re.compile(rb"[A-Z0-9_]{16}")
@@ -78,6 +83,8 @@ _LONG_RUN = re.compile(rb"[A-Za-z0-9_]{32}")
 _KEY = re.compile(rb"[?&;]([^?&;=]*)=")
 _NAME = re.compile(rb"[A-Z][A-Z0-9_]*")
 _A_NAME = re.compile(rb"[A-Za-z0-9_.:-]+")
+
+_MAX_TOLD, _SHORT = 256, 200
 
 MAX_NAME = 31
 """Bytes of a name that is not known and is shown. The length before it is a control character: no printable secret
@@ -108,6 +115,8 @@ class Masking:
         if self._hides_queries:
             kinds = {name: kind for name, kind in kinds.items() if kind != "query"}
         self._kinds = kinds
+        self._told: dict[tuple[bytes, bytes], str] = {}
+        """What was told lately: methods, scripts and URIs come again and again."""
         known = [*kinds, *_MASKED_NAMES.encode().split(), _REDIRECT]
         self._starts = frozenset(name[:size] for name in known for size in range(len(name) + 1))
 
@@ -158,6 +167,17 @@ class Masking:
 
     def text(self, name: bytes, value: bytes) -> str:
         """A value as text, what is hidden of it as `MASK`."""
+        known = self._told.get((name, value))
+        if known is not None:
+            return known
+        told = self._text(name, value)
+        if len(value) <= _SHORT:
+            if len(self._told) >= _MAX_TOLD:
+                self._told.clear()
+            self._told[name, value] = told
+        return told
+
+    def _text(self, name: bytes, value: bytes) -> str:
         kind = self.kind(name)
         if kind is None:
             return MASK
@@ -182,10 +202,9 @@ class Masking:
         if len(plain) > MAX_NAME or not _NAME.fullmatch(plain):
             return MASK
         word = _SECRET_WORDS.search(plain)
-        end = len(plain) if word is None else word.end()
-        if plain in self._starts or plain[:end] == plain:
+        if word is None or plain in self._starts or _AFTER_WORD.fullmatch(plain, word.end()):
             return printable(name)
-        return printable(name[: len(name) - len(plain) + end]) + MASK
+        return printable(name[: len(name) - len(plain) + word.end()]) + MASK
 
 
 def _encoded(names: Iterable[str]) -> set[bytes]:
