@@ -49,6 +49,8 @@ _ALPHABETS = (
     bytes(range(0x80, 0x100)),
 )
 """Of secrets: letters that next to each other are in no word here; one that are no text."""
+_OWN = _LETTERS + bytes(range(0x80, 0x100))
+_PUBLIC = {each[i : i + WINDOW] for _, some in PUBLIC for each in some for i in range(len(each) - WINDOW + 1)}
 
 
 _ANY, _LETTER = r"[QZXJKqzxjk0-9_=;+/. \x80-\xff]", r"[QZXJKqzxjk\x80-\xff]"
@@ -96,13 +98,13 @@ def stream(number: int) -> Hostile:
         data = b""
         while any(requests):
             data += rng.choice([records for records in requests if records]).pop(0)
-    public = {each[i : i + WINDOW] for _, some in PUBLIC for each in some for i in range(len(each) - WINDOW + 1)}
     if number % 8:
         for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
             data = _damage(rng, data)
     # What has less than two of its letters may be a number, or a name.
-    letters = frozenset(_LETTERS + bytes(range(0x80, 0x100)))
-    return Hostile(data, frozenset(each for each in windows - public if sum(byte in letters for byte in each) > 1))
+    return Hostile(
+        data, frozenset(each for each in windows - _PUBLIC if len(each.translate(None, _OWN)) <= WINDOW - 2)
+    )
 
 
 def _request(rng: random.Random, number: int, windows: set[bytes]) -> list[bytes]:
