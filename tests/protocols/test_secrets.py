@@ -27,7 +27,7 @@ STREAMS = int(os.environ.get("UDSPROXY_SECRET_STREAMS", "300"))
 FIRST = int(os.environ.get("UDSPROXY_SECRET_FIRST", "0"))
 """The number of the first, so that many can be shared among processes."""
 
-MASKING = Masking()
+MASKING = Masking(show=["STDIN"])
 BEGIN = wire.encode_begin(1)
 CLOCK = WallClock()
 REPLY = wire.encode_stream(wire.STDOUT, 1, b"Status: 200\r\n\r\nhi") + wire.encode_end(1)
@@ -172,6 +172,15 @@ def test_what_is_public_is_shown() -> None:
     hidden = question.replace(b"sesame\x09\x01HTTP_HOST", b"*" * 17)
     assert shown(events) == hidden
     assert shown(observe([question], verbosity=2, masking=None)) == question
+
+
+def test_bodies_of_requests_are_shown_where_that_is_asked_for() -> None:
+    """A form has passwords: a body is masked, but for `show` STDIN; and then it is shown as far as it is one."""
+    question = wire.encode_request({b"CONTENT_LENGTH": b"9"}, b"pw=sesame")
+    assert shown(observe([question], verbosity=2, masking=Masking())) == question.replace(b"pw=sesame", b"*" * 9)
+    assert shown(observe([question], verbosity=2)) == question
+    long = wire.encode_request({b"CONTENT_LENGTH": b"3"}, b"pw=sesame")
+    assert shown(observe([long], verbosity=2)) == long.replace(b"sesame", b"******")
 
 
 def test_redaction_is_by_kind() -> None:

@@ -38,7 +38,7 @@ class Options:
     redact
         Mask this parameter's value too (QUERY_STRING: every query; what is not known to be public always is).
     show
-        Show this parameter's value, which is not known to be public (APP_ENV); may be repeated.
+        Show this parameter's value, which is not known to be public (APP_ENV); STDIN: bodies of requests at -vv.
     show_secrets
         Mask nothing.
     backlog

@@ -10,7 +10,7 @@ Rules:
   that is set or PARAMS that end inside a pair on, nothing is shown any more. What goes on inside a pair does so in
   the very next record, and only where no other request's PARAMS are under way: a record that is lost, or has
   another's number, must not put a secret where a public value was expected.
-* Bodies are shown as far as CONTENT_LENGTH says, and not past what looks like the next record.
+* Bodies, where they are to be shown, are so as far as CONTENT_LENGTH says, not past what looks like the next record.
 """
 
 from __future__ import annotations
@@ -301,7 +301,7 @@ class FastCGIScreen:
             request.pairs.feed(out, start, stop)
         elif self._kind == wire.GET_VALUES and self._values is not None:
             self._values.feed(out, start, stop)
-        elif self._kind == wire.STDIN and request is not None and request.has_params:
+        elif self._kind == wire.STDIN and request is not None and request.has_params and self._masking.shows_bodies:
             self._body(request, out, start, stop)
         elif self._kind == wire.BEGIN_REQUEST:
             for pos in range(start, stop):

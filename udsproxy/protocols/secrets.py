@@ -106,7 +106,10 @@ class Masking:
         kinds: dict[bytes, Kind] = {
             name.encode(): kind for kind, names in _PUBLIC.items() for name in names.split()
         }
-        for name in _encoded(show):
+        shown = _encoded(show)
+        self.shows_bodies = b"STDIN" in shown
+        """Of requests: those of forms have passwords."""
+        for name in shown:
             kinds.setdefault(plain_name(name), "text")
         self._hides_queries = False
         for name in _encoded(redact):
