@@ -10,7 +10,7 @@ Rules:
   that is set or PARAMS that end inside a pair on, nothing is shown any more. What goes on inside a pair does so in
   the very next record, and only where no other request's PARAMS are under way: a record that is lost, or has
   another's number, must not put a secret where a public value was expected.
-* Bodies, where they are to be shown, are so as far as CONTENT_LENGTH says, not past what looks like the next record.
+* Bodies, where they are to be shown, are so up to CONTENT_LENGTH, and not past what looks like the next record.
 """
 
 from __future__ import annotations
