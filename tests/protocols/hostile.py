@@ -45,7 +45,7 @@ _ALPHABETS = (
     _LETTERS,
     _LETTERS + b"0123456789",
     b"QZXJK_0123456789",
-    _LETTERS + b"=;+/. ",
+    _LETTERS + b"=;+/~^",
     bytes(range(0x80, 0x100)),
 )
 """Of secrets: letters that next to each other are in no word here; one that are no text."""
@@ -53,7 +53,7 @@ _OWN = _LETTERS + bytes(range(0x80, 0x100))
 _PUBLIC = {each[i : i + WINDOW] for _, some in PUBLIC for each in some for i in range(len(each) - WINDOW + 1)}
 
 
-_ANY, _LETTER = r"[QZXJKqzxjk0-9_=;+/. \x80-\xff]", r"[QZXJKqzxjk\x80-\xff]"
+_ANY, _LETTER = r"[QZXJKqzxjk0-9_=;+/~^\x80-\xff]", r"[QZXJKqzxjk\x80-\xff]"
 _RUN = re.compile(f"{_LETTER}{_ANY}{{0,2}}{_LETTER}{_ANY}*".encode())
 """Where a window may be: it begins up to three bytes before that."""
 

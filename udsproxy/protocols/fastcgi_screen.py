@@ -69,6 +69,11 @@ class PairScreen:
         """It stands inside a pair."""
         return bool(self._sizes) or self._name is not None
 
+    @property
+    def is_public(self) -> bool:
+        """The next byte may be shown, as far as is known."""
+        return not self.lost and (self.sure if self._name is None or not self._in_value else self._kind is not None)
+
     def feed(self, out: bytearray, pos: int, stop: int) -> None:
         """Mask what must be of ``out[pos:stop]``."""
         while pos < stop:
@@ -232,9 +237,9 @@ class FastCGIScreen:
             self._lost = size is not None and byte != size.to_bytes(2, "big")[at - 4]
         elif at == 7:
             self._lost = byte != 0
-        if self._lost:
+        if self._lost or (byte != 0 and at in (4, 5, 6) and not self._is_before_public(kind, header)):
             cover(out, pos, pos + 1)
-        elif at == 7:
+        if at == 7 and not self._lost:
             self._begin_record(*wire.HEADER.unpack(header)[1:])
             self._header = b""
 
@@ -249,6 +254,14 @@ class FastCGIScreen:
             is_known = any(each.to_bytes(2, "big")[: at - 1] == header[2:] for each in self._requests)
         if not is_known:
             cover(out, pos, pos + 1)
+
+    def _is_before_public(self, kind: int, header: bytes) -> bool:
+        """What a record of this kind begins with may be shown: so may the bytes of its header that can be any, though
+        others of it may be missing."""
+        request = self._requests.get(int.from_bytes(header[2:4], "big"))
+        if kind == wire.PARAMS:
+            return request is not None and not request.has_params and request.pairs.is_public
+        return kind == wire.BEGIN_REQUEST or (kind == wire.STDIN and self._masking.shows_bodies)
 
     def _begin_record(self, kind: int, number: int, size: int, padding: int) -> None:
         self._kind, self._left, self._padding, self._done = kind, size, padding, 0

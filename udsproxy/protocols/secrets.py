@@ -78,8 +78,8 @@ _AFTER_WORD = re.compile(f"(?:_?(?:{_WORD}|id|key|name|user|digest|data|file|[0-
 """What may stand behind such a word in a name. Anything else may be the value."""
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-_UPPER_RUN = re.compile(rb"[A-Z0-9_]{16}")
-_LONG_RUN = re.compile(rb"[A-Za-z0-9_]{32}")
+_RUNS = ((16, re.compile(rb"[A-Z0-9_]{16,}")), (32, re.compile(rb"[A-Za-z0-9_]{32,}")))
+"""With an underscore these are taken for names; without it they are numbers and hashes."""
 _KEY = re.compile(rb"[?&;]([^?&;=]*)=")
 _NAME = re.compile(rb"[A-Z][A-Z0-9_]*")
 _A_NAME = re.compile(rb"[A-Za-z0-9_.:-]+")
@@ -151,9 +151,14 @@ class Masking:
     @staticmethod
     def broken_at(value: bytes) -> int | None:
         """From where on a value seems to be no longer one, but the pairs behind it."""
-        control, upper, long = _CONTROL.search(value), _UPPER_RUN.search(value), _LONG_RUN.search(value)
+        control = _CONTROL.search(value)
         ends = [] if control is None else [control.start()]
-        ends += [run.end() for run in (upper, long) if run is not None]
+        for size, runs in _RUNS if b"_" in value else ():
+            for run in runs.finditer(value):
+                underscore = value.find(b"_", run.start(), run.end())
+                if underscore >= 0:
+                    ends.append(max(run.start() + size, underscore + 1))
+                    break
         return min(ends, default=None)
 
     @staticmethod
