@@ -256,8 +256,8 @@ class FastCGIScreen:
             cover(out, pos, pos + 1)
 
     def _is_before_public(self, kind: int, header: bytes) -> bool:
-        """What a record of this kind begins with may be shown: so may the bytes of its header that can be any, though
-        others of it may be missing."""
+        """What a record of this kind begins with may be shown: so may those bytes of its header that can be any,
+        also where others are missing."""
         request = self._requests.get(int.from_bytes(header[2:4], "big"))
         if kind == wire.PARAMS:
             return request is not None and not request.has_params and request.pairs.is_public
