@@ -51,7 +51,12 @@ class Kept:
 
 
 def observe(
-    pieces: list[bytes], *, verbosity: int, decode: str = "auto", masking: Masking | None = MASKING
+    pieces: list[bytes],
+    *,
+    verbosity: int,
+    decode: str = "auto",
+    masking: Masking | None = MASKING,
+    answer: bytes = REPLY,
 ) -> list[Event]:
     """All events of a client that sent this, and whom the server answered."""
     sink = Kept()
@@ -59,7 +64,7 @@ def observe(
     seen = tap.observe("p", 1)
     for piece in pieces:
         seen.data("c2s", 0, piece)
-    seen.data("s2c", 0, REPLY)
+    seen.data("s2c", 0, answer)
     seen.close(
         Close(at=0, proxy="p", conn=1, by="client", c2s_bytes=1, s2c_bytes=1, total_s=1.0, requests=0), "left"
     )
@@ -290,6 +295,15 @@ def test_headers_of_http_are_masked(at: list[int]) -> None:
     want = b"GET / HTTP/1.1\r\nCookie:*****\nHost: h\r\nAUTHORIZATION:*********\n***\nX-Cookie: z\r\n\r\ncookie:"
     for made in (HeaderScreen(), RawScreen()):
         assert b"".join(made.feed(piece) for piece in cut(text, at)) == want
+
+
+def test_cookies_that_are_set_are_masked() -> None:
+    """In a server's answer, whatever it is decoded as."""
+    answer = wire.encode_stream(wire.STDOUT, 1, b"Set-Cookie: id=sesame\r\nStatus: 200\r\n\r\nhi")
+    for decode in ("auto", "raw", "none"):
+        events = observe([request({})], verbosity=2, decode=decode, answer=answer)
+        text = b"".join(event.data for event in events if isinstance(event, Data) and event.direction == "s2c")
+        assert text == answer.replace(b" id=sesame\r", b"*" * 11)
 
 
 @given(st.lists(st.integers(0, 40), max_size=8))
