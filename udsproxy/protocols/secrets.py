@@ -80,6 +80,8 @@ _AFTER_WORD = re.compile(f"(?:_?(?:{_WORD}|id|key|name|user|digest|data|file|[0-
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _RUNS = ((16, re.compile(rb"[A-Z0-9_]{16,}")), (32, re.compile(rb"[A-Za-z0-9_]{32,}")))
 """With an underscore these are taken for names; without it they are numbers and hashes."""
+_END_OF_NAME = re.compile(rb"_(?:AUTH|COOKIE|DIGEST|KEY|PASS|PW|SECRET|SESS|SID|TOKEN)")
+"""How names of secrets end, in a value that runs on into them though their lengths are missing."""
 _KEY = re.compile(rb"[?&;]([^?&;=]*)=")
 _NAME = re.compile(rb"[A-Z][A-Z0-9_]*")
 _A_NAME = re.compile(rb"[A-Za-z0-9_.:-]+")
@@ -153,6 +155,9 @@ class Masking:
         """From where on a value seems to be no longer one, but the pairs behind it."""
         control = _CONTROL.search(value)
         ends = [] if control is None else [control.start()]
+        name = _END_OF_NAME.search(value)
+        if name is not None:
+            ends.append(name.end())
         for size, runs in _RUNS if b"_" in value else ():
             for run in runs.finditer(value):
                 underscore = value.find(b"_", run.start(), run.end())
