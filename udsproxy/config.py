@@ -28,9 +28,6 @@ WhoConnects = Literal["client", "messages", "own"]
 MAX_FAULTS = 200
 """For one proxy."""
 
-DEFAULT_SECRETS = frozenset({"HTTP_COOKIE", "HTTP_AUTHORIZATION", "PHP_AUTH_PW"})
-"""Parameters whose values are masked in every output."""
-
 
 class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One proxy: where clients connect, where we connect, and how."""
@@ -91,8 +88,12 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     """0: exchanges; 1: messages too; 2: bytes too."""
     hexdump: int = 256
     """The most bytes of a chunk that a hexdump shows."""
-    secrets: frozenset[str] = DEFAULT_SECRETS
-    """Names of the parameters to mask, in upper case; empty: nothing is masked."""
+    redact: tuple[str, ...] = ()
+    """Parameters whose values are masked besides those that are not known to be public."""
+    show: tuple[str, ...] = ()
+    """Parameters whose values are shown although they are not known to be public."""
+    show_secrets: bool = False
+    """Nothing is masked."""
     color: Color = "auto"
 
 
@@ -107,11 +108,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Of the faults' chance; None: any."""
     control: str = "auto"
     """The control socket: a path, ``auto`` or ``none``."""
-
-
-def secrets(redact: list[str] | tuple[str, ...], *, show: bool) -> frozenset[str]:
-    """What is masked: the default, and what ``redact`` names besides; nothing with ``show``."""
-    return frozenset() if show else DEFAULT_SECRETS | {name.upper() for name in redact}
 
 
 def parse_limit(text: str) -> float | None:
@@ -173,7 +169,9 @@ def _log_of(table: _Table) -> LogConfig:
         file=table.take("file", str, None),
         verbosity=table.take("verbose", int, 0),
         hexdump=table.size("hexdump", 256),
-        secrets=secrets(table.texts("redact"), show=table.take("show_secrets", bool, False)),
+        redact=tuple(table.texts("redact")),
+        show=tuple(table.texts("show")),
+        show_secrets=table.take("show_secrets", bool, False),
         color=table.choice("color", Color, "auto"),
     )
     table.done()

@@ -235,6 +235,8 @@ class Request(Event, frozen=True, kw_only=True):
     faults: tuple[str, ...] | None = None
     """The rules that applied to it, or to all of its connection."""
     incomplete: str | None = None
+    unseen: str | None = None
+    """What could not be kept of it, and why."""
 
 
 class Message(Event, frozen=True, kw_only=True):

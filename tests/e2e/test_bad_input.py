@@ -249,7 +249,7 @@ def test_nothing_that_a_peer_sends_reaches_the_log_as_it_is(
     """Control characters, line ends, invalid UTF-8 and text direction marks in a request are escaped in the log: it
     cannot be forged, and it cannot drive a terminal."""
     with SocketServer(stage.path("up.sock"), lambda sock: sock.recv(65536)):
-        options = ["--log", log, "--log-file", stage.path("log"), "-vv", "--color", "never"]
+        options = ["--log", log, "--log-file", stage.path("log"), "-vv", "--color", "never", "--show-secrets"]
         proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"), log=options)
         until(lambda: os.path.exists(proxy.socket), "the proxy to listen")
         with connect(proxy.socket) as sock:

@@ -82,7 +82,9 @@ def test_a_reader_that_stalls(stage: Stage, start_proxy: StartProxy, upstream: s
     fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     try:
         reader = Reader(fd)
-        proxy = start_proxy(stage.path("p.sock"), upstream, "-v", log=LOG_TO_STDOUT, wrap=with_output(fifo))
+        proxy = start_proxy(
+            stage.path("p.sock"), upstream, "-v", "--show-secrets", log=LOG_TO_STDOUT, wrap=with_output(fifo)
+        )
         reader.wait_for("listening")
         big_requests(proxy, 150)  # 9 MB of log, of which 4 MiB are held
         assert [event["event"] for event in reader.events] == ["listening"]
@@ -107,7 +109,9 @@ def test_a_reader_that_leaves(stage: Stage, start_proxy: StartProxy, upstream: s
     """When the reader of its standard output leaves (`| head -1`), traffic goes on; at the end the exit code is 1
     and one line says why."""
     head = subprocess.Popen([program("head"), "-n", "1", fifo], stdout=subprocess.PIPE)
-    proxy = start_proxy(stage.path("p.sock"), upstream, "-v", log=LOG_TO_STDOUT, wrap=with_output(fifo))
+    proxy = start_proxy(
+        stage.path("p.sock"), upstream, "-v", "--show-secrets", log=LOG_TO_STDOUT, wrap=with_output(fifo)
+    )
     line, _ = head.communicate(timeout=LIMIT_S)
     assert json.loads(line)["event"] == "listening"
     big_requests(proxy, 100)
@@ -118,7 +122,9 @@ def test_a_reader_that_leaves(stage: Stage, start_proxy: StartProxy, upstream: s
 def test_a_full_disk(stage: Stage, start_proxy: StartProxy, upstream: str) -> None:
     """When the log cannot be written traffic goes on; at the end the exit code is 1 and one line names the failure
     and says how much is missing."""
-    proxy = start_proxy(stage.path("p.sock"), upstream, "-v", log=["--log", "json", "--log-file", "/dev/full"])
+    proxy = start_proxy(
+        stage.path("p.sock"), upstream, "-v", "--show-secrets", log=["--log", "json", "--log-file", "/dev/full"]
+    )
     until(lambda: os.path.exists(proxy.socket), "the proxy to listen")
     big_requests(proxy, 100)
     assert proxy.stop() == 1

@@ -9,6 +9,7 @@ import pytest
 from udsproxy.events import Close, Data, DecodeError, Direction, Dropped, Event, Open, ProxyError, Request
 from udsproxy.protocols import fastcgi as wire
 from udsproxy.protocols.decoder import RawDecoder
+from udsproxy.protocols.secrets import Masking
 from udsproxy.protocols.tap import QUEUE_ITEMS, Mark, Tap
 
 QUESTION = wire.encode_request({b"REQUEST_METHOD": b"GET", b"SCRIPT_NAME": b"/a", b"HTTP_COOKIE": b"sesame"})
@@ -42,9 +43,8 @@ class Kept:
 
 
 def make(sink: Kept | None, *, decode: str = "auto", verbosity: int = 0, limit: int = 1 << 20) -> Tap:
-    secrets = frozenset({"HTTP_COOKIE"})
     sinks = [] if sink is None else [sink]
-    return Tap(list(sinks), name="p", decode={"p": decode}, verbosity=verbosity, secrets=secrets, limit=limit)
+    return Tap(list(sinks), name="p", decode={"p": decode}, verbosity=verbosity, masking=Masking(), limit=limit)
 
 
 def closed(at: int = 9) -> Close:

@@ -36,7 +36,9 @@ class Options:
     decode
         What the bytes are: auto recognises FastCGI, else raw; none does not look at them.
     redact
-        Mask this parameter's value too (HTTP_COOKIE, HTTP_AUTHORIZATION, PHP_AUTH_PW always are).
+        Mask this parameter's value too (QUERY_STRING: every query; what is not known to be public always is).
+    show
+        Show this parameter's value, which is not known to be public (APP_ENV); STDIN: bodies of requests at -vv.
     show_secrets
         Mask nothing.
     backlog
@@ -65,6 +67,7 @@ class Options:
     hexdump: str = "256"
     decode: Decode = "auto"
     redact: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    show: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     show_secrets: Annotated[bool, Parameter(negative="")] = False
     backlog: str = "mirror"
     fault: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
@@ -103,7 +106,9 @@ class Options:
                 file=self.log_file,
                 verbosity=self.verbose,
                 hexdump=size_option("--hexdump", self.hexdump),
-                secrets=config.secrets(self.redact, show=self.show_secrets),
+                redact=self.redact,
+                show=self.show,
+                show_secrets=self.show_secrets,
                 color=self.color,
             ),
             grace_s=grace_s,

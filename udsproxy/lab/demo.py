@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from udsproxy.config import DEFAULT_SECRETS, LogConfig, ProxyConfig
+from udsproxy.config import LogConfig, ProxyConfig
 from udsproxy.endpoints import UnixPath, connect, unix_socket
 from udsproxy.kernel import own_processes
 from udsproxy.lab import requester
@@ -107,7 +107,7 @@ def _listens(path: str) -> bool:
 @asynccontextmanager
 async def _proxy(path: str, upstream: str) -> AsyncIterator[None]:
     config = ProxyConfig(listen=UnixPath(path), upstream=UnixPath(upstream), name="demo")
-    server = Server([config], LogConfig(format="console", secrets=DEFAULT_SECRETS))
+    server = Server([config], LogConfig(format="console"))
     server.open()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)

@@ -6,7 +6,10 @@ Rules:
   does no I/O, and never raises on what a peer sent: a stream that turns wrong is one `DecodeError`, and that
   direction is raw from there.
 * Any split of the bytes gives the same events, their times apart.
-* Its memory is bounded, whatever it is fed.
+* Its memory is bounded, whatever it is fed, and what grows with what a peer sends is asked for in the `Ledger`
+  of the process's one budget (budget.py): where that has no room, it is not kept, and what is told says so.
+* Text of a peer is told as the `Masking` allows (secrets.py). The bytes themselves are shown by screen.py, which
+  asks no decoder.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from typing import Protocol
 import msgspec
 
 from udsproxy.events import Direction, Event, Message, Snapshot, printable
+from udsproxy.protocols.budget import Budget, Ledger
+from udsproxy.protocols.secrets import Masking
 
 _SHOWN = 200
 """Bytes of a datagram that its message shows."""
@@ -73,10 +78,10 @@ class Scope(msgspec.Struct, frozen=True):
     conn: int
     messages: bool = False
     """Make a `Message` of each unit (-v), not only the exchanges."""
-    spans: bool = False
-    """Say where secrets stand in the bytes, so that these can be shown masked (-vv)."""
-    secrets: frozenset[bytes] = frozenset()
-    """Names, in upper case, whose values are secret."""
+    masking: Masking | None = None
+    """What may be shown; None: everything."""
+    ledger: Ledger = msgspec.field(default_factory=lambda: Ledger(Budget()))
+    """What is kept is asked for here."""
     wait: AcceptWait | None = None
     """In the upstream's accept queue; None: it has none that could be seen."""
 
@@ -102,11 +107,6 @@ class Decoder(Protocol):
     @property
     def exchanges(self) -> int:
         """How many exchanges have been reported."""
-        ...
-
-    @property
-    def secret_spans(self) -> list[tuple[int, int]]:
-        """Where in the bytes of the last `feed` secrets stood (only with ``Scope.spans``)."""
         ...
 
     def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
@@ -148,23 +148,16 @@ class Decoder(Protocol):
 
 
 class RawDecoder:
-    """Bytes with no meaning that we know: nothing to report.
+    """Bytes with no meaning that we know: nothing to report."""
 
-    With ``hide``, what the client sent counts as secret: its start was not seen, so nobody can tell.
-    """
-
-    def __init__(self, *, hide: bool = False) -> None:
+    def __init__(self) -> None:
         self.protocol: str | None = None
         self.exchanges = 0
-        self.secret_spans: list[tuple[int, int]] = []
-        self._hide = hide
         self.answered_at: int | None = None
 
     def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
         if self.answered_at is None and direction == "s2c":
             self.answered_at = at
-        if self._hide:
-            self.secret_spans = [(0, len(data))] if direction == "c2s" else []
         return ()
 
     def ahead(self, direction: Direction) -> int:
@@ -246,10 +239,6 @@ class AutoDecoder:
     def exchanges(self) -> int:
         return self._decoder.exchanges if self._decoder else 0
 
-    @property
-    def secret_spans(self) -> list[tuple[int, int]]:
-        return self._decoder.secret_spans if self._decoder else []
-
     def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
         if self._decoder is not None:
             return self._decoder.feed(direction, at, data)
@@ -280,7 +269,7 @@ class AutoDecoder:
 
     def lost(self, direction: Direction, at: int) -> Sequence[Event]:
         if self._decoder is None:
-            self._decoder = RawDecoder(hide=bool(self._scope.secrets))
+            self._decoder = RawDecoder()
         return self._decoder.lost(direction, at)
 
     def mark(self, request: int | None, rule: str) -> None:

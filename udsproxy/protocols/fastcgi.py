@@ -184,7 +184,7 @@ def pick_pairs(data: bytes, pos: int, end: int, wanted: frozenset[bytes], found:
         if long is None:
             return pos
         if pos <= limit + 1:
-            sizes = _read_sizes(data, pos, end)
+            sizes = read_sizes(data, pos, end)
             if sizes is None:
                 return pos
             at, name_size, value_size = sizes
@@ -199,7 +199,7 @@ def pick_pairs(data: bytes, pos: int, end: int, wanted: frozenset[bytes], found:
     return pos
 
 
-def _read_sizes(data: bytes, pos: int, end: int) -> tuple[int, int, int] | None:
+def read_sizes(data: bytes, pos: int, end: int) -> tuple[int, int, int] | None:
     """Where the name begins of the pair at ``pos``, its length and the value's; None: not all of that is there."""
     sizes, at = [], pos
     for _ in range(2):
@@ -231,31 +231,28 @@ class PairReader:
     """How long ``_buffer`` must be before parsing it can come further."""
     _skip = 0
     """How much of a pair longer than `MAX_KEPT` is still to come."""
-    _skip_secret = False
     _long_pair: tuple[bytes, bytes] | None = None
 
-    def __init__(self, wanted: frozenset[bytes] | None = None, *, secrets: frozenset[bytes] | None = None) -> None:
-        """``wanted``: the names whose pairs are returned; None: all.
-
-        With ``secrets`` (names in upper case), each `feed` leaves in ``secret_spans`` where, in what it was fed,
-        values of those names stood: ``[(start, end), ...]``.
-        """
+    def __init__(self, wanted: frozenset[bytes] | None = None) -> None:
+        """``wanted``: the names whose pairs are returned; None: all."""
         self._wanted = wanted
-        self._secrets = secrets
-        self.secret_spans: list[tuple[int, int]] = []
 
     @property
     def partial(self) -> bool:
         return bool(self._buffer) or self._skip > 0
 
+    @property
+    def kept(self) -> int:
+        """Bytes that it keeps."""
+        long = self._long_pair
+        return len(self._buffer) + (len(long[0]) + len(long[1]) if long is not None else 0)
+
     def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
         """The wanted pairs that ``data`` completes, in order."""
-        if self._secrets is not None:
-            self.secret_spans = []
         if self._buffer or self._skip:
             return self._feed_on(data)
         pairs: list[tuple[bytes, bytes]] = []
-        used = self._parse(data, pairs, 0, 0)
+        used = self._parse(data, pairs, 0)
         if used < len(data):
             self._buffer = data[used:]
         return pairs
@@ -266,30 +263,28 @@ class PairReader:
         skipped = min(self._skip, len(data))
         if skipped:
             self._skip -= skipped
-            if self._skip_secret:
-                self.secret_spans.append((0, skipped))
             if self._skip:
                 return pairs
-            assert self._long_pair is not None
-            self._append(pairs, *self._long_pair)
-        before = len(self._buffer) - skipped
+            self._end_long_pair(pairs)
         data = self._buffer + data[skipped:]
-        if len(data) < self._need and self._secrets is None:
+        if len(data) < self._need:
             self._buffer = data
         else:
-            self._buffer = data[self._parse(data, pairs, before, 0) :]
+            self._buffer = data[self._parse(data, pairs, 0) :]
         return pairs
+
+    def _end_long_pair(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        assert self._long_pair is not None
+        self._append(pairs, *self._long_pair)
+        self._long_pair = None
 
     def _append(self, pairs: list[tuple[bytes, bytes]], name: bytes, value: bytes) -> None:
         if self._wanted is None or name in self._wanted:
             pairs.append((name, value))
 
-    def _parse(self, data: bytes, pairs: list[tuple[bytes, bytes]], before: int, pos: int) -> int:
-        """Append the whole pairs of ``data`` from ``pos`` on and return how much of it is used then.
-
-        ``before`` is how many bytes of ``data`` came in earlier feeds (negative: so many of this one are gone).
-        """
-        size, secrets = len(data), self._secrets
+    def _parse(self, data: bytes, pairs: list[tuple[bytes, bytes]], pos: int) -> int:
+        """Append the whole pairs of ``data`` from ``pos`` on and return how much of it is used then."""
+        size = len(data)
         while size - pos >= 2:
             name_size, value_size, at = data[pos], data[pos + 1], pos + 2
             if name_size & 0x80:
@@ -308,23 +303,17 @@ class PairReader:
                 value_size = int.from_bytes(data[at - 4 : at], "big") & 0x7FFFFFFF
             value_at = at + name_size
             end = value_at + value_size
-            secret = False
-            if secrets is not None and value_at <= size:
-                secret = data[at:value_at].upper() in secrets
-                if secret and min(end, size) > before:
-                    self.secret_spans.append((max(value_at, before) - before, min(end, size) - before))
             if end > size or end - pos > self.MAX_KEPT:
                 kept = min(end, pos + self.MAX_KEPT)
                 if size < kept:
                     self._need = kept - pos
                     return pos
                 self._long_pair = data[at : min(value_at, kept)], data[value_at:kept]
-                self._skip_secret = secret
                 self._skip = max(0, end - size)
                 if self._skip:
                     self._need = 2
                     return size
-                self._append(pairs, *self._long_pair)
+                self._end_long_pair(pairs)
             else:
                 self._append(pairs, data[at:value_at], data[value_at:end])
             pos = end

@@ -8,7 +8,8 @@ Rules:
   direction raw, with one `DecodeError`.
 * An exchange begins with BEGIN_REQUEST and ends with END_REQUEST (spec 5.1, 5.5). Every exchange that began
   is reported once, ended or not. Records of a request id that is not open are skipped, as spec 3.3 asks.
-* Kept per connection: at most `MAX_OPEN` exchanges, each with a bounded head, standard error and parameters.
+* Kept per connection: at most `MAX_OPEN` exchanges, each with a bounded head, standard error and parameters; of all
+  connections no more than the process's budget: what has no room there is dropped, and the exchange says so.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Sequence
 from udsproxy.events import MASK, DecodeError, Direction, Event, Message, Request, Snapshot, printable
 from udsproxy.protocols import fastcgi as wire
 from udsproxy.protocols.decoder import Pending, Scope
+from udsproxy.protocols.fastcgi_screen import MAX_TRUSTED_PADDING
+from udsproxy.protocols.secrets import Masking
 
 PROTOCOL = "fastcgi"
 
@@ -36,6 +39,13 @@ _PAIR_BYTES = 200
 """What a pair costs to keep besides its text, about."""
 MAX_TEXT = 8 * 1024
 """Bytes kept of a URI, a script's name, a header."""
+MAX_MANAGEMENT = 4 * 1024
+"""Bytes kept of a record that is understood whole."""
+_DECODER_BYTES = 6 * 1024
+"""What a connection costs without anything in it, about; so the exchange, the reader of pairs, the snapshot."""
+_EXCHANGE_BYTES, _READER_BYTES, _SNAPSHOT_BYTES = 1024, 256, 2048
+_ALLOWANCE = 2 * 1024
+"""What an exchange may keep without being asked how much it is: most keep less."""
 
 FIRST_SNAPSHOTS, LAST_SNAPSHOTS = 2, 3
 """Of an exchange that takes long, so many are kept."""
@@ -97,9 +107,10 @@ class _Exchange:
     """What is known of one request and its response so far."""
 
     __slots__ = (
-        "aborted", "began_at", "c2s_bytes", "content_type", "faults", "first_reply_at", "found", "head",
-        "params_bytes", "reader", "request_id", "s2c_bytes", "shown", "shown_bytes", "snapshots", "status",
-        "stderr",
+        "aborted", "began_at", "broken", "c2s_bytes", "content_type", "expected_at", "faults", "fed",
+        "first_reply_at", "found", "has_params", "head", "hidden", "kept", "obscure", "params_bytes",
+        "reader", "request_id", "s2c_bytes", "shown", "shown_bytes", "snapshots", "status", "stderr",
+        "unseen",
     )  # fmt: skip
 
     def __init__(self, request_id: int, began_at: int) -> None:
@@ -114,6 +125,16 @@ class _Exchange:
         """For parameters that need care: pairs that are cut, very long, or to be shown."""
         self.params_bytes = self.shown_bytes = 0
         self.shown: dict[str, str | int] = {}
+        """Parameters whose names are known, and their values as far as these may be told."""
+        self.hidden: list[str] = []
+        """Names of parameters of which only the name may be told."""
+        self.has_params = False
+        """They have ended."""
+        self.broken = self.obscure = False
+        """Their records are not understood: nothing is taken from what is still to come; or their pairs are not: no
+        more is shown."""
+        self.expected_at = 0
+        """Where the record begins that goes on with a pair."""
         self.head: bytes | None = b""
         """The start of STDOUT until its headers are complete; then None."""
         self.status: int | None = None
@@ -121,6 +142,45 @@ class _Exchange:
         self.stderr = b""
         self.faults: tuple[str, ...] = ()
         self.snapshots: tuple[Snapshot, ...] = ()
+        self.fed = 0
+        """Bytes that have come of what is kept, or some of it."""
+        self.kept = 0
+        """Bytes of the process's budget that this takes."""
+        self.unseen: str | None = None
+        """What could not be kept, and why."""
+
+    def size(self) -> int:
+        """Bytes that are kept, about."""
+        nbytes = len(self.head or b"") + len(self.stderr) + sum(map(len, self.found.values()))
+        if self.reader is not None:
+            nbytes += _READER_BYTES + self.reader.kept
+        if self.shown_bytes:
+            nbytes += 4 * min(self.shown_bytes, MAX_PARAMS_SHOWN)  # as text, escaped or with four bytes a character
+        return _EXCHANGE_BYTES + max(_ALLOWANCE, nbytes) + _SNAPSHOT_BYTES * len(self.snapshots)
+
+    def show(self, name: bytes, value: bytes, masking: Masking | None) -> None:
+        """Have a message tell of this parameter."""
+        if masking is None:
+            self.shown[printable(name)] = printable(value)
+        elif self.obscure:
+            return
+        elif not masking.is_plausible(name, value):
+            # What was read before may have been no names.
+            self.obscure = True
+            for each in self.hidden:
+                self.shown.pop(each, None)
+        else:
+            told = masking.name_text(name)
+            self.shown[told] = masking.text(name, value)
+            if masking.kind(name) is None:
+                self.hidden.append(told)
+
+    def drop(self) -> None:
+        """Keep no more than that it is there."""
+        self.unseen = "parameters and headers were not kept: the memory for what is observed is full"
+        self.found, self.shown, self.hidden = {}, {}, []
+        self.head, self.stderr, self.snapshots = None, b"", ()
+        self.broken, self.reader, self.shown_bytes = True, None, 0
 
 
 class _Stream:
@@ -159,15 +219,16 @@ class FastCGIDecoder:
     def __init__(self, scope: Scope) -> None:
         self.protocol: str | None = PROTOCOL
         self.exchanges = 0
-        self.secret_spans: list[tuple[int, int]] = []
         self.answered_at: int | None = None
         """Of the first exchange."""
         self._scope = scope
         self._messages = scope.messages
-        self._secrets = scope.secrets
-        self._span_secrets = scope.secrets if scope.spans and scope.secrets else None
-        self._careful = scope.messages or self._span_secrets is not None
-        """Parameters are to be shown or masked, not only some to be known."""
+        self._masking = scope.masking
+        self._ledger = scope.ledger
+        self._strays = False
+        """There were PARAMS of no request that is open."""
+        self._has_begun = False
+        scope.ledger.take(_DECODER_BYTES)
         self._client = _Stream("c2s", _FROM_CLIENT, _PLAIN_FROM_CLIENT, _FIXED_FROM_CLIENT)
         self._server = _Stream("s2c", _FROM_SERVER, _PLAIN_FROM_SERVER, _FIXED_FROM_SERVER)
         self._open: dict[int, _Exchange] = {}
@@ -180,13 +241,9 @@ class FastCGIDecoder:
     def feed(self, direction: Direction, at: int, data: bytes) -> Sequence[Event]:
         stream = self._client if direction == "c2s" else self._server
         events = self._events = []
-        if self._span_secrets is not None:
-            self.secret_spans = []
-        if stream.raw:
-            self._hide(stream, 0, data)
-        elif stream.header:
+        if stream.header and not stream.raw:
             data = self._walk_on(stream, at, data)
-        else:
+        elif not stream.raw:
             self._walk(stream, at, at, data)
         stream.offset += len(data)
         return events
@@ -225,9 +282,10 @@ class FastCGIDecoder:
 
     def snapshot(self, request: int, snapshot: Snapshot) -> None:
         exchange = self._open.get(request)
-        if exchange is not None:
+        if exchange is not None and exchange.unseen is None:
             kept = exchange.snapshots
             exchange.snapshots = (*kept[:FIRST_SNAPSHOTS], *kept[FIRST_SNAPSHOTS:][1 - LAST_SNAPSHOTS :], snapshot)
+            self._settle(exchange)
 
     def close(self, at: int, why: str) -> Sequence[Event]:
         self._events = []
@@ -246,9 +304,6 @@ class FastCGIDecoder:
         data = early + data
         stream.offset -= len(early)
         self._walk(stream, at, stream.header_at, data)
-        if self.secret_spans:
-            back = len(early)
-            self.secret_spans = [(max(0, first - back), last - back) for first, last in self.secret_spans]
         return data
 
     def _walk(self, stream: _Stream, at: int, header_at: int, data: bytes) -> None:
@@ -268,7 +323,7 @@ class FastCGIDecoder:
                 if wrong is None and kind == wire.BEGIN_REQUEST:
                     wrong = self._begin(request_id, header_at)
                 if wrong is not None:
-                    self._turn_raw(stream, at, pos, wrong, data)
+                    self._turn_raw(stream, at, pos, wrong)
                     return
             start = pos + 8
             stop = start + length
@@ -281,6 +336,8 @@ class FastCGIDecoder:
                     exchange.s2c_bytes += end - pos
                     if exchange.first_reply_at is None:
                         exchange.first_reply_at = header_at
+            if kind == wire.PARAMS:
+                self._begin_params(exchange, stream.offset + pos, length, padding)
             if end > size:
                 self._cut_record(stream, kind, request_id, length, exchange, end - size, padding)
                 if start < size:
@@ -291,7 +348,7 @@ class FastCGIDecoder:
             if not common or messages or (length == 0 and kind == wire.PARAMS):
                 wrong = self._end_record(stream, kind, request_id, length, exchange, at)
                 if wrong is not None:
-                    self._turn_raw(stream, at, end, wrong, data)
+                    self._turn_raw(stream, at, end, wrong)
                     return
             pos, header_at = end, at
         if pos < size:
@@ -337,14 +394,15 @@ class FastCGIDecoder:
             stream.inside, stream.exchange = False, None
             wrong = self._end_record(stream, stream.kind, stream.request_id, stream.size, exchange, at)
             if wrong is not None:
-                self._turn_raw(stream, at, end, wrong, data)
+                self._turn_raw(stream, at, end, wrong)
                 return len(data)
         return end
 
-    @staticmethod
-    def _wrong(stream: _Stream, version: int, kind: int, request_id: int, size: int) -> str | None:
+    def _wrong(self, stream: _Stream, version: int, kind: int, request_id: int, size: int) -> str | None:
         """Why such a record cannot come from this side; None where it can."""
         if version != wire.VERSION:
+            if stream.direction == "c2s" and self._has_begun and self._masking is not None:
+                return "no version of FastCGI"  # (what stands there may be a secret's)
             return f"version {version} where FastCGI has {wire.VERSION}"
         name = wire.TYPE_NAMES.get(kind)
         if name is None:
@@ -366,7 +424,11 @@ class FastCGIDecoder:
             self._report(self._open.pop(request_id), at, incomplete="its id was begun again")
         if len(self._open) >= MAX_OPEN:
             return f"more than {MAX_OPEN} requests open at once"
-        self._open[request_id] = _Exchange(request_id, at)
+        if not self._ledger.take(_EXCHANGE_BYTES + _ALLOWANCE):
+            return "another request began, and the memory for what is observed is full"
+        exchange = self._open[request_id] = _Exchange(request_id, at)
+        exchange.kept = _EXCHANGE_BYTES + _ALLOWANCE
+        self._has_begun = True
         return None
 
     def _content(
@@ -374,40 +436,81 @@ class FastCGIDecoder:
     ) -> None:
         """Content of a record of this kind, as much as came: ``data[start:stop]``."""
         if kind in _UNDERSTOOD_WHOLE:
-            stream.content += data[start:stop]
-        elif exchange is None:
-            if kind == wire.PARAMS:
-                self._hide(stream, start, data[:stop])  # of no open request: cannot be read, so is not shown
+            if len(stream.content) < MAX_MANAGEMENT:
+                stream.content = (stream.content + data[start:stop])[:MAX_MANAGEMENT]
+        elif exchange is None or exchange.unseen is not None:
+            return
         elif kind == wire.PARAMS:
-            if exchange.reader is None and not self._careful:
-                start = wire.pick_pairs(data, start, stop, _WANTED, exchange.found)
-            if start < stop:
+            exchange.params_bytes += stop - start
+            if not exchange.broken:
                 self._take_params(exchange, data, start, stop)
+                self._note(exchange, stop - start)
         elif kind == wire.STDOUT:
             if exchange.head is not None:
                 self._take_head(exchange, data[start:stop])
+                self._note(exchange, stop - start)
         elif kind == wire.STDERR and len(exchange.stderr) < MAX_STDERR:
             exchange.stderr = (exchange.stderr + data[start:stop])[:MAX_STDERR]
+            self._note(exchange, stop - start)
+
+    def _note(self, exchange: _Exchange, nbytes: int) -> None:
+        """So many bytes more came of what is kept, or some of it is."""
+        exchange.fed += nbytes
+        if exchange.fed > _ALLOWANCE or self._messages:
+            self._settle(exchange)
+
+    def _settle(self, exchange: _Exchange) -> None:
+        """Ask for what has come to be kept; where there is no room, let it go."""
+        size = exchange.size()
+        if size > exchange.kept and not self._ledger.take(size - exchange.kept):
+            exchange.drop()
+            size = exchange.size()
+        if size < exchange.kept:
+            self._ledger.give(exchange.kept - size)
+        exchange.kept = size
+
+    def _begin_params(self, exchange: _Exchange | None, begins_at: int, size: int, padding: int) -> None:
+        """A record of PARAMS begins. One that goes on with a pair must follow the last at once, and none may have
+        been meant for another request: what is not so is no longer understood."""
+        if exchange is None:
+            self._strays = True
+            return
+        if not size:
+            return
+        reader = exchange.reader
+        if exchange.has_params:
+            exchange.broken = True
+        elif (
+            reader is not None
+            and reader.partial
+            and (begins_at != exchange.expected_at or self._is_mixed(exchange))
+        ):
+            exchange.broken, exchange.reader = True, None
+        trusted = padding <= MAX_TRUSTED_PADDING
+        exchange.expected_at = begins_at + wire.HEADER.size + size + padding if trusted else -1
+
+    def _is_mixed(self, exchange: _Exchange) -> bool:
+        """A record may belong to another request than it says."""
+        return self._strays or any(not each.has_params for each in self._open.values() if each is not exchange)
 
     def _take_params(self, exchange: _Exchange, data: bytes, start: int, stop: int) -> None:
+        if exchange.reader is None and not self._messages:
+            begin = start
+            start = wire.pick_pairs(data, start, stop, _WANTED, exchange.found)
+            if start - begin > MAX_TEXT:
+                exchange.found = {name: value[:MAX_TEXT] for name, value in exchange.found.items()}
+            if start == stop:
+                return
         reader = exchange.reader
         if reader is None:
-            reader = wire.PairReader(None if self._messages else _WANTED, secrets=self._span_secrets)
-            exchange.reader = reader
-        exchange.params_bytes += stop - start
+            reader = exchange.reader = wire.PairReader(None if self._messages else _WANTED)
         for name, value in reader.feed(data[start:stop]):
             if name in _WANTED:
-                exchange.found[name] = value
+                exchange.found[name] = value[:MAX_TEXT]
             if self._messages:
                 exchange.shown_bytes += _PAIR_BYTES + len(name) + len(value)
                 if exchange.shown_bytes <= MAX_PARAMS_SHOWN:
-                    exchange.shown[printable(name)] = self._visible(name, value)
-        if self._span_secrets is not None:
-            self.secret_spans += [(start + first, start + last) for first, last in reader.secret_spans]
-
-    def _visible(self, name: bytes, value: bytes) -> str:
-        """A parameter's value as it may be shown."""
-        return MASK if name.upper() in self._secrets else printable(value)
+                    exchange.show(name, value, self._masking)
 
     @staticmethod
     def _take_head(exchange: _Exchange, piece: bytes) -> None:
@@ -446,6 +549,9 @@ class FastCGIDecoder:
                     return "PARAMS ended inside a name-value pair"
                 if self._messages:
                     self._message_of_params(stream, at, exchange)
+                exchange.has_params = True
+                exchange.reader = None
+                self._note(exchange, 0)
             return None
         if self._messages:
             self._message(stream, kind, at, self._fields(kind, request_id, stream.content), size)
@@ -478,7 +584,7 @@ class FastCGIDecoder:
             fields["protocol_status"] = wire.PROTOCOL_STATUS_NAMES.get(protocol_status, str(protocol_status))
         elif kind in (wire.GET_VALUES, wire.GET_VALUES_RESULT):
             pairs = wire.PairReader().feed(content)[:MAX_VALUES_SHOWN]
-            fields |= {printable(name): self._visible(name, value) for name, value in pairs}
+            fields |= dict(self._visible(name, value) for name, value in pairs)
         elif kind == wire.UNKNOWN_TYPE:
             fields["type"] = content[0]
         elif kind not in wire.TYPE_NAMES:
@@ -488,10 +594,21 @@ class FastCGIDecoder:
     def _message_of_params(self, stream: _Stream, at: int, exchange: _Exchange) -> None:
         """PARAMS are one message per request, however many records they came in."""
         fields: dict[str, str | int] = {"request": exchange.request_id, **exchange.shown}
-        if exchange.shown_bytes > MAX_PARAMS_SHOWN:
+        if exchange.unseen is not None:
+            fields["(not shown)"] = exchange.unseen
+        elif exchange.obscure or exchange.broken:
+            fields["(not shown)"] = "parameters that are not understood"
+        elif exchange.shown_bytes > MAX_PARAMS_SHOWN:
             fields["(not shown)"] = f"parameters past {MAX_PARAMS_SHOWN} bytes"
         self._message(stream, wire.PARAMS, at, fields, exchange.params_bytes)
-        exchange.shown = {}
+        exchange.shown, exchange.hidden, exchange.shown_bytes = {}, [], 0
+
+    def _visible(self, name: bytes, value: bytes) -> tuple[str, str]:
+        """A pair of a management record as it may be shown."""
+        masking = self._masking
+        if masking is None:
+            return printable(name), printable(value)
+        return (MASK if masking.kind(name) is None else printable(name)), masking.text(name, value)
 
     def _message(self, stream: _Stream, kind: int, at: int, fields: dict[str, str | int], nbytes: int) -> None:
         self._events.append(
@@ -517,6 +634,8 @@ class FastCGIDecoder:
         incomplete: str | None = None,
     ) -> None:
         self.exchanges += 1
+        self._ledger.give(exchange.kept)
+        exchange.kept = 0
         script, uri = self._script_and_uri(exchange)
         first = exchange.first_reply_at
         waited_s = error_s = None
@@ -552,6 +671,7 @@ class FastCGIDecoder:
                 slow=exchange.snapshots or None,
                 faults=(*self._faults, *exchange.faults) or None,
                 incomplete=incomplete,
+                unseen=exchange.unseen,
             )
         )
 
@@ -561,21 +681,19 @@ class FastCGIDecoder:
         if uri is None and script is not None:
             query = self._found(exchange, b"QUERY_STRING")
             uri = f"{script}?{query}" if query else script
-        elif uri is not None and b"QUERY_STRING" in self._secrets and "?" in uri:
-            uri = f"{uri.partition('?')[0]}?{MASK}"
         return script, uri
 
     def _found(self, exchange: _Exchange, name: bytes) -> str | None:
         value = exchange.found.get(name)
         if value is None:
             return None
-        return MASK if name in self._secrets else printable(value[:MAX_TEXT])
+        value = value[:MAX_TEXT]
+        return printable(value) if self._masking is None else self._masking.text(name, value)
 
     # --- turning wrong ---
 
-    def _turn_raw(self, stream: _Stream, at: int, pos: int, reason: str, data: bytes = b"") -> None:
-        """From ``data[pos]`` on this is no FastCGI."""
-        self._hide(stream, pos, data)
+    def _turn_raw(self, stream: _Stream, at: int, pos: int, reason: str) -> None:
+        """From there on this is no FastCGI."""
         stream.raw = True
         stream.exchange = None
         self._events.append(
@@ -589,8 +707,3 @@ class FastCGIDecoder:
                 reason=reason,
             )
         )
-
-    def _hide(self, stream: _Stream, start: int, data: bytes) -> None:
-        """Parameters that can no longer be told from secrets count as secret."""
-        if self._span_secrets is not None and stream.direction == "c2s" and start < len(data):
-            self.secret_spans.append((start, len(data)))

@@ -34,8 +34,11 @@ from udsproxy.events import (
     UpstreamError,
     printable,
 )
+from udsproxy.protocols.budget import Budget, Ledger
 from udsproxy.protocols.decoder import AcceptWait, DatagramDecoder, Decoder, Pending, RawDecoder, Scope
 from udsproxy.protocols.registry import make_decoder
+from udsproxy.protocols.screen import ClosedScreen, Screen, make_screens
+from udsproxy.protocols.secrets import Masking
 
 QUEUE_BYTES = 16 * 1024 * 1024
 """Traffic that waits to be decoded, at most."""
@@ -52,7 +55,6 @@ SLICE_BYTES = 2048
 _ITEM_BYTES = 200
 """What an item of the queue costs besides its data, about."""
 
-_MASK_BYTE = b"*"
 _NEITHER: frozenset[Direction] = frozenset()
 
 
@@ -85,7 +87,9 @@ class Mark(msgspec.Struct, frozen=True):
 class Observation:
     """One connection, as the tap sees it. Made by `Tap.observe`."""
 
-    __slots__ = ("_blind", "_decoder", "_is_stream", "_offsets", "_tap", "_wait", "conn", "proxy")
+    __slots__ = (
+        "_blind", "_decoder", "_is_stream", "_ledger", "_offsets", "_tap", "_wait", "conn", "proxy", "screens",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -94,10 +98,14 @@ class Observation:
         proxy: str,
         conn: int,
         wait: AcceptWait | None,
+        ledger: Ledger,
         *,
         is_stream: bool = True,
     ) -> None:
         self._tap = tap
+        self._ledger = ledger
+        self.screens: dict[Direction, Screen] = {}
+        """Through which the bytes are shown, where they are."""
         self._wait = wait
         self._is_stream = is_stream
         self._decoder = decoder
@@ -154,35 +162,36 @@ class Observation:
         """The events of these bytes, some at a time: a chunk can be dense with records."""
         decoder = self._decoder
         assert decoder is not None
-        for _, piece in self._slices(decoder, direction, data):
+        for piece in self._slices(decoder, direction, data):
             yield decoder.feed(direction, at, piece)
 
     def show(self, direction: Direction, at: int, data: bytes) -> Iterator[Sequence[Event]]:
         """`decode_slowly`, but first the bytes themselves, their secrets masked."""
         decoder = self._decoder
         assert decoder is not None
-        masked, events = bytearray(data), []
-        for start, piece in self._slices(decoder, direction, data):
+        shown, events, screen = [], [], self.screens[direction]
+        for piece in self._slices(decoder, direction, data):
+            shown.append(screen.feed(piece))
             events.append(decoder.feed(direction, at, piece))
-            for first, last in decoder.secret_spans:
-                masked[start + first : start + last] = _MASK_BYTE * (last - first)
             yield ()
         offset = self._offsets.get(direction, 0)
         self._offsets[direction] = offset + len(data)
-        what = bytes(masked)
+        what = b"".join(shown)
         yield (Data(at=at, proxy=self.proxy, conn=self.conn, direction=direction, offset=offset, data=what),)
         yield from events
 
     @staticmethod
-    def _slices(decoder: Decoder, direction: Direction, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Small pieces, but what the decoder knows to be plain in one, and where each begins."""
+    def _slices(decoder: Decoder, direction: Direction, data: bytes) -> Iterator[bytes]:
+        """Small pieces, but what the decoder knows to be plain in one."""
         start, size = 0, len(data)
         while start < size:
             end = start + max(SLICE_BYTES, decoder.ahead(direction))
-            yield start, data if start == 0 and end >= size else data[start:end]
+            yield data if start == 0 and end >= size else data[start:end]
             start = end
 
     def decode_gap(self, direction: Direction, at: int) -> Sequence[Event]:
+        if self.screens:
+            self.screens[direction] = ClosedScreen()
         try:
             return self._decoder.lost(direction, at) if self._decoder else ()
         except Exception as error:
@@ -224,6 +233,7 @@ class Observation:
                 left = decoder.close(event.at, why)
         except Exception as error:
             left = (self.give_up(event.at, error),)
+        self._ledger.close()
         waited_s, error_s = self.waited() or (None, None)  # (the decoder's close() may have found the answer)
         told = replace(
             event,
@@ -235,8 +245,10 @@ class Observation:
         return [*left, told]
 
     def give_up(self, at: int, error: Exception) -> Event:
-        """The decoder has a bug: from here on this connection is raw, and nothing else is touched."""
-        self._decoder = RawDecoder(hide=True)
+        """The decoder has a bug: from here on this connection is raw and hidden, and nothing else is touched."""
+        self._decoder = RawDecoder()
+        self.screens = {"c2s": ClosedScreen(), "s2c": ClosedScreen()}
+        self._ledger.close()
         message = printable(f"{type(error).__name__}: {error}")
         return ProxyError(at=at, proxy=self.proxy, conn=self.conn, op="decode", errno="BUG", message=message)
 
@@ -259,12 +271,13 @@ class Tap:
         name: str,
         decode: dict[str, str],
         verbosity: int = 0,
-        secrets: frozenset[str] = frozenset(),
+        masking: Masking | None,
         limit: int = QUEUE_BYTES,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         """``name``: of the whole, for events that belong to no single proxy. ``decode``: for each proxy's name,
-        what to decode its bytes as (`make_decoder`, or ``none``)."""
+        what to decode its bytes as (`make_decoder`, or ``none``). ``masking``: what may be shown; None:
+        everything."""
         self.queue: deque[_Item] = deque()
         self.held = 0
         self.limit = limit
@@ -298,7 +311,9 @@ class Tap:
             UpstreamError: partial(self._count, "upstream_errors"),
             DecodeError: partial(self._count, "decode_errors"),
         }
-        self._secrets = frozenset(name.encode("utf-8", "surrogateescape") for name in secrets)
+        self._masking = masking
+        self.budget = Budget()
+        """Of what is kept of all connections."""
         self._steps: Iterator[None] | None = None
 
     def urgency(self) -> int:
@@ -317,11 +332,14 @@ class Tap:
         choice = self._choices[proxy]
         if choice == "none" and self._verbosity >= 2:
             choice = "raw"  # the bytes themselves are asked for
-        decoder = None
+        decoder, ledger = None, Ledger(self.budget)
         if self._sinks and choice != "none":
-            scope = Scope(proxy, conn, self._verbosity >= 1, self._verbosity >= 2, self._secrets, wait)
+            scope = Scope(proxy, conn, self._verbosity >= 1, self._masking, ledger, wait)
             decoder = make_decoder(choice, scope) if is_stream else DatagramDecoder(scope)
-        return Observation(self, decoder, proxy, conn, wait, is_stream=is_stream)
+        seen = Observation(self, decoder, proxy, conn, wait, ledger, is_stream=is_stream)
+        if decoder is not None and self._showing:
+            seen.screens = make_screens(self._masking if is_stream else None, ledger)
+        return seen
 
     def put(self, event: Event) -> None:
         """An event that is not decoded from bytes."""

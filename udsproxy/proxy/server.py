@@ -25,6 +25,7 @@ from udsproxy.config import LogConfig, ProxyConfig
 from udsproxy.endpoints import Endpoint, Listener, ListenError, Tcp, UnixPath
 from udsproxy.events import ProxyError, Summary, printable
 from udsproxy.faults.rules import Book
+from udsproxy.protocols.secrets import Masking
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import ConnectionState
 from udsproxy.proxy.listener import AcceptLoop
@@ -197,7 +198,7 @@ class Server:
             name=self._proxies[0].name if len(self._proxies) == 1 else "all",
             decode={proxy.name: proxy.decode for proxy in self._proxies},
             verbosity=2 if self._log.format == "socat" else self._log.verbosity,
-            secrets=self._log.secrets,
+            masking=None if self._log.show_secrets else Masking(self._log.redact, self._log.show),
         )
         self._tap = tap
         if self._observer is not None:

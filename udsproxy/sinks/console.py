@@ -128,6 +128,8 @@ class ConsoleRenderer:
             line += f"  app status {event.app_status}"
         if event.accept_wait_s is not None and event.accept_wait_s >= _WAIT_SHOWN_S:
             line += "  " + self._paint(f"after {duration(event.accept_wait_s)} in the queue", _YELLOW)
+        if event.unseen:
+            line += "  " + self._paint(event.unseen, _DIM)
         if event.stderr:
             line += f"\n{_INDENT}{self._paint('stderr', _YELLOW)} {event.stderr}"
         return line
