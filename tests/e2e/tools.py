@@ -41,12 +41,15 @@ SEARCH_PATH = os.pathsep.join(
 )
 
 _PACKAGES = {
+    "bindfs": "bindfs",
     "curl": "curl",
     "dbus-daemon": "dbus",
     "dbus-send": "dbus",
     "head": "coreutils",
     "initdb": "postgresql",
     "logger": "bsdutils",
+    "mkfs.btrfs": "btrfs-progs",
+    "nsenter": "util-linux",
     "nginx": "nginx",
     "pgbench": "postgresql",
     "php-fpm": "php-fpm",
@@ -58,6 +61,7 @@ _PACKAGES = {
     "setpriv": "util-linux",
     "socat": "socat",
     "ss": "iproute2",
+    "unshare": "util-linux",
     "wrk": "wrk",
 }
 """The programs that the tests run, and the Debian packages that have them."""

@@ -24,7 +24,7 @@ from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import SocketState, state_of
-from udsproxy.kernel import process_table, procfs
+from udsproxy.kernel import namespaces, process_table, procfs
 
 _SUFFIX = ".udsproxy"
 """Of the server's own socket, while a tap stands at its path."""
@@ -78,7 +78,7 @@ class _Gathering:
         found = None if failure else self._state(tapped or self._path)
         if found is None:
             failure = failure or ("ECONNREFUSED" if self._abstract else None)
-        elif found.state != "listening" and found.type != "datagram":
+        elif found.state not in ("listening", "unseen") and found.type != "datagram":
             failure = "ECONNREFUSED"
         servers = self._servers(found)
         master, pool = self._php_fpm(servers)
@@ -92,11 +92,13 @@ class _Gathering:
             failure=failure,
             type=None if found is None else found.type,
             state=None if found is None else found.state,
+            namespace=None if found is None else found.namespace,
+            sure=found is None or found.sure,
             queue=None if found is None else found.queue,
             backlog=None if found is None else found.backlog,
             gone=None if found is None else found.gone,
             tapped=None if tapped is None else printable(tapped),
-            somaxconn=_somaxconn(),
+            somaxconn=self._somaxconn(found),
             entries=entries,
             servers=servers,
             php_fpm=master,
@@ -142,7 +144,17 @@ class _Gathering:
         except OSError as error:
             self._unseen.append(f"{shown(path)}: {error.strerror}")
             return None
+        if self._abstract:  # (names of other network namespaces lead nobody of ours there)
+            found = [each for each in found if each.namespace is None]
         return next((each for each in found if each.state == "listening"), found[0] if found else None)
+
+    def _somaxconn(self, found: SocketState | None) -> int | None:
+        """As it is where the server has its socket."""
+        if found is None or found.namespace is None:
+            return _somaxconn()
+        with contextlib.suppress(OSError):
+            return namespaces.within(self._machine.space(found.namespace), _somaxconn)
+        return None
 
     def _servers(self, found: SocketState | None) -> tuple[Process, ...]:
         if found is None:

@@ -28,7 +28,7 @@ from udsproxy import endpoints
 from udsproxy.endpoints import MAX_PATH, Listener, Pinned, Socket, UnixAbstract, UnixPath
 from udsproxy.events import Client, Direction, ProxyError, Side, errno_message, errno_name
 from udsproxy.kernel.diag_codec import DiagError
-from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.server_diag import ServerDiag
 from udsproxy.protocols.tap import Observation
 from udsproxy.proxy.cargo import ROOM, Cargo, cargo_of, send_as
 from udsproxy.proxy.connection import Connections, ConnectionState
@@ -587,7 +587,7 @@ class _Server:
         """Where its file is to stay."""
         self._file: tuple[int, int] | None = None
         self._inode = 0
-        self._diag: SockDiag | None = None
+        self._diag: ServerDiag | None = None
         self.users: frozenset[int] | None = None
         """Who may well send in its name; None: that cannot be told."""
         self.address: Address
@@ -610,7 +610,7 @@ class _Server:
             if not isinstance(address, Pinned):
                 self._path, self._file = address.path, (found.st_dev, found.st_ino)
         with contextlib.suppress(OSError):
-            self._diag = SockDiag()
+            self._diag = ServerDiag()
             server = self._diag.server(asked)
             self._inode = 0 if server is None else server.inode
 

@@ -24,7 +24,8 @@ from udsproxy.kernel.credentials import Actor, Credentials
 from udsproxy.kernel.diag_codec import DiagError, UnixSocket
 from udsproxy.kernel.inotify import DirectoryWatch
 from udsproxy.kernel.procfs import holders_of, listener_of, read_ids
-from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.server_diag import NotShown, ServerDiag
+from udsproxy.kernel.sock_diag import Unsure
 from udsproxy.takeover.guardian import (
     Guardian,
     GuardianError,
@@ -89,10 +90,10 @@ class TakenOver(Listener):
         """We have taken the path over, and have not given it back."""
         self._nameless: Identity | None = None
         """The real socket's file, where the server has removed its path and has not ended."""
-        self._diag: SockDiag | None = None
+        self._diag: ServerDiag | None = None
         self._attributes: tuple[int, int, int] | None = None
         with contextlib.suppress(OSError):
-            self._diag = SockDiag()
+            self._diag = ServerDiag()
         try:
             found = self._look_at(path)
             kind = socket.SOCK_STREAM if found is None else found.type
@@ -114,8 +115,12 @@ class TakenOver(Listener):
                 raise ListenError(f"cannot tap {path}: it is no socket")
             found = None
             if self._diag is not None:
-                with contextlib.suppress(DiagError):
+                try:
                     found = self._diag.server(f"/proc/self/fd/{pinned}")
+                except (NotShown, Unsure) as error:
+                    raise ListenError(f"cannot tap {path}: {error.strerror}") from None
+                except DiagError:
+                    pass
             if found is None and (self._diag is not None or not answers(path)):
                 if not self._standing and identity(self._aside) is not None:
                     raise self._left_over()
@@ -181,6 +186,8 @@ class TakenOver(Listener):
             if self._diag is not None:
                 return errno.ECONNREFUSED if self._diag.server(self._path) is None else 0
             return 0 if answers(self._path) else errno.ECONNREFUSED
+        except (NotShown, Unsure):
+            return 0  # somebody has it; `restore` says what is missing
         except OSError as error:
             return error.errno or errno.ENOENT
 
@@ -291,8 +298,10 @@ class TakenOver(Listener):
         return self.serves()
 
 
-def _holders(path: str, diag: SockDiag | None) -> str:
-    found = None if diag is None else diag.server(path)
+def _holders(path: str, diag: ServerDiag | None) -> str:
+    found = None
+    with contextlib.suppress(DiagError):
+        found = None if diag is None else diag.server(path)
     pids = [] if found is None else holders_of(found.inode)
     return f" (process {pids[0]})" if pids else ""
 
