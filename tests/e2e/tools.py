@@ -47,6 +47,7 @@ _PACKAGES = {
     "dbus-send": "dbus",
     "head": "coreutils",
     "initdb": "postgresql",
+    "ip": "iproute2",
     "logger": "bsdutils",
     "mkfs.btrfs": "btrfs-progs",
     "nsenter": "util-linux",
