@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 
 import pytest
 
+from tests.namespaces import NEWPID, in_own_mounts, unshare
 from udsproxy.kernel.refusals import Refusals
 
 
@@ -21,6 +23,22 @@ def refuse(count: int) -> None:
         for number in range(count + 1):
             client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
             assert (client.connect_ex(name) == 0) == (number == 0)
+
+
+def test_in_a_container() -> None:
+    """Where pids are others than the kernel's tracing tells, nothing is counted that would be somebody else's."""
+
+    def refuse_to_count() -> None:
+        unshare(NEWPID)
+        if (pid := os.fork()) == 0:
+            try:
+                Refusals()
+            except OSError as error:
+                os._exit(5 if error.errno == errno.EXDEV else 6)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+
+    in_own_mounts(refuse_to_count)
 
 
 def test_refusals_are_counted() -> None:

@@ -103,9 +103,7 @@ class Machine:
             lines.append(f"the sockets of {self._hidden_processes} {several} {whose}")
         if self._closed_spaces:
             several = "namespace" if len(self._closed_spaces) == 1 else "namespaces"
-            lines.append(
-                f"the sockets of {len(self._closed_spaces)} other network {several} (that takes CAP_SYS_ADMIN)"
-            )
+            lines.append(f"{len(self._closed_spaces)} other network {several} (that takes root: CAP_SYS_ADMIN)")
         if not os.path.exists("/proc/1"):
             lines.append("processes of other users: /proc is mounted with hidepid")
         if self.closed_directories:
@@ -188,15 +186,20 @@ class Machine:
     def accepted_from(self, listener: UnixSocket) -> list[UnixSocket]:
         """What has the name, the file and the type of a listener, and is connected (net/unix/af_unix.c,
         unix_stream_connect)."""
-        return self._accepted.get((listener.name, listener.file, listener.type), []) if listener.name else []
+        return self._accepted.get(self._key_of(listener), []) if listener.name else []
 
     @cached_property
-    def _accepted(self) -> dict[tuple[bytes | None, tuple[int, int] | None, int], list[UnixSocket]]:
-        found: dict[tuple[bytes | None, tuple[int, int] | None, int], list[UnixSocket]] = {}
+    def _accepted(self) -> dict[tuple[object, ...], list[UnixSocket]]:
+        found: dict[tuple[object, ...], list[UnixSocket]] = {}
         for each in self.unix.values():
             if each.name and each.state == ESTABLISHED and each.type != socket.SOCK_DGRAM:
-                found.setdefault((each.name, each.file, each.type), []).append(each)
+                found.setdefault(self._key_of(each), []).append(each)
         return found
+
+    def _key_of(self, sock: UnixSocket) -> tuple[object, ...]:
+        # (What was accepted is in the client's network namespace; who has no file has clients in its own alone.)
+        space = None if sock.file is not None else self.namespace_of(sock)
+        return sock.name, sock.file, sock.type, space
 
     @cached_property
     def queued(self) -> dict[int, UnixSocket]:

@@ -17,6 +17,8 @@ from udsproxy.kernel.syscalls import syscall_name
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 _LOCK = re.compile(r"(\d+): *((?:-> *)*)(\S+) +\S+ +\S+ +(-?\d+) [0-9a-f]+:[0-9a-f]+:(\d+) ")
 _WATCHED = re.compile(r"^tfd:\s*(\d+)\s.*?\bino:([0-9a-f]+)", re.MULTILINE)
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
 _MOST_STACK = 24
 """Lines of a kernel stack."""
 _32_BIT = 1 << 32
@@ -95,6 +97,13 @@ def read_inner_pid(pid: int) -> int | None:
             pids = found[1].split() if found else []
             return int(pids[-1]) if len(pids) > 1 else None
     return None
+
+
+def sees_all_processes() -> bool:
+    """Is our pid namespace the first of all, whose pids the kernel means when it speaks to nobody in particular?"""
+    with contextlib.suppress(OSError):
+        return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
+    return True
 
 
 def read_parent(pid: int) -> int | None:

@@ -16,6 +16,8 @@ import os
 import re
 from collections import Counter
 
+from udsproxy.kernel import procfs
+
 _TRACING = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 _EVENT = "events/syscalls/sys_exit_connect"
 _LINE = re.compile(rb".{16}-(\d+) +\[\d+\] ", re.DOTALL)
@@ -30,6 +32,10 @@ class Refusals:
     def __init__(self) -> None:
         self._trace = -1
         self._on = False
+        if not procfs.sees_all_processes():
+            raise OSError(
+                errno.EXDEV, "it tells the pids of the whole machine, and here (a container) they are others"
+            )
         root = next((root for root in _TRACING if os.path.isdir(f"{root}/instances")), None)
         if root is None:
             raise OSError(errno.ENOENT, "tracefs is not mounted")
