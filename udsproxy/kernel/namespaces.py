@@ -11,6 +11,7 @@ from __future__ import annotations
 import _socket
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -147,7 +148,10 @@ def _within(fd: int, call: Callable[[], T]) -> T:
             failed.append(error)
 
     thread = threading.Thread(target=enter, name="setns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        raise OSError(errno.EAGAIN, "no more threads can be started") from None
     thread.join()
     if failed:
         raise failed[0]

@@ -30,11 +30,16 @@ _EVERYTHING = (
 _Found = TypeVar("_Found")
 
 
+_UNSURE = (
+    "its file system numbers files so that it is not sure which socket it is of (root can ask the socket itself)"
+)
+
+
 class Unsure(DiagError):
     """It cannot be told which socket the file is of: the numbers of two may be the same there."""
 
     def __init__(self, found: list[UnixSocket]) -> None:
-        super().__init__(errno.EXDEV, "its file system numbers files so that it is not sure which socket it is of")
+        super().__init__(errno.EXDEV, _UNSURE)
         self.found = found
         """Those that it may be."""
 

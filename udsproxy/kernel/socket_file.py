@@ -55,16 +55,11 @@ class SocketFile:
         self.stat = os.fstat(fd)
         self._handle = _handle_of(fd)
         self._mounts = mounts
-        self._mount: int | None = None
-        self._inode = self.stat.st_ino & _LOW
         self._known: tuple[int | None, bool] | None = None
-        with contextlib.suppress(OSError, ValueError), open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as file:
-            for line in file:
-                key, _, value = line.partition(":")
-                if key == "mnt_id":
-                    self._mount = int(value)
-                elif key == "ino":  # (since Linux 5.14)
-                    self._inode = int(value) & _LOW
+        told = _told_of(fd)
+        self._mount = told.get("mnt_id")
+        self._place = _place_of(fd, self._mount)
+        self._inode = told.get("ino", self.stat.st_ino) & _LOW  # (since Linux 5.14)
 
     @classmethod
     def at(cls, path: str, pid: int | None = None) -> Self:
@@ -134,7 +129,13 @@ class SocketFile:
         if self._known[1]:
             return True
         handle = _handle_of(other)
-        return None if handle is None or self._handle is None else handle == self._handle
+        if handle is not None and self._handle is not None:
+            return handle == self._handle
+        return (
+            True
+            if self._place is not None and self._place == _place_of(other, _told_of(other).get("mnt_id"))
+            else None
+        )
 
 
 def _file_of(pid: int, number: int, inode: int) -> int:
@@ -168,6 +169,24 @@ def _open_as(pid: int, path: str) -> int:
         return fd
     finally:
         os.close(root)
+
+
+def _told_of(fd: int) -> dict[str, int]:
+    """The numbers of ``/proc/self/fdinfo``."""
+    found = {}
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            with contextlib.suppress(ValueError):
+                found[key] = int(value)
+    return found
+
+
+def _place_of(fd: int, mount: int | None) -> tuple[int, str] | None:
+    """Mount and path: one place, at a moment, is one file."""
+    with contextlib.suppress(OSError):
+        return None if mount is None else (mount, os.readlink(f"/proc/self/fd/{fd}"))
+    return None
 
 
 def _handle_of(fd: int) -> tuple[int, bytes] | None:

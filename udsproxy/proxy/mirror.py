@@ -280,6 +280,15 @@ class Mirrored:
             raise Unseen("the kernel shows no such listener")
         self.there = found.inode
         self._know(found.backlog)
+        if self._diag.namespace is not None:
+            self._relay.call_at(monotonic_ns() + _STALE_NS, self._look_after)
+
+    def _look_after(self, at: int) -> None:
+        """A container that has ended shall not be kept by us, though no client comes (`ServerDiag.serves`)."""
+        if self._diag.namespace is not None:
+            with contextlib.suppress(DiagError):
+                self._diag.serves(self.there)
+            self._relay.call_at(at + _STALE_NS, self._look_after)
 
     def _listener_there(self) -> UnixSocket | None:
         try:
@@ -303,7 +312,7 @@ class Mirrored:
         with contextlib.closing(connected[0]) as sock:
             found = self._diag.settle(unsure, sock)
         if found is None:
-            raise Unseen(f"{unsure.strerror} (run as root to be told)")
+            raise Unseen(unsure.strerror)
         self._tell_settled(f"one empty connection was made to the upstream: {unsure.strerror}")
         return found
 
