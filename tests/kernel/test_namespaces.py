@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.tools import program, until
 from tests.inspection.children import as_nobody, child
-from tests.namespaces import ROOT
+from tests.namespaces import NEWNET, NEWPID, ROOT, in_own_mounts, mount, unshare
 from tests.sockets import inode
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
@@ -172,3 +172,22 @@ if ROOT:
                 diag.listener(str(here / "none"))
             assert diag.queue_of(1) is None
             assert len(os.listdir("/proc/self/fd")) == held - 1
+
+    def test_from_inside_another_container(here: Path) -> None:
+        """Who does not see the server's processes is told that it is not shown."""
+        path = str(here / "s")
+
+        def look_from_inside() -> None:
+            unshare(NEWPID | NEWNET)
+            if (pid := os.fork()) == 0:
+                try:
+                    mount("-t", "proc", "none", "/proc")
+                    refused(path)
+                except NotShown:
+                    os._exit(5)
+                finally:
+                    os._exit(6)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+
+        with child(SERVER, path, "3"):
+            in_own_mounts(look_from_inside)

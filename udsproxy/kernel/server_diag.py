@@ -113,15 +113,11 @@ class ServerDiag:
         """Raises `NotShown`."""
         if self._there is not None and (found := self._there.at(file)):
             return found, unsure
-        seen, closed = namespaces.look(), list[Namespace]()
-        for namespace in seen.others:
+        for namespace in namespaces.look().others:
             try:
                 diag = namespaces.diag_in(namespace)
-            except PermissionError:
-                closed.append(namespace)
-                continue
             except OSError:
-                continue  # it has gone meanwhile
+                continue  # we may not, or it has gone meanwhile
             try:
                 if found := diag.at(file):
                     self._leave()
@@ -132,12 +128,14 @@ class ServerDiag:
             finally:
                 if self._there is not diag:
                     diag.close()
-        if unsure is None and (closed or seen.hidden) and is_bound(file.path):
+        if unsure is not None or not is_bound(file.path):
+            return [], unsure
+        if not (found := self.own.at(file)):  # (it may have come just now)
             raise NotShown(
                 "its server is in another network namespace (a container), and to look there takes root "
-                "(CAP_SYS_ADMIN and CAP_SYS_PTRACE)"
+                "(CAP_SYS_ADMIN, CAP_SYS_PTRACE) and the sight of its processes"
             )
-        return [], unsure
+        return found, None
 
     def settle(self, unsure: Unsure, client: _socket.socket) -> UnixSocket | None:
         """Of sockets that it may be, that which ``client``, a connection of ours to the file, has come to; None: it
