@@ -153,7 +153,7 @@ class _Gathering:
         if found is None or found.namespace is None:
             return _somaxconn()
         with contextlib.suppress(OSError):
-            return namespaces.within(self._machine.space(found.namespace), _somaxconn)
+            return namespaces.within(self._machine.everywhere.space(found.namespace), _somaxconn)
         return None
 
     def _servers(self, found: SocketState | None) -> tuple[Process, ...]:

@@ -8,7 +8,6 @@ counted.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import socket
@@ -19,6 +18,7 @@ import msgspec
 
 from udsproxy.endpoints import ownership
 from udsproxy.events import pid_text, printable
+from udsproxy.inspection.everywhere import Everywhere
 from udsproxy.kernel import namespaces, proc_net_unix, procfs
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, InetSocket, UnixSocket
 from udsproxy.kernel.namespaces import Namespace, Namespaces
@@ -53,8 +53,7 @@ class Machine:
         """``diag``: False where unix_diag shall not be used, although the kernel has it. ``spaces``: the network
         namespaces, where they were looked for before."""
         self._diag: SockDiag | None = None
-        self._spaces = spaces
-        self._closed_spaces: list[Namespace] = []
+        self.everywhere = Everywhere(spaces)
         self._hidden_processes = 0
         self._names: dict[int, str] = {}
         self._inner_pids: dict[int, int | None] = {}
@@ -79,8 +78,7 @@ class Machine:
     def close(self) -> None:
         if self._diag is not None:
             self._diag.close()
-        for _, diag in self.__dict__.get("_elsewhere", ()):
-            diag.close()
+        self.everywhere.close()
 
     @property
     def has_diag(self) -> bool:
@@ -101,9 +99,9 @@ class Machine:
             several = "process" if self._hidden_processes == 1 else "processes"
             whose = "(that takes CAP_SYS_PTRACE)" if root else "of other users (run as root to see them)"
             lines.append(f"the sockets of {self._hidden_processes} {several} {whose}")
-        if self._closed_spaces:
-            several = "namespace" if len(self._closed_spaces) == 1 else "namespaces"
-            lines.append(f"{len(self._closed_spaces)} other network {several} (that takes root: CAP_SYS_ADMIN)")
+        if closed := self.everywhere.closed:
+            several = "namespace" if closed == 1 else "namespaces"
+            lines.append(f"{closed} other network {several} (that takes root: CAP_SYS_ADMIN)")
         if not os.path.exists("/proc/1"):
             lines.append("processes of other users: /proc is mounted with hidepid")
         if self.closed_directories:
@@ -111,21 +109,6 @@ class Machine:
             more = f" and {len(some) - 1} more" if len(some) > 1 else ""
             lines.append(f"owner and mode of {some[0]}{more}: the directory may not be entered")
         return lines
-
-    @cached_property
-    def _elsewhere(self) -> list[tuple[Namespace, SockDiag]]:
-        """In the other network namespaces, as far as we may enter them."""
-        found = []
-        if self._spaces is None:
-            self._spaces = namespaces.look()
-        for space in self._spaces.others:
-            try:
-                found.append((space, namespaces.diag_in(space)))
-            except PermissionError:
-                self._closed_spaces.append(space)
-            except OSError:
-                pass  # it has gone meanwhile
-        return found
 
     @cached_property
     def unix(self) -> dict[int, UnixSocket]:
@@ -136,7 +119,7 @@ class Machine:
             except OSError:
                 self._forget_diag()
             else:
-                for space, diag in self._elsewhere:
+                for space, diag in self.everywhere.diags:
                     with contextlib.suppress(OSError):
                         there = {each.inode: each for each in diag.unix_sockets()}
                         self._foreign |= dict.fromkeys(there, space)
@@ -153,13 +136,6 @@ class Machine:
         """None: ours."""
         return self._foreign.get(sock.inode)
 
-    def space(self, number: int) -> Namespace:
-        """That network namespace. Raises OSError: we know of none."""
-        for space, _ in self._elsewhere:
-            if space.number == number:
-                return space
-        raise OSError(errno.ENOENT, "no such network namespace")
-
     @cached_property
     def inet(self) -> dict[int, Inet]:
         """Every TCP and UDP socket, by inode."""
@@ -174,7 +150,7 @@ class Machine:
         return found
 
     def _spaces_of_inet(self, own: SockDiag) -> list[tuple[int, SockDiag]]:
-        elsewhere = self._elsewhere if self._diag is not None else []
+        elsewhere = self.everywhere.diags if self._diag is not None else []
         return [(0, own), *((space.number, diag) for space, diag in elsewhere)]
 
     @cached_property
