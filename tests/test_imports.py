@@ -14,6 +14,7 @@ ROOT = Path(udsproxy.__file__).parent
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"config", "endpoints", "proxy"},
     "__main__": {"cli"},
+    "script": {"__main__"},
     "script": {"cli"},
     "cli": {
         "units",

@@ -50,6 +50,11 @@ def errno_message(number: int) -> str:
     return os.strerror(number)
 
 
+def pid_text(pid: int, inner: int | None) -> str:
+    """``812``; of a process in a container, where it is called 7: ``812 (7 in its container)``."""
+    return str(pid) if inner is None else f"{pid} ({inner} in its container)"
+
+
 class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who connected: SO_PEERCRED (unix(7)), and the name of that process where /proc tells it."""
 
@@ -57,6 +62,8 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True):
     uid: int
     gid: int
     comm: str | None = None
+    inner_pid: int | None = None
+    """What it is called in its own pid namespace, where that is not ours (a container)."""
 
 
 class Worker(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -64,6 +71,8 @@ class Worker(msgspec.Struct, frozen=True, omit_defaults=True):
 
     pid: int
     comm: str | None = None
+    inner_pid: int | None = None
+    """As of `Client`."""
 
 
 What = Literal[
@@ -184,7 +193,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return "in the accept queue: no worker has taken it"
         who = "its worker cannot be seen"
         if self.worker is not None:
-            who = f"{self.worker.comm or '?'}, pid {self.worker.pid}"
+            who = f"{self.worker.comm or '?'}, pid {pid_text(self.worker.pid, self.worker.inner_pid)}"
         return who if self.doing is None else f"{who}: {self.doing.text}"
 
 

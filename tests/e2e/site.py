@@ -7,6 +7,7 @@ keep logs of their own. All of it runs as the user who runs the tests.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -14,7 +15,7 @@ import pwd
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from typing import Any
 from tests.e2e.proxy import Proxy
 from tests.e2e.tools import LIMIT_S, free_port, program, read, until
 from tests.stage import Stage
+from udsproxy.kernel.namespaces import Namespace, within
 
 WORKERS = 8
 
@@ -142,6 +144,14 @@ class Front:
     port: int
     access_log: str
     error_log: str
+    within: str | None = None
+    """The network namespace that it is in (``/run/netns/NAME``), where that is not ours."""
+
+    def connect(self) -> socket.socket:
+        def connected() -> socket.socket:
+            return socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+
+        return connected() if self.within is None else within(Namespace(0, self.within), connected)
 
     def fetch(self, uri: str, *, method: str = "GET", body: bytes | None = None) -> Page:
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)) as connection:
@@ -152,7 +162,7 @@ class Front:
 
     def begin(self, uri: str, *, close: bool = False) -> socket.socket:
         """Send a request and nothing more; ``close``: the answer's end shall be the connection's."""
-        sock = socket.create_connection(("127.0.0.1", self.port), LIMIT_S)
+        sock = self.connect()
         ending = "Connection: close\r\n" if close else ""
         sock.sendall(f"GET {uri} HTTP/1.1\r\nHost: localhost\r\n{ending}\r\n".encode())
         return sock
@@ -165,8 +175,11 @@ class Front:
 # --- parts ---
 
 
-def start_php_fpm(stage: Stage, listen: str, *settings: str, workers: int = WORKERS) -> subprocess.Popen[bytes]:
-    """A php-fpm that accepts on ``listen``. ``settings``: more lines for its pool."""
+def start_php_fpm(
+    stage: Stage, listen: str, *settings: str, workers: int = WORKERS, wrap: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """A php-fpm that accepts on ``listen``. ``settings``: more lines for its pool. ``wrap``: a command that runs
+    it."""
     root = os.geteuid() == 0
     log = stage.path("php", "log")
     text = _PHP_FPM_CONF.format(
@@ -176,12 +189,14 @@ def start_php_fpm(stage: Stage, listen: str, *settings: str, workers: int = WORK
         workers=workers,
         settings="\n".join(settings),
     )
-    return run_php_fpm(stage, stage.write(text, "php", "fpm.conf"), listen, log)
+    return run_php_fpm(stage, stage.write(text, "php", "fpm.conf"), listen, log, wrap)
 
 
-def run_php_fpm(stage: Stage, conf: str, listen: str, log: str) -> subprocess.Popen[bytes]:
+def run_php_fpm(
+    stage: Stage, conf: str, listen: str, log: str, wrap: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """php-fpm with that configuration and no php.ini, as soon as it accepts on ``listen``."""
-    argv = [program("php-fpm"), "-n", "-F", "-p", stage.directory, "-y", conf]
+    argv = [*wrap, program("php-fpm"), "-n", "-F", "-p", stage.directory, "-y", conf]
     process = stage.spawn("php-fpm", [*argv, "-R"] if os.geteuid() == 0 else argv, log)
 
     def accepts() -> bool:
@@ -200,11 +215,16 @@ def write_scripts(stage: Stage) -> str:
     return stage.path("www")
 
 
-def start_nginx(stage: Stage, upstreams: Mapping[str, str]) -> dict[str, Front]:
-    """An nginx with a server for each of ``upstreams``: its name, and the socket that it asks for all pages."""
+def start_nginx(
+    stage: Stage, upstreams: Mapping[str, str], wrap: Sequence[str] = (), within: str | None = None
+) -> dict[str, Front]:
+    """An nginx with a server for each of ``upstreams``: its name, and the socket that it asks for all pages.
+    ``wrap``: a command that runs it; ``within``: as of `Front`."""
     root, http, fronts = write_scripts(stage), _HTTP, {}
     for name, upstream in upstreams.items():
-        front = Front(free_port(), stage.path("nginx", f"{name}.access"), stage.path("nginx", f"{name}.error"))
+        front = Front(
+            free_port(), stage.path("nginx", f"{name}.access"), stage.path("nginx", f"{name}.error"), within
+        )
         fronts[name] = front
         http += _SERVER.format(
             name=name,
@@ -214,25 +234,27 @@ def start_nginx(stage: Stage, upstreams: Mapping[str, str]) -> dict[str, Front]:
             error_log=front.error_log,
             root=root,
         )
-    run_nginx(stage, http, [front.port for front in fronts.values()])
+    run_nginx(stage, http, list(fronts.values()), wrap)
     return fronts
 
 
-def run_nginx(stage: Stage, http: str, ports: list[int]) -> None:
-    """nginx with that in its http block, as soon as it accepts on the ports."""
+def run_nginx(stage: Stage, http: str, fronts: list[Front], wrap: Sequence[str] = ()) -> None:
+    """nginx with that in its http block, as soon as it accepts at the fronts."""
     # As root, nginx would give its worker to "nobody", who may not enter the stage.
     user = "user root;" if os.geteuid() == 0 else ""
     text = _NGINX_CONF.format(directory=stage.directory, user=user, http=http)
     conf, log = stage.write(text, "nginx", "nginx.conf"), stage.path("nginx", "log")
-    process = stage.spawn("nginx", [program("nginx"), "-p", stage.directory, "-c", conf], log)
+    process = stage.spawn("nginx", [*wrap, program("nginx"), "-p", stage.directory, "-c", conf], log)
 
-    def accepts(port: int) -> bool:
+    def accepts(front: Front) -> bool:
         assert process.poll() is None, f"nginx ended: {read(log)}"
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
+        with contextlib.suppress(OSError):
+            front.connect().close()
+            return True
+        return False
 
-    for port in ports:
-        until(partial(accepts, port), "nginx")
+    for front in fronts:
+        until(partial(accepts, front), "nginx")
 
 
 # --- the whole ---

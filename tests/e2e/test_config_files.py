@@ -65,7 +65,7 @@ def test_the_examples_work_together(stage: Stage, start_proxy: StartProxy) -> No
             "/var/log/nginx/": stage.path("nginx", ""),
         },
     )
-    run_nginx(stage, http, [port])
+    run_nginx(stage, http, [Front(port, "", "")])
 
     uris = [f"{place}/hello.php?id={number}" for place in ("", "/kept") for number in range(4)]
     for uri in uris:

@@ -185,7 +185,7 @@ def test_the_outage_that_is_foretold(stage: Stage) -> None:
             listener.bind(path)
             listener.listen(0)
             stack.enter_context(connect(path))
-        run_nginx(stage, http, [front.port for front in fronts.values()])
+        run_nginx(stage, http, list(fronts.values()))
         for front in fronts.values():
             assert [front.fetch("/").status for _ in range(2)] == [502, 502]
         foretold = {name: examine(servers[0].split()[0][5:])[1] for name, servers in blocks.items()}

@@ -62,7 +62,7 @@ def test_what_nginx_logs(stage: Stage, start_proxy: StartProxy, fault: str, stat
             location / {{ fastcgi_pass unix:{proxy.socket}; }}
         }}
     """
-    run_nginx(stage, server, [front.port])
+    run_nginx(stage, server, [front])
     assert [front.fetch("/hello.php").status for _ in range(3)] == [status] * 3
     assert messages(front) == {logged: 3}
 

@@ -41,12 +41,16 @@ SEARCH_PATH = os.pathsep.join(
 )
 
 _PACKAGES = {
+    "bindfs": "bindfs",
     "curl": "curl",
     "dbus-daemon": "dbus",
     "dbus-send": "dbus",
     "head": "coreutils",
     "initdb": "postgresql",
+    "ip": "iproute2",
     "logger": "bsdutils",
+    "mkfs.btrfs": "btrfs-progs",
+    "nsenter": "util-linux",
     "nginx": "nginx",
     "pgbench": "postgresql",
     "php-fpm": "php-fpm",

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from tests.e2e.tools import until
 from udsproxy.faults.rules import Book
 from udsproxy.faults.spelling import parse_all
+from udsproxy.protocols.secrets import Masking
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connections
 from udsproxy.proxy.relay import Relay
@@ -145,7 +146,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.book = Book("p", 1)
-        tap = Tap([], name="p", decode={})
+        tap = Tap([], name="p", decode={}, masking=Masking())
         self.relay = Relay(tap)
         self.connections = Connections("p", self.relay, tap, self.book, unix_clients=True)
 

@@ -13,7 +13,7 @@ import trio.testing
 
 from tests.proxy.site import Site, running
 from udsproxy import endpoints
-from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.server_diag import NotShown, ServerDiag
 from udsproxy.proxy.asking import LOOK_NS, MOST_LOOKS, Asking
 
 
@@ -178,16 +178,20 @@ async def test_a_queue_that_cannot_be_seen(
     monkeypatch: pytest.MonkeyPatch,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """An upstream of another network namespace is not shown: that is said once, and clients wait in our queue."""
-    monkeypatch.setattr(SockDiag, "listener", lambda *_: None)
+    """An upstream of another network namespace that we may not enter: that is said once, without a connection to
+    it, and clients wait in our queue."""
+
+    def not_shown(*_: object) -> None:
+        raise NotShown("it takes root")
+
+    monkeypatch.setattr(ServerDiag, "listener", not_shown)
     at = crowd(1)
     async with running(site.server(grace_s=0.05)):
         await trio.sleep(0.1)
-        at.accept().close()  # by which it was found to be there
         assert await at.come_until_full(10) == 10
     [error] = site.events("proxy_error")
     assert error["op"] == "sock_diag"
-    assert "not mirrored" in error["message"]
+    assert "not mirrored: it takes root" in error["message"]
     assert "--backlog" in error["hint"]
 
 

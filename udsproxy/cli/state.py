@@ -23,7 +23,7 @@ from rich.text import Text
 
 from udsproxy.cli import people
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
-from udsproxy.events import printable
+from udsproxy.events import pid_text, printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import Process, SocketState, state_of, survey
@@ -161,7 +161,7 @@ def _lines(report: _Report, paths: Sequence[str], width: int | None) -> list[Tex
     elif report.sockets:
         lines += _overview(report.sockets, taps, wide=width is None or width >= _NARROW)
     else:
-        lines.append(Text("no Unix socket listens (in this network namespace)"))
+        lines.append(Text("no Unix socket listens"))
     lines += [Text(f"not seen: {line}", style="dim") for line in report.not_seen]
     return lines
 
@@ -195,6 +195,8 @@ def _overview(sockets: list[SocketState], taps: Mapping[str, Tapped], *, wide: b
             lost.append(each)
         elif each.file in ("removed", "replaced"):
             name += f"  (its file has been {each.file})"
+        if each.namespace is not None:
+            name += f"  (network namespace {each.namespace})"
         numbers = str(each.queue or 0), limit, str(len(each.connections))
         rows.append((*numbers, each.type or "?", *rights, _held_by(each), name))
     first, *others = _columns(head, rows, (0, 1, 2), "")
@@ -239,6 +241,9 @@ def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
         lines.append(_tap_line(tap, "  "))
     if each.state == "stale":
         lines.append(Text("  nobody listens behind this file: clients get ECONNREFUSED", style="red"))
+    elif each.state == "unseen":
+        why = "its server is in another network namespace (a container), and to look there takes root"
+        lines.append(Text(f"  somebody has a socket here, and it is not shown: {why}", style="yellow"))
     elif each.state == "shut":
         lines.append(Text("  its server has called shutdown(): clients get ECONNREFUSED", style="red"))
     elif each.state == "bound" and each.type != "datagram":
@@ -247,6 +252,13 @@ def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
         lines.append(Text("  its file has been removed: clients get ENOENT", style="red"))
     elif each.file == "replaced":
         lines.append(Text("  its file has been replaced: clients there do not come to this socket", style="red"))
+    if not each.sure:
+        maybe = "it may be another one's: this file system has numbers twice (run as root to be told)"
+        lines.append(Text(f"  not sure: the file's number is this socket's, and {maybe}", style="yellow"))
+    if each.namespace is not None:
+        whose = "" if each.namespace_pid is None else f" (pid {each.namespace_pid} is in it)"
+        unreached = ", whose name only clients there can use" if (each.address or "").startswith("@") else ""
+        lines.append(Text(f"  network namespace: {each.namespace}, not ours{whose}{unreached}"))
     lines += _queue_lines(each)
     lines += _process_lines(each)
     return lines + _connection_lines(each)
@@ -275,7 +287,7 @@ def _queue_lines(each: SocketState) -> list[Text]:
 
 def _process_lines(each: SocketState) -> list[Text]:
     if not each.processes:
-        return [] if each.state == "stale" else [Text("  processes: none that may be seen")]
+        return [] if each.state in ("stale", "unseen") else [Text("  processes: none that may be seen")]
     servers = [process for process in each.processes if not (process.master or process.heir)]
     waiting = sum(1 for process in servers if process.waits)
     line = f"  processes: {len(each.processes)}"
@@ -288,7 +300,9 @@ def _process_lines(each: SocketState) -> list[Text]:
     order = sorted(
         each.processes, key=lambda process: (process.master or process.heir, bool(process.waits), process.pid)
     )
-    rows = [(str(process.pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]]
+    rows = [
+        (pid_text(process.pid, process.inner_pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]
+    ]
     table = _columns(("PID", "PROCESS", "NOW"), rows, (0,), "    ")
     return [Text(line), *_stop_lines(servers), *_table(table, len(each.processes))]
 

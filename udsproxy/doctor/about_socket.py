@@ -33,6 +33,29 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "Run this as root.",
             f"sudo udsproxy doctor {shlex.quote(facts.path)}",
         )
+    elif facts.state == "unseen":
+        yield Finding(
+            "warning",
+            "its server is in another network namespace (a container), and is not shown",
+            "Somebody has a socket here; only root (CAP_SYS_ADMIN, CAP_SYS_PTRACE) sees its queue and its server.",
+            "Run this as root.",
+            f"sudo udsproxy doctor {shlex.quote(facts.path)}",
+        )
+    if not facts.sure:
+        yield Finding(
+            "warning",
+            "it is not sure that this is the socket behind the file",
+            "Its file system gives several files the same number, as far as the kernel tells (btrfs, FUSE).",
+            "Run this as root: the socket itself is then asked for its file.",
+            f"sudo udsproxy doctor {shlex.quote(facts.path)}",
+        )
+    if facts.namespace is not None:
+        yield Finding(
+            "note",
+            f"its server is in another network namespace ({facts.namespace})",
+            "A container, most likely. ss and /proc/net/unix do not show its socket here.",
+            check=f"udsproxy state {shlex.quote(facts.path)}",
+        )
     if facts.type == "datagram":
         yield from _datagrams(facts)
     elif facts.state == "listening":

@@ -130,6 +130,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     type: str | None = None
     state: str | None = None
     """As `udsproxy.inspection.sockets.SocketState`."""
+    namespace: int | None = None
+    """The network namespace of the server's socket, where that is not ours."""
+    sure: bool = True
+    """That the socket is this file's."""
     queue: int | None = None
     backlog: int | None = None
     gone: int | None = None
@@ -140,6 +144,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """The server's own socket, where that is not at the path, but where a tap has put it; what is told of the
     server is of that one."""
     somaxconn: int | None = None
+    """Of that network namespace."""
     entries: tuple[Entry, ...] = ()
     """Directories from the root on, then the file; no file: an abstract name, or there is none."""
     servers: tuple[Process, ...] = ()

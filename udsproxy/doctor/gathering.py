@@ -26,7 +26,7 @@ from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import SocketState, state_of
 from udsproxy.inspection.stops import stops
 from udsproxy.inspection.taps import tapped_at
-from udsproxy.kernel import process_table, procfs
+from udsproxy.kernel import namespaces, process_table, procfs
 
 _MOST_PROCESSES = 10_000
 _MOST_MASTERS = 16
@@ -88,7 +88,7 @@ class _Gathering:
             failure = "ECONNREFUSED"
         if found is None:
             failure = failure or ("ECONNREFUSED" if self._abstract else None)
-        elif found.state != "listening" and found.type != "datagram":
+        elif found.state not in ("listening", "unseen") and found.type != "datagram":
             failure = "ECONNREFUSED"
         servers = self._servers(found)
         master, pool = self._php_fpm(servers)
@@ -104,12 +104,14 @@ class _Gathering:
             link=self._link(),
             type=None if found is None else found.type,
             state=None if found is None else found.state,
+            namespace=None if found is None else found.namespace,
+            sure=found is None or found.sure,
             queue=None if found is None else found.queue,
             backlog=None if found is None else found.backlog,
             gone=None if found is None else found.gone,
             tap=tap,
             tapped=tapped,
-            somaxconn=_somaxconn(),
+            somaxconn=self._somaxconn(found),
             entries=entries,
             servers=servers,
             php_fpm=master,
@@ -155,7 +157,17 @@ class _Gathering:
         except OSError as error:
             self._unseen.append(f"{shown(path)}: {error.strerror}")
             return None
+        if self._abstract:  # (names of other network namespaces lead nobody of ours there)
+            found = [each for each in found if each.namespace is None]
         return next((each for each in found if each.state == "listening"), found[0] if found else None)
+
+    def _somaxconn(self, found: SocketState | None) -> int | None:
+        """As it is where the server has its socket."""
+        if found is None or found.namespace is None:
+            return _somaxconn()
+        with contextlib.suppress(OSError):
+            return namespaces.within(self._machine.everywhere.space(found.namespace), _somaxconn)
+        return None
 
     def _servers(self, found: SocketState | None) -> tuple[Process, ...]:
         if found is None:

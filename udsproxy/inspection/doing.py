@@ -212,7 +212,7 @@ def _addressed(pid: int, address: int, nbytes: int, machine: Machine) -> Target 
     name = data[_ADDRESS.size :]
     if name[:1] != b"\0":
         name = name.partition(b"\0")[0]
-    found = machine.servers_at(name, f"/proc/{pid}/cwd")
+    found = machine.servers_at(name, pid)
     who = _owner(found[0], pid, machine) if len(found) == 1 else None
     if len(found) == 1 and found[0].listening and machine.has_diag and found[0].queue > found[0].backlog:
         full = f"queue full: {found[0].queue} of {found[0].backlog + 1}"
@@ -233,7 +233,7 @@ def _describe(pid: int, number: int, machine: Machine) -> Target:
         unix = machine.unix.get(inode)
         if unix is not None:
             return _unix(pid, unix, machine)
-        return Target("socket", "a socket of another kind or network namespace")
+        return Target("socket", "a socket of another kind, or of a network namespace that may not be entered")
     if kind == "pipe":
         return Target("pipe", "a pipe")
     if kind == "anon_inode":
@@ -273,7 +273,7 @@ def _unix(pid: int, unix: UnixSocket, machine: Machine) -> Target:
 def _owner(sock: UnixSocket, pid: int, machine: Machine) -> str | None:
     """Who holds a socket, another process if there is one."""
     other = next(machine.others_of(sock.inode, pid), None)
-    return f"{machine.name_of(other)}, pid {other}" if other is not None else machine.who_holds(sock.inode)
+    return machine.named(other) if other is not None else machine.who_holds(sock.inode)
 
 
 def _locked_file(pid: int, number: int, machine: Machine) -> Target | None:
@@ -282,7 +282,7 @@ def _locked_file(pid: int, number: int, machine: Machine) -> Target | None:
         return None
     inode = procfs.read_file_inode(pid, number)
     holder = None if inode is None else procfs.holder_of_lock(inode, pid)
-    who = None if holder is None else f"{machine.name_of(holder)}, pid {holder}"
+    who = None if holder is None else machine.named(holder)
     return Target("lock", printable(link)[:_SHOWN], who)
 
 

@@ -1,6 +1,8 @@
 """One look at the sockets of this machine and who holds them: each kind is read once, when first asked for.
 
-Rule: what is told is of one moment, more or less; for another, make another `Machine`.
+Rules: what is told is of one moment, more or less; for another, make another `Machine`. Sockets of all network
+namespaces that we may enter are looked at (an inode is one socket's over all of them); those that we may not are
+counted.
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ from functools import cached_property
 import msgspec
 
 from udsproxy.endpoints import ownership
-from udsproxy.events import printable
-from udsproxy.kernel import proc_net_unix, procfs
+from udsproxy.events import pid_text, printable
+from udsproxy.inspection.everywhere import Everywhere
+from udsproxy.kernel import namespaces, proc_net_unix, procfs
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, InetSocket, UnixSocket
+from udsproxy.kernel.namespaces import Namespace, Namespaces
+from udsproxy.kernel.server_diag import is_bound
 from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.socket_file import SocketFile
 
 _ALL = ("0.0.0.0", "[::]")  # noqa: S104 - as sock_diag says it; nothing is bound
 _INET = (
@@ -36,16 +42,21 @@ class Inet(msgspec.Struct, frozen=True):
     family: int
     protocol: int
     sock: InetSocket
+    namespace: int = 0
+    """The number of its network namespace; 0: it is ours."""
 
 
 class Machine:
     """See the module."""
 
-    def __init__(self, *, diag: bool = True) -> None:
-        """``diag``: False where unix_diag shall not be used, although the kernel has it."""
+    def __init__(self, *, diag: bool = True, spaces: Namespaces | None = None) -> None:
+        """``diag``: False where unix_diag shall not be used, although the kernel has it. ``spaces``: the network
+        namespaces, where they were looked for before."""
         self._diag: SockDiag | None = None
+        self.everywhere = Everywhere(spaces)
         self._hidden_processes = 0
         self._names: dict[int, str] = {}
+        self._inner_pids: dict[int, int | None] = {}
         self._parents: dict[int, int | None] = {}
         self.closed_directories: set[str] = set()
         """Names of sockets whose directory we may not enter. (Whoever looks there adds them.)"""
@@ -67,6 +78,7 @@ class Machine:
     def close(self) -> None:
         if self._diag is not None:
             self._diag.close()
+        self.everywhere.close()
 
     @property
     def has_diag(self) -> bool:
@@ -80,13 +92,16 @@ class Machine:
         if self._diag is None:
             lines.append(
                 "backlogs, peers, unread bytes: this kernel has no unix_diag (modprobe unix_diag), "
-                "/proc/net/unix is all there is"
+                "/proc/net/unix is all there is, and which socket is at a path is told by its name alone"
             )
         root = os.geteuid() == 0
         if self._hidden_processes:
             several = "process" if self._hidden_processes == 1 else "processes"
             whose = "(that takes CAP_SYS_PTRACE)" if root else "of other users (run as root to see them)"
             lines.append(f"the sockets of {self._hidden_processes} {several} {whose}")
+        if closed := self.everywhere.closed:
+            several = "namespace" if closed == 1 else "namespaces"
+            lines.append(f"{closed} other network {several} (that takes root: CAP_SYS_ADMIN)")
         if not os.path.exists("/proc/self"):
             lines.append("processes: /proc is not mounted (mount -t proc proc /proc)")
         elif not os.path.exists("/proc/1"):
@@ -99,24 +114,46 @@ class Machine:
 
     @cached_property
     def unix(self) -> dict[int, UnixSocket]:
-        """Every Unix socket of our network namespace, by inode."""
+        """Every Unix socket, by inode."""
         if self._diag is not None:
             try:
-                return {each.inode: each for each in self._diag.unix_sockets()}
+                found = {each.inode: each for each in self._diag.unix_sockets()}
             except OSError:
                 self._forget_diag()
+            else:
+                for space, diag in self.everywhere.diags:
+                    with contextlib.suppress(OSError):
+                        there = {each.inode: each for each in diag.unix_sockets()}
+                        self._foreign |= dict.fromkeys(there, space)
+                        found |= there
+                return found
         return {each.inode: each for each in proc_net_unix.read()}
 
     @cached_property
+    def _foreign(self) -> dict[int, Namespace]:
+        """The Unix sockets that are in another network namespace than ours."""
+        return {}
+
+    def namespace_of(self, sock: UnixSocket) -> Namespace | None:
+        """None: ours."""
+        return self._foreign.get(sock.inode)
+
+    @cached_property
     def inet(self) -> dict[int, Inet]:
-        """Every TCP and UDP socket of our network namespace, by inode."""
+        """Every TCP and UDP socket, by inode."""
         found = {}
-        for kind, family, protocol in _INET:
-            with contextlib.suppress(OSError), SockDiag() as diag:  # (a kernel may lack one of them)
-                for each in diag.inet_sockets(family, protocol):
-                    if each.inode:  # (else nobody holds it any more: TIME_WAIT)
-                        found[each.inode] = Inet(kind, family, protocol, each)
+        with contextlib.suppress(OSError), SockDiag() as own:
+            for number, diag in self._spaces_of_inet(own):
+                for kind, family, protocol in _INET:
+                    with contextlib.suppress(OSError):  # (a kernel may lack one of them)
+                        for each in diag.inet_sockets(family, protocol):
+                            if each.inode:  # (else nobody holds it any more: TIME_WAIT)
+                                found[each.inode] = Inet(kind, family, protocol, each, number)
         return found
+
+    def _spaces_of_inet(self, own: SockDiag) -> list[tuple[int, SockDiag]]:
+        elsewhere = self.everywhere.diags if self._diag is not None else []
+        return [(0, own), *((space.number, diag) for space, diag in elsewhere)]
 
     @cached_property
     def holders(self) -> dict[int, list[tuple[int, int]]]:
@@ -127,15 +164,20 @@ class Machine:
     def accepted_from(self, listener: UnixSocket) -> list[UnixSocket]:
         """What has the name, the file and the type of a listener, and is connected (net/unix/af_unix.c,
         unix_stream_connect)."""
-        return self._accepted.get((listener.name, listener.file, listener.type), []) if listener.name else []
+        return self._accepted.get(self._key_of(listener), []) if listener.name else []
 
     @cached_property
-    def _accepted(self) -> dict[tuple[bytes | None, tuple[int, int] | None, int], list[UnixSocket]]:
-        found: dict[tuple[bytes | None, tuple[int, int] | None, int], list[UnixSocket]] = {}
+    def _accepted(self) -> dict[tuple[object, ...], list[UnixSocket]]:
+        found: dict[tuple[object, ...], list[UnixSocket]] = {}
         for each in self.unix.values():
             if each.name and each.state == ESTABLISHED and each.type != socket.SOCK_DGRAM:
-                found.setdefault((each.name, each.file, each.type), []).append(each)
+                found.setdefault(self._key_of(each), []).append(each)
         return found
+
+    def _key_of(self, sock: UnixSocket) -> tuple[object, ...]:
+        # (What was accepted is in the client's network namespace; who has no file has clients in its own alone.)
+        space = None if sock.file is not None else self.namespace_of(sock)
+        return sock.name, sock.file, sock.type, space
 
     @cached_property
     def queued(self) -> dict[int, UnixSocket]:
@@ -151,17 +193,39 @@ class Machine:
             if each.name and (each.state != ESTABLISHED or each.type == socket.SOCK_DGRAM)
         ]  # fmt: skip
 
-    def servers_at(self, name: bytes, directory: str) -> list[UnixSocket]:
-        """Those that a process would address by a name as connect() takes it, where ``directory`` is its working
-        one."""
+    def servers_at(self, name: bytes, pid: int) -> list[UnixSocket]:
+        """Those that a process would address by a name as connect() takes it, as far as that is sure."""
         if name.startswith(b"\0"):
-            return [each for each in self.servers if each.name == name]
-        path = os.path.join(directory, os.fsdecode(name.partition(b"\0")[0]))
+            number = namespaces.of_process(pid)
+            return [each for each in self.servers if each.name == name and self._is_in(each, number)]
+        path = os.fsdecode(name.partition(b"\0")[0])
         try:
-            file = os.stat(path)
-        except OSError:
+            file = SocketFile.at(path, pid)
+        except (OSError, ValueError):
             return []
-        return [each for each in self.servers if is_at(each, os.path.abspath(path), file)]
+        return self.at(file)[0]
+
+    def _is_in(self, sock: UnixSocket, number: int | None) -> bool:
+        space = self.namespace_of(sock)
+        return number in (None, namespaces.own_number() if space is None else space.number)
+
+    def at(self, file: SocketFile) -> tuple[list[UnixSocket], list[UnixSocket]]:
+        """The sockets that are bound to a file: those that are it for sure, and those that may be."""
+        sure, unsure = [], []
+        for each in self.servers:
+            known = self.is_file_of(each, file)
+            if known:
+                sure.append(each)
+            elif known is None:
+                unsure.append(each)
+        if not sure and unsure and is_bound(file.path) is False:
+            unsure = []
+        return sure, [] if sure else unsure
+
+    def is_file_of(self, sock: UnixSocket, file: SocketFile) -> bool | None:
+        """Is this the file that a socket is bound to? None: that cannot be told."""
+        known = file.is_of(sock)
+        return file.is_of_holders(sock, self.holders.get(sock.inode, ())) if known is None else known
 
     def others_of(self, inode: int, *pids: int) -> Iterator[int]:
         """The processes that hold this socket, but for these."""
@@ -175,7 +239,17 @@ class Machine:
             sock = self.unix.get(inode)
             return None if sock is None or sock.uid is None else f"user {user_name(sock.uid)}"
         more = f" and {len(pids) - 1} more" if len(pids) > 1 else ""
-        return f"{self.name_of(pids[0])}, pid {pids[0]}{more}"
+        return f"{self.named(pids[0])}{more}"
+
+    def named(self, pid: int) -> str:
+        """``mysqld, pid 9``; of a process in a container ``mysqld, pid 812 (7 in its container)``."""
+        return f"{self.name_of(pid)}, pid {pid_text(pid, self.inner_pid_of(pid))}"
+
+    def inner_pid_of(self, pid: int) -> int | None:
+        """Its pid in its own pid namespace, where that is not ours."""
+        if pid not in self._inner_pids:
+            self._inner_pids[pid] = procfs.read_inner_pid(pid)
+        return self._inner_pids[pid]
 
     def name_of(self, pid: int) -> str:
         """A process's name, safe to print."""
@@ -190,38 +264,31 @@ class Machine:
 
     def other_end(self, found: Inet) -> int:
         """The inode of the other end of a connection on this machine; 0: it is elsewhere, or not connected."""
-        with contextlib.suppress(OSError), SockDiag() as diag:
-            other = diag.other_end(found.family, found.protocol, found.sock)
-            return 0 if other is None else other.inode
+        local = found.sock.remote.startswith(("127.", "[::1]"))
+        with contextlib.suppress(OSError), SockDiag() as own:
+            for number, diag in self._spaces_of_inet(own):
+                if local and number != found.namespace:
+                    continue
+                with contextlib.suppress(OSError):
+                    other = diag.other_end(found.family, found.protocol, found.sock)
+                    if other is not None and other.inode:
+                        return other.inode
         return 0
 
     def listener_of(self, found: Inet) -> int:
-        """The inode of the TCP socket that listens where a connection goes to; 0: nobody does on this machine."""
+        """The inode of the TCP socket that listens where a connection goes to; 0: nobody does in its namespace."""
         sock = found.sock
         host, _, port = sock.remote.rpartition(":")
         # Only an address of this machine is answered by who listens at all of its addresses, and a connection to
         # such a one comes from it, too.
         ours = host.startswith(("127.", "[::1]")) or host == sock.local.rpartition(":")[0]
         for each in self.inet.values():
-            if found.kind != each.kind or each.sock.state != LISTEN:
+            if found.kind != each.kind or each.sock.state != LISTEN or each.namespace != found.namespace:
                 continue
             its_host, _, its_port = each.sock.local.rpartition(":")
             if its_port == port and (its_host == host or (ours and its_host in _ALL)):
                 return each.sock.inode
         return 0
-
-
-def is_at(sock: UnixSocket, path: str, file: os.stat_result) -> bool:
-    """Is this socket's file that one? ``path``: without ``.`` or ``..``."""
-    name = b"" if sock.name is None else sock.name.partition(b"\0")[0]
-    if sock.file is None:
-        return name == os.fsencode(path)
-    device, inode = sock.file
-    if inode != file.st_ino & 0xFFFFFFFF:
-        return False
-    # Some file systems show stat() another device than the kernel's own (btrfs, overlayfs).
-    same_device = device == os.major(file.st_dev) << 20 | os.minor(file.st_dev)
-    return same_device or os.path.basename(name) == os.path.basename(os.fsencode(path))
 
 
 @functools.lru_cache(1024)

@@ -23,7 +23,7 @@ import msgspec
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.workers import Ask, Sample, take_sample
-from udsproxy.kernel import own_processes, procfs
+from udsproxy.kernel import namespaces, own_processes, procfs
 from udsproxy.kernel.refusals import Refusals
 
 _NICE = 5
@@ -44,6 +44,7 @@ class Looker:
     def __init__(self) -> None:
         self._doer = Doer()
         self._holders: dict[int, list[tuple[int, int]]] = {}
+        self._spaces = namespaces.Namespaces(())
         self._whole_at = -1e9
         self._took = 0.0
         self._refusals: Refusals | None = None
@@ -57,9 +58,10 @@ class Looker:
         counted = self._count(ask)
         sample = Sample(number=ask.number)
         if ask.listener:
-            machine = Machine()
+            holders = self._look(ask.listener, now)
+            machine = Machine(spaces=self._spaces)
             try:
-                machine.holders = self._look(ask.listener, now)
+                machine.holders = holders
                 sample = take_sample(ask, machine, self._doer, now)
             finally:
                 machine.close()
@@ -72,6 +74,7 @@ class Looker:
     def _look(self, listener: int, now: float) -> dict[int, list[tuple[int, int]]]:
         if now - self._whole_at > max(_AGAIN_S, _SHARE * self._took):
             self._holders, _ = procfs.holders()
+            self._spaces = namespaces.look()
             self._whole_at, self._took = now, monotonic() - now
             return self._holders
         known = {pid for pid, _ in self._holders.get(listener, ())}

@@ -17,10 +17,12 @@ import msgspec
 
 from udsproxy.events import Doing, printable
 from udsproxy.inspection.doing import Doer, waits_at
-from udsproxy.inspection.machine import Machine, group_name, is_at, spelled, user_name
+from udsproxy.inspection.machine import Machine, group_name, spelled, user_name
 from udsproxy.inspection.roles import roles_at
 from udsproxy.inspection.stops import Stop, stops
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, UnixSocket
+from udsproxy.kernel.server_diag import is_bound
+from udsproxy.kernel.socket_file import SocketFile
 
 TYPES: dict[int, str] = {
     socket.SOCK_STREAM: "stream",
@@ -28,14 +30,15 @@ TYPES: dict[int, str] = {
     socket.SOCK_SEQPACKET: "seqpacket",
 }
 
-State = Literal["listening", "shut", "bound", "connected", "stale"]
+State = Literal["listening", "shut", "bound", "connected", "stale", "unseen"]
 """``shut``: shutdown() was called on a listener, nobody can connect. ``bound``: it receives datagrams, or nobody
 has called listen(). ``connected``: a socket for datagrams that takes those of one sender only. ``stale``: a file,
-and nobody behind it."""
+and nobody behind it. ``unseen``: a file, and somebody behind it who is not shown to us (in a container)."""
 
-File = Literal["there", "removed", "replaced", "hidden"]
+File = Literal["there", "removed", "replaced", "hidden", "unsure"]
 """The file of a socket with an absolute path: nothing is there any more, or it is another one's by now, or its
-directory may not be entered. (`udsproxy.inspection.taps` tells where a tap has put it.)"""
+directory may not be entered, or it cannot be told whether it is another one's. (`udsproxy.inspection.taps` tells
+where a tap has put it.)"""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -44,6 +47,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pid: int
     comm: str
     fd: int
+    inner_pid: int | None = None
+    """Its pid in its own pid namespace. Absent: that is ours."""
     waits: bool | None = None
     """It waits for what comes to this socket: the next connection, or datagram. Absent: that cannot be told."""
     master: bool = False
@@ -99,6 +104,12 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Of the file: octal."""
     processes: tuple[Process, ...] = ()
     connections: tuple[Established, ...] = ()
+    namespace: int | None = None
+    """Its network namespace (``net:[4026532281]``). Absent: ours."""
+    namespace_pid: int | None = None
+    """A process that is in that."""
+    sure: bool = True
+    """False: the numbers of the file are this socket's, and may be another one's too (btrfs, FUSE)."""
 
     @property
     def full(self) -> bool:
@@ -126,10 +137,10 @@ def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketSt
         name = b"\0" + os.fsencode(address[1:])
         found = [each for each in machine.servers if each.name == name] or _as_written(machine, address)
         if not found:
-            raise OSError(errno.ENXIO, "nobody has a socket of that name (in this network namespace)", address)
+            raise OSError(errno.ENXIO, "nobody has a socket of that name", address)
         return [_state(machine, each, doer) for each in found]
     try:
-        file = os.stat(address)
+        file = SocketFile.at(address)
     except (OSError, ValueError) as error:  # (a NUL in it)
         # Its file may have been removed, or its name be written with escapes.
         found = _as_written(machine, address) or _as_written(machine, os.path.abspath(address))
@@ -138,31 +149,41 @@ def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketSt
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), address) from None
             raise
         return [_state(machine, each, doer) for each in found]
-    if not stat.S_ISSOCK(file.st_mode):
+    if not file.is_socket:
         raise OSError(errno.ENOTSOCK, "is no socket", address)
     path = os.path.abspath(address)
-    found = [each for each in machine.servers if is_at(each, path, file)]
-    if found:
-        return [_state(machine, each, doer, path) for each in found]
-    owner, mode = _owner_and_mode(file)
-    left = [each for each in machine.unix.values() if each.state == ESTABLISHED and is_at(each, path, file)]
-    connections = tuple(_connection(machine, each) for each in left)
-    return [
-        SocketState(
-            address=printable(path), state="stale", file="there", owner=owner, mode=mode, connections=connections
-        )
-    ]
+    found, unsure = machine.at(file)
+    if found or unsure:
+        return [_state(machine, each, doer, path, sure=bool(found)) for each in found or unsure]
+    return [_nobodys(machine, file, path)]
+
+
+def _nobodys(machine: Machine, file: SocketFile, path: str) -> SocketState:
+    """Of a file that is of no socket that we see."""
+    owner, mode = _owner_and_mode(file.stat)
+    left = [each for each in machine.unix.values() if each.state == ESTABLISHED and machine.is_file_of(each, file)]
+    return SocketState(
+        address=printable(path),
+        state="unseen" if is_bound(path) else "stale",
+        file="there",
+        owner=owner,
+        mode=mode,
+        connections=tuple(_connection(machine, each) for each in left),
+    )
 
 
 def _as_written(machine: Machine, address: str) -> list[UnixSocket]:
     return [each for each in machine.servers if spelled(each.name) == address]
 
 
-def _state(machine: Machine, sock: UnixSocket, doer: Doer | None, path: str | None = None) -> SocketState:
+def _state(
+    machine: Machine, sock: UnixSocket, doer: Doer | None, path: str | None = None, *, sure: bool = True
+) -> SocketState:
     holders: dict[int, set[int]] = {}
     for pid, number in machine.holders.get(sock.inode, ()):
         holders.setdefault(pid, set()).add(number)
     bound = os.fsdecode(sock.name.partition(b"\0")[0]) if sock.name and sock.name[:1] != b"\0" else None
+    space = machine.namespace_of(sock)
     where, file = _file(machine, sock, path or bound, list(holders))
     owner, mode = (None, None) if file is None else _owner_and_mode(file)
     streams = sock.type != socket.SOCK_DGRAM
@@ -185,6 +206,9 @@ def _state(machine: Machine, sock: UnixSocket, doer: Doer | None, path: str | No
         mode=mode,
         processes=_processes(machine, sock, holders, doer),
         connections=tuple(_connection(machine, each) for each in machine.accepted_from(sock)),
+        namespace=None if space is None else space.number,
+        namespace_pid=None if space is None else next(iter(holders), space.pid),
+        sure=sure,
     )
 
 
@@ -205,23 +229,23 @@ def _file(
     absolute = os.path.isabs(path)
     seen: File | None = None
     # (The last: where its holder has another root directory, or other mounts, in a container.)
-    roots = [f"/proc/{pid}/root" for pid in pids[:1]]
-    for place in (
-        [path, *(root + path for root in roots)] if absolute else [f"/proc/{pid}/cwd/{path}" for pid in pids]
-    ):
+    for pid in [None, *pids[:1]] if absolute else pids:
         try:
-            file = os.stat(place)
+            file = SocketFile.at(path, pid)
         except PermissionError:
-            if place == path:
+            if pid is None:
                 machine.closed_directories.add(printable(path))
                 seen = "hidden"
         except (OSError, ValueError):
-            if place == path:
+            if pid is None:
                 seen = "removed"
         else:
-            if is_at(sock, path if absolute else os.path.abspath(place), file):
-                return "there", file
-            seen = "replaced" if place == path else seen
+            known = machine.is_file_of(sock, file)
+            if known is not False:
+                return "there" if known else "unsure", file.stat
+            seen = "replaced" if pid is None else seen
+    if seen in ("removed", "replaced") and not pids and machine.namespace_of(sock) is not None:
+        return None, None  # it was bound where we cannot look
     return seen, None
 
 
@@ -231,7 +255,13 @@ def _processes(
     stopped = stops(machine, holders)
     if doer is None:
         return tuple(
-            Process(pid=pid, comm=machine.name_of(pid), fd=min(fds), stopped=stopped.get(pid))
+            Process(
+                pid=pid,
+                comm=machine.name_of(pid),
+                fd=min(fds),
+                inner_pid=machine.inner_pid_of(pid),
+                stopped=stopped.get(pid),
+            )
             for pid, fds in holders.items()
         )
     waits = {pid: waits_at(pid, sock.inode, fds) for pid, fds in holders.items()}
@@ -241,6 +271,7 @@ def _processes(
             pid=pid,
             comm=machine.name_of(pid),
             fd=min(fds),
+            inner_pid=machine.inner_pid_of(pid),
             waits=waits[pid],
             master=roles[pid] == "master",
             heir=roles[pid] == "heir",

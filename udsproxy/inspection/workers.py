@@ -17,7 +17,7 @@ from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.roles import roles_at
 
 MOST_WORKERS = 2000
-_PID = re.compile(r", pid \d+(?: and \d+ more)?")
+_PID = re.compile(r", pid \d+(?: \(\d+ in its container\))?(?: and \d+ more)?")
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -45,6 +45,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     pid: int
     comm: str
+    inner_pid: int | None = None
     doing: Doing | None = None
     connections: tuple[int, ...] = ()
     """The numbers of those that it holds, of these that were asked for."""
@@ -122,6 +123,7 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
             WorkerState(
                 pid=pid,
                 comm=machine.name_of(pid),
+                inner_pid=machine.inner_pid_of(pid),
                 doing=doer.doing(pid, machine, now, stack=ask.stack) if ask.doing else None,
                 connections=tuple(held.get(pid, ())),
             )

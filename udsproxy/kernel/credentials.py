@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from udsproxy.events import Client, printable
-from udsproxy.kernel.procfs import read_capabilities, read_comm
+from udsproxy.kernel.procfs import read_capabilities, read_comm, read_inner_pid
 
 _UCRED = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
@@ -64,7 +64,7 @@ class Peers:
             self._kept.clear()
         pid, uid, gid = _UCRED.unpack(raw)
         comm = read_comm(pid)
-        client = Client(pid, uid, gid, None if comm is None else printable(comm))
+        client = Client(pid, uid, gid, None if comm is None else printable(comm), read_inner_pid(pid))
         self._kept[raw] = now, client
         return client
 

@@ -7,14 +7,13 @@ known. It takes some 10 µs a descriptor: not for the traffic's path.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator
 
-_PIDFD_GETFD = 438
-"""The same on every machine."""
+from udsproxy.kernel.pidfd import copy_descriptor
+
 _MOST = 200
 """Descriptors of one process that are looked at."""
 
@@ -36,11 +35,8 @@ def who_asks(pid: int, is_meant: Callable[[socket.socket], bool]) -> list[bool]:
 
 def _sockets_of(pid: int, pidfd: int) -> Iterator[socket.socket]:
     """Copies. (The newest first: of a server, its connections.)"""
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
     numbers = sorted((int(name) for name in os.listdir(f"/proc/{pid}/fd")), reverse=True)
     for number in itertools.islice(numbers, _MOST):
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:"):
-                copy = syscall(_PIDFD_GETFD, pidfd, number, 0)
-                if copy >= 0:
-                    yield socket.socket(fileno=copy)
+                yield socket.socket(fileno=copy_descriptor(pidfd, number))

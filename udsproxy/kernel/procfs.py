@@ -89,6 +89,17 @@ def read_ids(pid: int) -> tuple[int, int, tuple[int, ...]] | None:
         return None
 
 
+def read_inner_pid(pid: int) -> int | None:
+    """What a process is called in its own pid namespace (``NSpid`` of ``/proc/PID/status``); None: that is ours, or
+    it may not be seen."""
+    with contextlib.suppress(OSError):
+        if os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid"):
+            found = re.search(rb"^NSpid:\s*(.*)$", _read(f"/proc/{pid}/status"), re.MULTILINE)
+            pids = found[1].split() if found else []
+            return int(pids[-1]) if len(pids) > 1 else None
+    return None
+
+
 def read_parent(pid: int) -> int | None:
     """The parent's pid: the second field after the name in ``/proc/PID/stat``."""
     try:
@@ -242,6 +253,14 @@ def holders_of(inode: int) -> list[int]:
     those of the same user. Looks at every descriptor of every process: not for the traffic's path."""
     wanted = f"socket:[{inode}]"
     return [pid for pid in _pids() if wanted in _descriptors(pid)]
+
+
+def descriptors_of(inode: int) -> Iterator[tuple[int, int]]:
+    """Who holds this socket: (pid, descriptor), as `holders_of`."""
+    for pid in holders_of(inode):
+        for found, number in _sockets_of(pid) or ():
+            if found == inode:
+                yield pid, number
 
 
 def listener_of(inode: int) -> int | None:

@@ -1,6 +1,7 @@
 """Questions to NETLINK_SOCK_DIAG: what the kernel knows of Unix sockets, and of TCP and UDP ones.
 
-No privilege is needed. Sockets of other network namespaces are not seen.
+No privilege is needed. It answers for the network namespace that it was made in
+(`udsproxy.kernel.namespaces.diag_in` makes one in another).
 
 Rules: each is answered at once. An exact query takes about 10 µs (of a Unix socket, by inode, more where there are
 thousands: net/unix/diag.c looks for one among all); a dump walks every socket of its kind.
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Self, TypeVar
 
 from udsproxy.kernel import diag_codec as codec
-from udsproxy.kernel.diag_codec import DiagError, InetSocket, UnixSocket
+from udsproxy.kernel.diag_codec import ESTABLISHED, DiagError, InetSocket, UnixSocket
+from udsproxy.kernel.procfs import descriptors_of
+from udsproxy.kernel.socket_file import SocketFile
 
 _NETLINK_SOCK_DIAG = 4
 _REPLY = 64 * 1024
@@ -27,9 +30,18 @@ _EVERYTHING = (
 _Found = TypeVar("_Found")
 
 
-def _is_file(found: tuple[int, int], file: os.stat_result) -> bool:
-    device = os.major(file.st_dev) << 20 | os.minor(file.st_dev)
-    return found == (device, file.st_ino & 0xFFFFFFFF)
+_UNSURE = (
+    "its file system numbers files so that it is not sure which socket it is of (root can ask the socket itself)"
+)
+
+
+class Unsure(DiagError):
+    """It cannot be told which socket the file is of: the numbers of two may be the same there."""
+
+    def __init__(self, found: list[UnixSocket]) -> None:
+        super().__init__(errno.EXDEV, _UNSURE)
+        self.found = found
+        """Those that it may be."""
 
 
 class SockDiag:
@@ -74,7 +86,7 @@ class SockDiag:
         return found is not None and (found.listening or found.type == socket.SOCK_DGRAM)
 
     def server(self, address: str | bytes) -> UnixSocket | None:
-        """`listener`, or who receives datagrams there. Raises `DiagError`."""
+        """`listener`, or who receives datagrams there. Raises as that does."""
         return self._find(address, codec.ALL_STATES)
 
     def peer_of(self, inode: int) -> int:
@@ -91,33 +103,45 @@ class SockDiag:
 
     def listener(self, address: str | bytes) -> UnixSocket | None:
         """Who listens on a path (str), or under an abstract name (bytes, without the NUL); None: nobody that the
-        kernel shows us. Raises `DiagError`."""
+        kernel shows us. Raises `DiagError`, `Unsure`, OSError: there is no such file."""
         return self._find(address, 1 << codec.LISTEN)
 
-    def is_bound(self, path: str) -> bool:
+    def is_bound_only(self, path: str) -> bool:
         """Does the kernel show us a socket that has made this file, and does not listen (yet)? Raises `DiagError`,
-        OSError."""
-        file = os.stat(path)
-        found = list(self._dump(1 << codec.CLOSE, 1 << codec.VFS))
-        return any(each.file is not None and _is_file(each.file, file) for each in found)
+        `Unsure`, OSError."""
+        return bool(self.at(SocketFile.at(path), 1 << codec.CLOSE))
 
     def _find(self, address: str | bytes, states: int) -> UnixSocket | None:
-        found = None
-        file = os.stat(address) if isinstance(address, str) else None
-        # To its end: the kernel answers no other question before (EBUSY).
-        for each in list(self._dump(states, 1 << codec.NAME | 1 << codec.VFS | 1 << codec.RQLEN)):
-            if not (each.listening or each.type == socket.SOCK_DGRAM):
+        if isinstance(address, str):
+            found = self.at(SocketFile.at(address), states)
+        else:
+            found = [each for each in self._named(states) if each.name == b"\0" + address]
+        serving = [each for each in found if each.listening or each.type == socket.SOCK_DGRAM]
+        # (A name stands for a socket of each type.)
+        return next((each for each in serving if each.listening), serving[0] if serving else None)
+
+    def at(self, file: SocketFile, states: int = codec.ALL_STATES) -> list[UnixSocket]:
+        """The sockets in these states (a bit for each) that are bound to a file: one at most, and what it has
+        accepted is none of them. Raises `DiagError`, `Unsure`."""
+        maybe = []
+        for each in self._named(states):
+            if each.state == ESTABLISHED and each.type != socket.SOCK_DGRAM:
                 continue
-            if file is None:
-                # (A name stands for a socket of each type.)
-                if each.name == b"\0" + address and (found is None or each.listening):  # type: ignore[operator]
-                    found = each
-            elif each.file is not None and each.file[1] == file.st_ino & 0xFFFFFFFF:
-                # Some file systems show stat() another device than the kernel's own (btrfs, overlayfs).
-                found = found or each
-                if _is_file(each.file, file):
-                    return each
-        return found
+            known = file.is_of(each)
+            if known:
+                return [each]
+            if known is None:
+                maybe.append(each)
+        known_by = [(each, file.is_of_holders(each, descriptors_of(each.inode))) for each in maybe]
+        sure = [each for each, known in known_by if known]
+        unsure = [each for each, known in known_by if known is None]
+        if not sure and unsure:
+            raise Unsure(unsure)
+        return sure
+
+    def _named(self, states: int) -> list[UnixSocket]:
+        # To its end: the kernel answers no other question before (EBUSY).
+        return list(self._dump(states, 1 << codec.NAME | 1 << codec.VFS | 1 << codec.RQLEN))
 
     def unix_sockets(self) -> list[UnixSocket]:
         """All of our network namespace, with all that can be told of them. Raises `DiagError`."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from udsproxy.endpoints import UnixAbstract, UnixPath
 from udsproxy.kernel.passcred import who_asks
 from udsproxy.kernel.procfs import holders_of
-from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.server_diag import ServerDiag
 
 LOOK_NS = 1_000_000_000
 """How often, while connections come."""
@@ -52,7 +52,7 @@ class Asking:
         )
 
     def _find(self) -> tuple[list[int], str | bytes | None]:
-        with contextlib.suppress(OSError), SockDiag() as diag:
+        with contextlib.suppress(OSError), ServerDiag() as diag:
             found = diag.server(self._address)
             if found is not None and found.name is not None:
                 if found.inode != self._inode:

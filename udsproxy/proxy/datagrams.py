@@ -21,6 +21,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns
 from typing import cast
 
@@ -28,7 +29,8 @@ from udsproxy import endpoints
 from udsproxy.endpoints import MAX_PATH, Listener, Pinned, Socket, UnixAbstract, UnixPath
 from udsproxy.events import Client, Direction, ProxyError, Side, errno_message, errno_name
 from udsproxy.kernel.diag_codec import DiagError
-from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.namespaces import within
+from udsproxy.kernel.server_diag import ServerDiag
 from udsproxy.protocols.tap import Observation
 from udsproxy.proxy.cargo import ROOM, Cargo, cargo_of, send_as
 from udsproxy.proxy.connection import Connections, ConnectionState
@@ -179,6 +181,7 @@ class Datagrams:
         self._epoll = select.epoll()
         """Of our own: replies, and room for what is held."""
         self._server = _Server(address)
+        self._upstream.make = self._server.make
         self._shared: Socket | None = None
         try:
             self._shared = self._connect()
@@ -394,13 +397,13 @@ class Datagrams:
 
     def _bound_socket(self, sender: _Sender) -> Socket:
         try:
-            sock = self._connect() if sender.connected else endpoints.plain_socket(_DATAGRAMS)
+            sock = self._connect() if sender.connected else self._upstream.make(_DATAGRAMS)
         except Gone as gone:
             if gone.number != errno.EPERM:
                 raise
             # The server has connected to somebody, and takes nothing from others.
             sender.connected, sender.users = False, frozenset()
-            sock = endpoints.plain_socket(_DATAGRAMS)
+            sock = self._upstream.make(_DATAGRAMS)
         try:
             sock.bind(b"")
             sock.setsockopt(_SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -587,7 +590,7 @@ class _Server:
         """Where its file is to stay."""
         self._file: tuple[int, int] | None = None
         self._inode = 0
-        self._diag: SockDiag | None = None
+        self._diag: ServerDiag | None = None
         self.users: frozenset[int] | None = None
         """Who may well send in its name; None: that cannot be told."""
         self.address: Address
@@ -610,9 +613,17 @@ class _Server:
             if not isinstance(address, Pinned):
                 self._path, self._file = address.path, (found.st_dev, found.st_ino)
         with contextlib.suppress(OSError):
-            self._diag = SockDiag()
+            self._diag = ServerDiag()
             server = self._diag.server(asked)
             self._inode = 0 if server is None else server.inode
+
+    def make(self, kind: int) -> Socket:
+        """A socket in the server's network namespace: there the abstract name that it has can be replied to."""
+        space = None if self._diag is None else self._diag.namespace
+        if space is not None:
+            with contextlib.suppress(OSError):
+                return within(space, partial(endpoints.plain_socket, kind))
+        return endpoints.plain_socket(kind)
 
     def look(self) -> int | None:
         """See `Datagrams.look`."""

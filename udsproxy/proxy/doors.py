@@ -112,6 +112,8 @@ class Upstream:
         self.connected: Callable[[Socket], None] | None = None
         """Is given the first connection."""
         self._spare: Socket | None = None
+        self.make: Callable[[int], Socket] = endpoints.plain_socket
+        """Makes sockets of that type."""
         """Tried, and to be tried again: EAGAIN leaves nothing behind."""
 
     def connect_for(self, client: Socket) -> tuple[Socket, float] | None:
@@ -134,7 +136,7 @@ class Upstream:
 
         Raises `Gone`; OSError (what we ran out of); with ``as_`` PermissionError.
         """
-        sock = self._spare or endpoints.plain_socket(self.kind)
+        sock = self._spare or self.make(self.kind)
         began = monotonic_ns()
         if as_ is None or self._actor is None or as_ == self._actor.own:
             as_ = None

@@ -446,6 +446,7 @@ class AcceptLoop:
                     self._look,
                     self._is_resting,
                     self._tell_queue,
+                    partial(self._tell_error, "connect", errno.EXDEV),
                 )
             except Unseen as unseen:
                 self._tell_unseen(unseen)

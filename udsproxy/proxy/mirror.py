@@ -31,7 +31,8 @@ from udsproxy.endpoints import Listener, Socket, UnixAbstract, UnixPath, connect
 from udsproxy.events import errno_message
 from udsproxy.kernel.credentials import Credentials
 from udsproxy.kernel.diag_codec import DiagError, UnixSocket
-from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.server_diag import NotShown, ServerDiag
+from udsproxy.kernel.sock_diag import Unsure
 from udsproxy.protocols.decoder import AcceptWait
 from udsproxy.proxy.connection import Connections
 from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
@@ -66,7 +67,7 @@ def listener_inode(address: UnixPath | UnixAbstract) -> int:
 
 def _listener_at(address: UnixPath | UnixAbstract) -> UnixSocket | None:
     try:
-        with SockDiag() as diag:
+        with ServerDiag() as diag:
             return diag.listener(_as_asked(address))
     except OSError:
         return None
@@ -82,11 +83,11 @@ def look_at(address: UnixPath | UnixAbstract, kind: int) -> int | None:
                 failed = connect(other, address)
             if failed not in (0, errno.EPROTOTYPE):
                 return failed
-        with SockDiag() as diag:
+        with ServerDiag() as diag:
             found = diag.listener(_as_asked(address))
             if found is not None:
                 return 0 if found.type == kind else None
-            if isinstance(address, UnixPath) and kind != socket.SOCK_DGRAM and diag.is_bound(address.path):
+            if isinstance(address, UnixPath) and kind != socket.SOCK_DGRAM and diag.is_bound_only(address.path):
                 return errno.ECONNREFUSED
     except OSError:
         pass
@@ -94,7 +95,7 @@ def look_at(address: UnixPath | UnixAbstract, kind: int) -> int | None:
 
 
 def _as_asked(address: UnixPath | UnixAbstract) -> str | bytes:
-    """An address as `SockDiag.listener` takes it."""
+    """An address as `ServerDiag.listener` takes it."""
     return address.path if isinstance(address, UnixPath) else os.fsencode(address.name)
 
 
@@ -126,11 +127,13 @@ class Mirrored:
         ready: Callable[[], None],
         is_resting: Callable[[], bool],
         tell_queue: Callable[[int, int], None],
+        tell_settled: Callable[[str], None],
     ) -> None:
         """``held``: clients who were accepted, and for whom no connection could be made yet. ``ready``: makes the
         accept loop call `admit`. ``is_resting``: nobody is to be accepted now (a fault that a connection has met
         may have said so). ``tell_queue``: is given queue and backlog when the queue has become full, and when it
-        no longer is.
+        no longer is. ``tell_settled``: is told what it took to find the upstream's
+        socket, where that was more than a look.
 
         Raises `Unseen`; OSError (a descriptor is needed).
         """
@@ -142,6 +145,7 @@ class Mirrored:
         self._ready = ready
         self._is_resting = is_resting
         self._tell_queue = tell_queue
+        self._tell_settled = tell_settled
         self.edge = False
         """We are near the limit."""
         self._ahead: deque[_Ahead] = deque()
@@ -171,7 +175,7 @@ class Mirrored:
         """When it was last seen that who is ahead had not been accepted."""
         self._own = os.fstat(listener.sock.fileno()).st_ino
         try:
-            self._diag = SockDiag()
+            self._diag = ServerDiag()
         except OSError as error:
             if error.errno in STARVED:
                 raise
@@ -276,9 +280,18 @@ class Mirrored:
                 raise Gone(failed)
             found = self._listener_there()  # it may have come just now
         if found is None:
-            raise Unseen("the kernel shows no such listener here: is it in another network namespace?")
+            raise Unseen("the kernel shows no such listener")
         self.there = found.inode
         self._know(found.backlog)
+        if self._diag.namespace is not None:
+            self._relay.call_at(monotonic_ns() + _STALE_NS, self._look_after)
+
+    def _look_after(self, at: int) -> None:
+        """A container that has ended shall not be kept by us, though no client comes (`ServerDiag.serves`)."""
+        if self._diag.namespace is not None:
+            with contextlib.suppress(DiagError):
+                self._diag.serves(self.there)
+            self._relay.call_at(at + _STALE_NS, self._look_after)
 
     def _listener_there(self) -> UnixSocket | None:
         try:
@@ -287,8 +300,24 @@ class Mirrored:
             raise Gone(errno.ENOENT) from None
         except PermissionError:
             raise Gone(errno.EACCES) from None
+        except Unsure as unsure:
+            return self._settle(unsure)
+        except NotShown as error:
+            raise Unseen(error.strerror) from None
         except DiagError as error:
             raise Unseen(errno_message(error.errno or 0)) from None
+
+    def _settle(self, unsure: Unsure) -> UnixSocket:
+        """Where the numbers of a file may be another's too, only a connection tells whose it is."""
+        connected = self._upstream.connect()
+        if connected is None:
+            raise Unseen(f"{unsure.strerror}; and its queue is full")
+        with contextlib.closing(connected[0]) as sock:
+            found = self._diag.settle(unsure, sock)
+        if found is None:
+            raise Unseen(unsure.strerror)
+        self._tell_settled(f"one empty connection was made to the upstream: {unsure.strerror}")
+        return found
 
     def _look(self) -> int:
         """How many wait in the upstream's queue. Raises `Gone`, `Unseen`, OSError."""
@@ -355,7 +384,7 @@ class Mirrored:
             wait.hold(now)
             connections.open(client, first.sock, connections.number(), first.connect_s, wait)
         self._stepped_at = now
-        found = self._diag.queue_of(self._own)
+        found = self._diag.own.queue_of(self._own)
         waiting = 0 if found is None else found[0]
         came = False
         while len(ahead) < waiting:
@@ -397,7 +426,7 @@ class Mirrored:
         self._listener.limit(max(0, self.backlog + self._resting(taken) - self._others))
 
     def _is_accepted(self, first: _Ahead) -> bool:
-        if self._diag.peer_of(first.inode):
+        if self._diag.own.peer_of(first.inode):
             return True
         try:
             first.sock.recv(1, _PEEK)

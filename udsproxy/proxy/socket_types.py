@@ -15,7 +15,7 @@ from udsproxy.config import ProxyConfig
 from udsproxy.endpoints import UnixAbstract, UnixPath
 from udsproxy.faults.kinds import FastCGI, Hold, Shut, Stream
 from udsproxy.faults.rules import Rule
-from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.server_diag import ServerDiag
 from udsproxy.units import ConfigError
 
 NAMES = {int(socket.SOCK_SEQPACKET): "seqpacket", int(socket.SOCK_DGRAM): "datagram"}
@@ -26,7 +26,7 @@ def type_of(address: UnixPath | UnixAbstract) -> int | None:
     """The type of the socket that serves there, without a connection to it; None: nobody does, or that cannot be
     told."""
     asked = address.path if isinstance(address, UnixPath) else os.fsencode(address.name)
-    with contextlib.suppress(OSError), SockDiag() as diag:
+    with contextlib.suppress(OSError), ServerDiag() as diag:
         if (found := diag.server(asked)) is not None:
             return found.type
     with contextlib.suppress(OSError), endpoints.unix_socket(socket.SOCK_DGRAM) as probe:

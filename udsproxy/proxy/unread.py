@@ -15,7 +15,8 @@ import socket
 from collections.abc import Callable
 from time import monotonic_ns
 
-from udsproxy.endpoints import Socket
+from udsproxy.endpoints import Socket, unix_socket
+from udsproxy.kernel import namespaces
 from udsproxy.kernel.receive_queue import set_peek_offset
 from udsproxy.kernel.sock_diag import SockDiag
 from udsproxy.proxy.cargo import ROOM_FOR_SENDER
@@ -31,6 +32,8 @@ _HINDERED_NS = 50_000_000
 _LOOKS_NS = 500_000
 """How long these looks may take at once; they take a twentieth of the time at most. (One takes 15 µs, and 300 µs on
 a system with 10,000 Unix sockets: net/unix/diag.c looks for one among all.)"""
+_KEEP_NS = 1_000_000_000
+"""How long a namespace of clients is kept in hand: it could not end."""
 
 _SHUT_RD = int(socket.SHUT_RD)
 _NOW = int(socket.MSG_DONTWAIT)
@@ -49,14 +52,21 @@ class Unread:
         self._scratch = memoryview(bytearray(LOOK + MOST_CHARGE))
         self.diag: SockDiag | None = None
         """Others may ask it too."""
+        self._cookie = 0
         with contextlib.suppress(OSError):
             self.diag = SockDiag()
+        with contextlib.suppress(OSError), unix_socket() as known:
+            self._cookie = namespaces.cookie_of(known)
+        self._elsewhere: tuple[int, SockDiag] | None = None
+        """In a namespace of clients that is not ours, by its cookie."""
+        self._used_at = 0
         self.sees = self.diag is not None and self.diag.works()
         """It does answer."""
 
     def close(self) -> None:
         if self.diag is not None:
             self.diag.close()
+        self._leave()
 
     @staticmethod
     def follow(flow: Flow, nbytes: int) -> None:
@@ -109,10 +119,11 @@ class Unread:
             self._call_at(now + max(_HINDERED_NS // 10, 20 * (now - began)), self._look_after_keepers)
 
     def hinders(self, flow: Flow) -> bool:
-        if self.diag is None:
-            return True
         try:
-            memory = self.diag.memory_of_peer(os.fstat(flow.src.fileno()).st_ino)
+            diag = self._diag_of(flow.src)
+            if diag is None:
+                return True
+            memory = diag.memory_of_peer(os.fstat(flow.src.fileno()).st_ino)
         except OSError:
             return True
         if memory is None:
@@ -126,9 +137,34 @@ class Unread:
     def has_closed(self, sock: Socket) -> bool:
         """Is its other end closed, and not only shut down?"""
         with contextlib.suppress(OSError):
-            if self.diag is not None:
-                return not self.diag.peer_of(os.fstat(sock.fileno()).st_ino)
+            diag = self._diag_of(sock)
+            if diag is not None:
+                return not diag.peer_of(os.fstat(sock.fileno()).st_ino)
         return True
+
+    def _diag_of(self, sock: Socket) -> SockDiag | None:
+        """Where the kernel shows this socket: in our namespace, or in that of the client who has connected it.
+        Raises OSError: that one may not be entered."""
+        cookie = namespaces.cookie_of(sock)
+        if self.diag is None or cookie == self._cookie:
+            return self.diag
+        if self._elsewhere is None or self._elsewhere[0] != cookie:
+            self._leave()
+            self._elsewhere = cookie, namespaces.diag_of(sock)
+            self._call_at(monotonic_ns() + _KEEP_NS, self._leave_unused)
+        self._used_at = monotonic_ns()
+        return self._elsewhere[1]
+
+    def _leave_unused(self, at: int) -> None:
+        if self._elsewhere is not None and at < self._used_at + _KEEP_NS:
+            self._call_at(self._used_at + _KEEP_NS, self._leave_unused)
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere[1].close()
+            self._elsewhere = None
 
     def read_out(self, flow: Flow) -> None:
         """What its peer sent when nobody was to read it any more: close() would make a reset of that."""

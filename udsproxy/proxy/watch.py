@@ -332,7 +332,7 @@ def _by_connection(sample: Sample | None) -> dict[int, tuple[Worker | None, Doin
     if sample is None:
         return {}
     return {
-        number: (Worker(worker.pid, worker.comm), worker.doing)
+        number: (Worker(worker.pid, worker.comm, worker.inner_pid), worker.doing)
         for worker in sample.workers
         for number in worker.connections
     }

@@ -26,6 +26,7 @@ from udsproxy.events import (
     Slow,
     Summary,
     UpstreamError,
+    pid_text,
 )
 from udsproxy.sinks.text import WallClock, duration, hexdump_lines, size
 
@@ -135,7 +136,9 @@ class ConsoleRenderer:
         return line
 
     def _accepted(self, event: Accepted) -> str:
-        by = f"{event.worker.comm or '?'} (pid {event.worker.pid})" if event.worker is not None else "the upstream"
+        by, who = "the upstream", event.worker
+        if who is not None:
+            by = f"{who.comm or '?'} (pid {pid_text(who.pid, who.inner_pid)})"
         return f"{self._start(event)} accepted by {by} after {duration(event.accept_wait_s)}"
 
     def _slow(self, event: Slow) -> str:
@@ -187,8 +190,10 @@ class ConsoleRenderer:
         )
 
     def _open(self, event: Open) -> str:
-        who = event.client
-        client = f" by {who.comm or '?'} (pid {who.pid}, uid {who.uid}, gid {who.gid})" if who is not None else ""
+        who, client = event.client, ""
+        if who is not None:
+            pid = pid_text(who.pid, who.inner_pid)
+            client = f" by {who.comm or '?'} (pid {pid}, uid {who.uid}, gid {who.gid})"
         took = f"; upstream connected in {duration(event.connect_s)}" if event.connect_s is not None else ""
         return f"{self._start(event)} opened{client}{took}"
 

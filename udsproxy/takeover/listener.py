@@ -27,7 +27,8 @@ from udsproxy.kernel.diag_codec import DiagError, UnixSocket
 from udsproxy.kernel.directory import Directory, Identity, answers, find, identity_of, rename
 from udsproxy.kernel.inotify import DirectoryWatch
 from udsproxy.kernel.procfs import holders_of, listener_of, read_ids
-from udsproxy.kernel.sock_diag import SockDiag
+from udsproxy.kernel.server_diag import NotShown, ServerDiag
+from udsproxy.kernel.sock_diag import Unsure
 from udsproxy.takeover.guardian import Guardian, GuardianError
 from udsproxy.takeover.names import (
     LOCK_S,
@@ -111,14 +112,14 @@ class TakenOver(Listener):
         """The path is the server's for a while, because we are about to be stopped."""
         self._nameless: Identity | None = None
         """The real socket's file, where the server has removed its path and has not ended."""
-        self._diag: SockDiag | None = None
+        self._diag: ServerDiag | None = None
         self._attributes: tuple[int, int, int] | None = None
         try:
             self.watch = DirectoryWatch(f"/proc/self/fd/{names.directory.fd}", names.name)
         except OSError as error:
             raise ListenError(place.why_not(error)) from None
         with contextlib.suppress(OSError):
-            self._diag = SockDiag()
+            self._diag = ServerDiag()
         try:
             found = self._look_at(names.name)
         except OSError as error:
@@ -157,8 +158,12 @@ class TakenOver(Listener):
                 raise ListenError(f"cannot tap {path}: it is no socket")
             found = None
             if self._diag is not None:
-                with contextlib.suppress(DiagError):
+                try:
                     found = self._diag.server(f"/proc/self/fd/{pinned}")
+                except (NotShown, Unsure) as error:
+                    raise ListenError(f"cannot tap {path}: {error.strerror}") from None
+                except DiagError:
+                    pass
             if found is None and (self._diag is not None or not answers(pinned)):
                 if name == self._names.name and self._names.directory.identity(self._names.aside) is not None:
                     raise self._left_over()
@@ -240,6 +245,8 @@ class TakenOver(Listener):
                 return 0 if answers(pinned) else errno.ECONNREFUSED
             finally:
                 os.close(pinned)
+        except (NotShown, Unsure):
+            return 0  # somebody has it; `restore` says what is missing
         except OSError as error:
             return error.errno or errno.ENOENT
 
@@ -413,12 +420,13 @@ class TakenOver(Listener):
         return True
 
 
-def _holders(directory: Directory, name: str, diag: SockDiag | None) -> str:
+def _holders(directory: Directory, name: str, diag: ServerDiag | None) -> str:
     found = None
     if diag is not None:
         pinned = directory.pin(name)
         try:
-            found = diag.server(f"/proc/self/fd/{pinned}")
+            with contextlib.suppress(DiagError):
+                found = diag.server(f"/proc/self/fd/{pinned}")
         finally:
             os.close(pinned)
     pids = [] if found is None else holders_of(found.inode)
