@@ -15,7 +15,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"config", "endpoints", "proxy"},
     "__main__": {"cli"},
     "script": {"__main__"},
-    "script": {"cli"},
     "cli": {
         "units",
         "cli",

@@ -202,19 +202,19 @@ def is_let_in(sock: socket.socket, path: str) -> bool:
 
 
 def test_requests_one_after_the_other(stage: Stage, proxy: Proxy, runtime: str) -> None:
-    """A thousand that are sent at once, without waiting for an answer, are answered; so is the traffic."""
-    asked = (
-        b"GET /counters HTTP/1.1\r\nHost: x\r\n\r\n" * 999
-        + b"GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    )
+    """Of a thousand that are sent at once the first is answered, and the connection closed; traffic goes on."""
+    asked = b"GET /counters HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+    got = b""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(LIMIT_S)
         sock.connect(control_socket(runtime, proxy))
-        sock.sendall(asked)
+        with contextlib.suppress(BrokenPipeError):
+            sock.sendall(asked)
         assert echoes(proxy.socket)
-        got = receive_all(sock)
-    assert got.count(b"HTTP/1.1 200 ") + got.count(b"HTTP/1.1 404 ") == got.count(b"HTTP/1.1 ")
-    assert got.count(b"HTTP/1.1 404 ") == 1
+        with contextlib.suppress(ConnectionResetError):
+            while data := sock.recv(65536):
+                got += data
+    assert got.count(b"HTTP/1.1 200 ") == got.count(b"HTTP/1.1 ") == 1
     assert proxy.said == ""
 
 
@@ -228,7 +228,7 @@ def test_an_asker_that_does_not_read(stage: Stage, proxy: Proxy, runtime: str) -
         def stuck() -> bool:
             """Nothing more is taken: it was not the last time either."""
             wrote.append(False)
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):
                 while sock.send(b"GET /counters HTTP/1.1\r\nHost: x\r\n\r\n" * 100):
                     wrote[-1] = True
             return not any(wrote[-20:])

@@ -35,9 +35,9 @@ _FIRST = 900
 def command(module: str, *arguments: str, installed: bool = True) -> list[str]:
     """What runs ``main()`` of a module of ours as a process. ``installed``: it needs more than the standard library
     and our own code; without that it starts sooner."""
-    flags = ["-I"] if installed else ["-I", "-S"]
+    flags = [] if installed else ["-S"]
     root = str(Path(udsproxy.__file__).parent.parent)
-    return [sys.executable, *flags, "-c", _START, root, module, *arguments]
+    return [sys.executable, "-I", *flags, "-c", _START, root, module, *arguments]
 
 
 def environment() -> dict[str, str]:
