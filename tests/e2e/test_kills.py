@@ -12,7 +12,6 @@ import io
 import itertools
 import os
 import random
-import re
 import signal
 import subprocess
 import time
@@ -23,7 +22,7 @@ import pytest
 
 from tests.e2e.children import Orphans, adopting
 from tests.e2e.load import Load
-from tests.e2e.tap import File, aside_of, beside, guardians_of
+from tests.e2e.tap import aside_of, beside, guardians_of
 from tests.e2e.tools import LIMIT_S, UDSPROXY, EchoServer, echoes, read, until
 from tests.stage import Stage
 from udsproxy.cli.tap import tap as tap_command
@@ -34,8 +33,6 @@ WHO = (("proxy",), ("guardian",), ("proxy", "guardian"), ("guardian", "proxy"))
 """Who is killed, in this order."""
 WHEN = {"begins": 0.3, "has a guardian": 0.15, "stands": 0.1, "ends": 0.05}
 """From when on, and how much later at most (s)."""
-
-PRIVATE = re.compile(r"\.udsproxy-\d+-[0-9a-f]+\.d")
 
 
 @pytest.fixture
@@ -88,11 +85,6 @@ def restore(path: str) -> None:
         assert tap_command(path, restore_=True) == 0
 
 
-def without_private(files: dict[str, File], both: bool) -> dict[str, File]:
-    """But for the private directory of a tap that was killed with its guardian: the next tap removes it."""
-    return {name: file for name, file in files.items() if not (both and PRIVATE.fullmatch(name))}
-
-
 def test_kills(stage: Stage, orphans: Orphans) -> None:
     """Where one of them is killed the other puts the path back; where both are, `tap --restore` does."""
     chance = random.Random(KILLS)
@@ -120,7 +112,7 @@ def test_kills(stage: Stage, orphans: Orphans) -> None:
                     restored["needed" if beside(path) != before else "not needed"] += 1
                     restore(path)
                 told = f"{' and '.join(who)} killed {later_s * 1e3:.0f} ms after the tap {when}"
-                assert without_private(beside(path), both) == before, told
+                assert beside(path) == before, told
                 assert not os.path.lexists(aside_of(path)), told
                 assert echoes(path), told
     print(f"{KILLS} kills, {len(load.requests)} requests; where both were killed, --restore was {dict(restored)};")

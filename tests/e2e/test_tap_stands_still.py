@@ -21,7 +21,7 @@ from tests.e2e.tap import File, StartTap, Tap, aside_of, beside, is_armed, is_se
 from tests.e2e.tools import EchoServer, connect, echoes, read, receive_exactly, until
 from tests.stage import Stage
 from udsproxy.endpoints import ListenError
-from udsproxy.takeover.listener import restore
+from udsproxy.takeover.restore import restore
 
 BACK_S = 1.5
 """How soon the server has its path back when the proxy is stopped."""

@@ -158,7 +158,7 @@ def test_who_may_replace_a_file(tmp_path: Path) -> None:
         os.chown(home / "sub", 0, 12345)
         assert files.who_may_replace(str(home / "sub" / "log")) == f"{home / 'sub'} may be changed by group 12345"
         give_away(home)
-        assert files.who_may_replace(str(home / "sub" / "log")) == f"{home} belongs to nobody"
+        assert files.who_may_replace(str(home / "sub" / "log")) == f"{home} may be changed by nobody"
 
 
 def test_settings(tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ import pytest
 from udsproxy.endpoints import Listener, ListenError, UnixPath
 from udsproxy.kernel.directory import Directory
 from udsproxy.takeover.guardian import Guardian
-from udsproxy.takeover.listener import Place, TakenOver, restore
+from udsproxy.takeover.listener import TakenOver
 from udsproxy.takeover.names import SUFFIX, Known, Names, put_back
+from udsproxy.takeover.place import Place
+from udsproxy.takeover.restore import restore
 
 ROUNDS = int(os.environ.get("UDSPROXY_SWAPS", "12"))
 """How many rounds of each kind with swaps at random steps; a directory becomes a link at every step besides."""

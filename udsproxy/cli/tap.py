@@ -26,7 +26,9 @@ from udsproxy.kernel.files import open_log
 from udsproxy.proxy.server import Server
 from udsproxy.proxy.socket_types import require_fit, type_of
 from udsproxy.takeover.guardian import Guardian, GuardianError
-from udsproxy.takeover.listener import Place, TakenOver, restore
+from udsproxy.takeover.listener import TakenOver
+from udsproxy.takeover.place import Place
+from udsproxy.takeover.restore import restore
 
 _TIMED_OUT = 124
 """Exit status of a command that lasted longer than --for: timeout(1)'s."""

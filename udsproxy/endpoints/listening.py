@@ -373,13 +373,8 @@ def _warnings(directory: Directory) -> list[str]:
     others = directory.changeable_by()
     if not others:
         return []
-    first = others[0]
-    if first.uid is not None:
-        who = user_name(first.uid)
-    else:
-        who = "everybody" if first.gid is None else f"group {group_name(first.gid)}"
     more = f" (and {len(others) - 1} of the directories above it by others)" if len(others) > 1 else ""
-    return [f"{first.path} can be changed by {who}{more}: they can put another socket in the place of this one"]
+    return [f"{others[0]}{more}: they can put another socket in the place of this one"]
 
 
 _ADVICE = {

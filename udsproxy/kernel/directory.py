@@ -19,7 +19,9 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import grp
 import os
+import pwd
 import re
 import socket
 import stat
@@ -46,6 +48,17 @@ class Other(NamedTuple):
     path: str
     uid: int | None
     gid: int | None
+
+    def __str__(self) -> str:
+        who = "everybody"
+        with contextlib.suppress(KeyError):
+            if self.uid is not None:
+                who = f"user {self.uid}"
+                who = pwd.getpwuid(self.uid).pw_name
+            elif self.gid is not None:
+                who = f"group {self.gid}"
+                who = f"group {grp.getgrgid(self.gid).gr_name}"
+        return f"{self.path} may be changed by {who}"
 
 
 def identity_of(fd: int) -> Identity:
@@ -345,7 +358,7 @@ def _others(path: str, directory: os.stat_result) -> list[Other]:
     if not directory.st_mode & stat.S_ISVTX:
         if directory.st_mode & 0o002:
             return [Other(path, None, None)]
-        if directory.st_mode & 0o020 and directory.st_gid:
+        if directory.st_mode & 0o020 and directory.st_gid not in (0, os.getegid()):
             return [Other(path, None, directory.st_gid)]
     return []
 

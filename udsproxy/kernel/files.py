@@ -19,6 +19,8 @@ import os
 import pwd
 import stat
 
+from udsproxy.kernel.directory import Directory
+
 MAX_CONFIG = 1024 * 1024
 _MAX_LINKS = 40
 """As the kernel has it (path_resolution(7))."""
@@ -72,20 +74,16 @@ def read_config(path: str) -> bytes:
 
 def who_may_replace(path: str) -> str | None:
     """The highest directory above ``path`` in which somebody besides root and us may rename what is there, as in
-    ``/home/alice belongs to alice``; None: there is no such one."""
-    here = os.path.dirname(os.path.realpath(path))
-    found = None
-    while True:
-        with contextlib.suppress(OSError):
-            about = os.stat(here)
-            who = _writer(about)
-            if who is not None and not about.st_mode & stat.S_ISVTX:
-                found = f"{here} may be changed by {who}"
-            elif about.st_uid not in _trusted():
-                found = f"{here} belongs to {_user(about.st_uid)}"
-        if here in ("/", ""):
-            return found
-        here = os.path.dirname(here)
+    ``/home/alice may be changed by alice``; None: there is no such one, or it may not be seen."""
+    try:
+        directory = Directory(os.path.dirname(path))
+    except OSError:
+        return None
+    try:
+        others = directory.changeable_by()
+    finally:
+        directory.close()
+    return str(others[-1]) if others else None
 
 
 def _open_last(path: str) -> tuple[int, bool]:

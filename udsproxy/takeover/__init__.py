@@ -3,7 +3,9 @@
 - ``names``: the two names of a tapped socket, and how its path is put back, as a table
 - ``guardian_process``: the process that does that when the proxy has died, or stands still
 - ``guardian``: that process, as the proxy sees it
+- ``place``: a path to take over, and the server's own socket there
 - ``listener``: a listening socket that stands where another's stood
+- ``restore``: putting back what a tap left that was killed, with its guardian
 
 Rules:
 

@@ -10,13 +10,14 @@ import json
 import mmap
 import os
 import resource
+import signal
 import socket
 import struct
 import subprocess
 from collections.abc import Callable
 
 from udsproxy.kernel.own_processes import command, environment
-from udsproxy.takeover.guardian_process import ARM, BEATS, HELLO
+from udsproxy.takeover.guardian_process import ARM, BEATS, HELLO, IGNORED
 from udsproxy.takeover.names import Names
 
 _ANSWER_S = 2.0
@@ -69,6 +70,8 @@ class Guardian:
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         told = self._told | {"directory": self._names.directory.fd}
         passed = [fd for fd in (self._names.directory.fd, self._beats_fd, self._log) if fd is not None and fd > 2]
+        # What is sent to all of us (Ctrl-C, the end of a service) is not to end it before it ignores that.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own program
                 command("udsproxy.takeover.guardian_process", json.dumps(told), installed=False),
@@ -81,6 +84,7 @@ class Guardian:
             ours.close()
             raise GuardianError(f"the guardian cannot be started: {error.strerror}") from None
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             its.close()
         self._socket = _moved_up(ours)
         self._socket.settimeout(_ANSWER_S)

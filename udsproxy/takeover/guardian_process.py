@@ -33,6 +33,8 @@ HELLO, ARM = b"hello", b"arm"
 """What the proxy sends: is it up; with three descriptors, the directory, a file of ours, and the real one."""
 BEATS = struct.Struct("=QQ")
 """What both write into shared memory while they run: how often the proxy has looked, how often the guardian has."""
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP)
+"""Signals that do not end it; blocked while it starts."""
 LOOK_S = 0.25
 """How often it is looked whether the proxy runs."""
 _MAX_SILENT = 4
@@ -124,8 +126,9 @@ def main() -> None:
 
     Standard input is the socket to the proxy.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGTSTP):
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     os.chdir("/")
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
         file.write("-1000")

@@ -14,81 +14,27 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from functools import partial
 
-from udsproxy.endpoints import Listener, ListenError, Pinned, UnixPath
+from udsproxy.endpoints import Listener, ListenError, UnixPath
 from udsproxy.endpoints.naming import SocketFile
 from udsproxy.endpoints.ownership import copy_owner_and_mode
-from udsproxy.events import errno_message, errno_name
 from udsproxy.kernel.credentials import Actor, Credentials
-from udsproxy.kernel.diag_codec import DiagError, UnixSocket
-from udsproxy.kernel.directory import Directory, Identity, answers, find, identity_of, rename
+from udsproxy.kernel.diag_codec import UnixSocket
+from udsproxy.kernel.directory import Directory, Identity, identity_of, rename
 from udsproxy.kernel.inotify import DirectoryWatch
-from udsproxy.kernel.procfs import holders_of, listener_of, read_ids
-from udsproxy.kernel.server_diag import NotShown, ServerDiag
-from udsproxy.kernel.sock_diag import Unsure
+from udsproxy.kernel.procfs import listener_of, read_ids
 from udsproxy.takeover.guardian import Guardian, GuardianError
 from udsproxy.takeover.names import (
     LOCK_S,
     Known,
-    Names,
     is_stood_down,
     put_back,
-    put_back_locked,
     stand_down,
     stand_up,
 )
-
-_ADVICE = {
-    errno.ENOENT: "; start the server first, or check the path (ss -xl lists all)",
-    errno.EACCES: "; run as root, or as the user whose directory it is",
-    errno.EPERM: "; run as root, or as the user whose directory it is",
-    errno.EROFS: "; its file system cannot be written",
-    errno.EINVAL: "; its file system cannot exchange two files (renameat2): use udsproxy run",
-    errno.ENOSYS: "; this kernel cannot exchange two files (renameat2): use udsproxy run",
-}
-
-
-class Place:
-    """A path to take over, its directory held open. `upstream` leads to the real socket there, also when that has
-    another name. Close it when it is not needed any more."""
-
-    def __init__(self, path: str) -> None:
-        """Raises `ListenError`: there is no such directory."""
-        try:
-            directory, name = find(path)
-        except OSError as error:
-            raise ListenError(f"cannot tap {path}: {_reason(error)}") from None
-        self.names = Names(directory, name)
-        self.path = self.names.path
-        self.slot = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        """Stands for the real socket's file, once there is one."""
-        self.upstream = Pinned(f"/proc/self/fd/{self.slot}", shown=self.path)
-
-    def close(self) -> None:
-        self.names.directory.close()
-        os.close(self.slot)
-
-    def require_socket(self) -> None:
-        """Raises `ListenError`: there is no socket."""
-        try:
-            found = self.names.directory.stat(self.names.name)
-        except OSError as error:
-            raise ListenError(self.why_not(error)) from None
-        if found is None:
-            raise ListenError(self.why_not(FileNotFoundError(errno.ENOENT, "")))
-        if not stat.S_ISSOCK(found.st_mode):
-            raise ListenError(f"cannot tap {self.path}: it is no socket")
-
-    def why_not(self, error: OSError) -> str:
-        return f"cannot tap {self.path}: {_reason(error)}"
-
-
-def _reason(error: OSError) -> str:
-    number = error.errno or 0
-    return f"{errno_message(number)} ({errno_name(number)}){_ADVICE.get(number, '')}"
+from udsproxy.takeover.place import Place
 
 
 class TakenOver(Listener):
@@ -102,31 +48,24 @@ class TakenOver(Listener):
         self._actor = Actor()
         self._mine: set[Identity | None] = set()
         """The files that we made and that may have a name."""
-        self._real_inode = 0
-        """Of the real socket itself, as sock_diag knows it; 0: that is not to be had."""
-        self._real_name: str | None = None
-        """That its server has bound it under, where that is known."""
         self._standing = False
         """We have taken the path over, and have not given it back."""
         self._resting = False
         """The path is the server's for a while, because we are about to be stopped."""
         self._nameless: Identity | None = None
         """The real socket's file, where the server has removed its path and has not ended."""
-        self._diag: ServerDiag | None = None
         self._attributes: tuple[int, int, int] | None = None
         try:
             self.watch = DirectoryWatch(f"/proc/self/fd/{names.directory.fd}", names.name)
         except OSError as error:
             raise ListenError(place.why_not(error)) from None
-        with contextlib.suppress(OSError):
-            self._diag = ServerDiag()
         try:
             found = self._look_at(names.name)
         except OSError as error:
-            self._close_looking()
+            self.watch.close()
             raise ListenError(place.why_not(error)) from None
         except BaseException:
-            self._close_looking()
+            self.watch.close()
             raise
         kind = socket.SOCK_STREAM if found is None else found.type
         super().__init__(UnixPath(place.path), like=place.upstream, backlog=backlog, kind=kind)
@@ -136,51 +75,20 @@ class TakenOver(Listener):
 
     def _release(self) -> None:
         self._forget_file()  # (the directory is the place's)
-        self._close_looking()
-
-    def _close_looking(self) -> None:
-        if self._diag is not None:
-            self._diag.close()
-            self._diag = None
         self.watch.close()
 
     # --- what is at the path ---
 
     def _look_at(self, name: str) -> UnixSocket | None:
-        """Pin what has this name as the real socket. Returns what the kernel knows of it, where it tells that.
-
-        Raises `ListenError`: nobody listens; OSError.
-        """
-        path = self._place.path
-        pinned = self._names.directory.pin(name)
-        try:
-            if not stat.S_ISSOCK(os.fstat(pinned).st_mode):
-                raise ListenError(f"cannot tap {path}: it is no socket")
-            found = None
-            if self._diag is not None:
-                try:
-                    found = self._diag.server(f"/proc/self/fd/{pinned}")
-                except (NotShown, Unsure) as error:
-                    raise ListenError(f"cannot tap {path}: {error.strerror}") from None
-                except DiagError:
-                    pass
-            if found is None and (self._diag is not None or not answers(pinned)):
-                if name == self._names.name and self._names.directory.identity(self._names.aside) is not None:
-                    raise self._left_over()
-                raise ListenError(f"cannot tap {path}: nobody listens there (ECONNREFUSED); start the server first")
-            if found is not None and self._actor.able and not self._standing:
-                self._listen_as_holder_of(found.inode)
-            os.dup2(pinned, self._place.slot, inheritable=False)
-            self._real_inode = 0 if found is None else found.inode
-            bound = b"" if found is None or found.name is None else found.name.partition(b"\0")[0]
-            self._real_name = os.fsdecode(bound) or None
-            return found
-        finally:
-            os.close(pinned)
+        """`Place.look_at`; who serves there is as whom we listen."""
+        found = self._place.look_at(name)
+        if found is not None and self._actor.able and not self._standing:
+            self._listen_as_holder_of(found.inode)
+        return found
 
     @property
     def _known(self) -> Known:
-        real: set[Identity | None] = {identity_of(self._place.slot)}
+        real: set[Identity | None] = {self._place.real}
         return Known(self._mine, real)
 
     def _listen_as_holder_of(self, inode: int) -> None:
@@ -193,12 +101,7 @@ class TakenOver(Listener):
 
     def serves(self) -> bool:
         """Does somebody still listen on the real socket?"""
-        if self._diag is None or not self._real_inode:
-            return True  # only connecting would tell: clients do
-        try:
-            return self._diag.serves(self._real_inode)
-        except DiagError:
-            return True
+        return self._place.serves()
 
     def look(self) -> int | None:
         """What clients would meet at the path if we were not there: None: the server; else an errno. To be called
@@ -233,22 +136,11 @@ class TakenOver(Listener):
         if self._standing:
             return 0 if self.serves() else errno.ECONNREFUSED
         try:
-            self._names.directory.reopen()
             if self._nameless is not None:
                 self._drop_nameless()
-            pinned = self._names.directory.pin(self._names.name)
-            try:
-                if not stat.S_ISSOCK(os.fstat(pinned).st_mode):
-                    return errno.ECONNREFUSED
-                if self._diag is not None:
-                    return errno.ECONNREFUSED if self._diag.server(f"/proc/self/fd/{pinned}") is None else 0
-                return 0 if answers(pinned) else errno.ECONNREFUSED
-            finally:
-                os.close(pinned)
-        except (NotShown, Unsure):
-            return 0  # somebody has it; `restore` says what is missing
         except OSError as error:
             return error.errno or errno.ENOENT
+        return self._place.errno_there()
 
     def _pass_attributes_on(self) -> None:
         """A server may change owner and mode of its file after it listens: of ours, then. Raises OSError."""
@@ -288,15 +180,9 @@ class TakenOver(Listener):
         if there is None or (there in self._mine and directory.remove(aside, self._mine)):
             return
         if directory.answers(aside):
-            who = _holders(directory, self._names.name, self._diag)
+            who = self._place.holder()
             raise ListenError(f"cannot tap {self._place.path}: it is tapped already{who}; stop that first")
-        raise self._left_over()
-
-    def _left_over(self) -> ListenError:
-        return ListenError(
-            f"cannot tap {self._place.path}: {self._names.aside_path} is left from a tap that was killed; "
-            f"udsproxy tap --restore {self._place.path} puts things right"
-        )
+        raise self._place.left_over()
 
     def _require_replaceable(self, endpoint: UnixPath, directory: Directory) -> Identity | None:
         if self._standing:
@@ -304,7 +190,7 @@ class TakenOver(Listener):
         return None  # it is not, and shall not be
 
     def _shown_name(self) -> str:
-        return self._real_name or super()._shown_name()
+        return self._place.bound_name or super()._shown_name()
 
     def _cannot(self, error: OSError) -> ListenError:
         return ListenError(self._place.why_not(error))
@@ -335,7 +221,7 @@ class TakenOver(Listener):
             directory.exchange(aside, name)
             if directory.identity(name) == ours:
                 # Whatever stood there in that moment is the real one, if somebody listens on it.
-                if directory.identity(aside) != identity_of(self._place.slot):
+                if directory.identity(aside) != self._place.real:
                     self._look_at(aside)
                     self._guardian.arm(made.pinned, self._place.slot)
                 self._standing = True
@@ -418,54 +304,3 @@ class TakenOver(Listener):
             copy_owner_and_mode(self._place.upstream.path, f"/proc/self/fd/{self._pinned}")
         self._attributes = None
         return True
-
-
-def _holders(directory: Directory, name: str, diag: ServerDiag | None) -> str:
-    found = None
-    if diag is not None:
-        pinned = directory.pin(name)
-        try:
-            with contextlib.suppress(DiagError):
-                found = diag.server(f"/proc/self/fd/{pinned}")
-        finally:
-            os.close(pinned)
-    pids = [] if found is None else holders_of(found.inode)
-    return f" (process {pids[0]})" if pids else ""
-
-
-def restore(path: str) -> str:
-    """Put back what a tap left that was killed, with its guardian. Returns what was done, for people.
-
-    Raises `ListenError`.
-    """
-    place = Place(path)
-    try:
-        with place.names.directory.locked(LOCK_S) as held:
-            if not held:
-                raise ListenError(f"cannot restore {place.path}: another process has locked its directory (flock)")
-            return _restore(place.names)
-    except OSError as error:
-        raise ListenError(f"cannot restore {place.path}: {_reason(error)}") from None
-    finally:
-        place.close()
-
-
-def _restore(names: Names) -> str:
-    """Decide which file is ours. Raises `ListenError`, OSError."""
-    directory, path = names.directory, names.path
-    here, aside = directory.identity(names.name), directory.identity(names.aside)
-    if aside is None:
-        return f"{path}: nothing is to be put back: there is no {names.aside_path}"
-    for name, found in ((names.name, here), (names.aside, aside)):
-        if found is not None and not directory.is_socket(name):
-            raise ListenError(f"cannot restore {path}: {directory.path_of(name)} is no socket, and none of ours")
-    if here is not None and directory.answers(names.name):
-        if directory.answers(names.aside):
-            raise ListenError(
-                f"cannot restore {path}: somebody listens there, and at {names.aside_path}; "
-                "stop the tap that runs first"
-            )
-        known = Known(set(), {aside})
-    else:
-        known = Known(set() if here is None else {here}, {aside})
-    return put_back_locked(names, known) or f"{path}: nothing is to be put back"
