@@ -126,8 +126,19 @@ def test_what_looks(stage: Stage, place: str) -> None:
 def test_what_flows(stage: Stage, start_proxy: StartProxy, place: str, log: str) -> None:
     """A proxy before it, for whose requests a process waits; and an incident, as the queue stays full."""
     out = stage.path("out")
-    options = ["--log", log, "--log-file", out, "-vv", "--name", "n" + EVIL_TEXT, "--color", "never"]
-    options += ["--slow", "100ms", "--incident", "50ms"]
+    options = [
+        "--log",
+        log,
+        "--log-file",
+        out,
+        "-vv",
+        "--show-secrets",
+        "--name",
+        "n" + EVIL_TEXT,
+        "--color",
+        "never",
+    ]
+    options += ["--name", "n" + EVIL_TEXT, "--slow", "100ms", "--incident", "50ms"]
     proxy = start_proxy(stage.path("p"), place, log=options)
     until(lambda: os.path.exists(proxy.socket) or proxy.process.poll() is not None, "the proxy to listen")
     assert proxy.process.poll() is None, proxy.said

@@ -50,7 +50,7 @@ def list_faults(
     states: list[dict[str, Any]] = []
     for each in chosen:
         found = _ask(each, "GET", "faults")
-        states += [{**state, "pid": each.client.pid, "control": each.client.path} for state in found]
+        states += [{**state, "pid": each.client.pid, "control": printable(each.client.path)} for state in found]
         if several and not json:
             show(str(each))
             _print(found, "  ")

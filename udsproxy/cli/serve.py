@@ -43,12 +43,12 @@ def serve(
     if backlog is not None and backlog < 0:
         raise Failure(USAGE, f"--backlog {backlog}: at least 0 is needed")
     require_proc()
-    responder.hold_signals()
-    try:
-        listener = endpoints.Listener(endpoint, backlog=backlog)
-    except endpoints.ListenError as error:
-        raise Failure(LISTENING, str(error)) from None
-    where = printable(str(listener.endpoint))
-    show(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
-    responder.serve(listener, workers=workers, delay_s=delay_s)
+    with responder.held_signals():
+        try:
+            listener = endpoints.Listener(endpoint, backlog=backlog)
+        except endpoints.ListenError as error:
+            raise Failure(LISTENING, str(error)) from None
+        where = printable(str(listener.endpoint))
+        show(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
+        responder.serve(listener, workers=workers, delay_s=delay_s)
     return DONE

@@ -123,9 +123,14 @@ class _Stop(BaseException):
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def hold_signals() -> None:
-    """Those that end us wait until `serve` takes them: to be called before there is a socket's file."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Those that end us wait until `serve` takes them: from before there is a socket's file."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve(listener: Listener, *, workers: int, delay_s: float) -> None:
