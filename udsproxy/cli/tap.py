@@ -55,8 +55,9 @@ def tap(
 
     While it runs the server's own socket is at PATH.udsproxy; if udsproxy is killed it is put back at PATH.
 
-    Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again. Without a
-    command it ends with whoever reads its output, too (| head, | less).
+    Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again.
+
+    Ctrl-Z gives the path back until fg. Without a command the tap ends with its output's reader (| head, | less).
 
     After -- stands a command: the tap lasts as long as it runs, and has its exit status (124: --for ended both).
 
