@@ -6,9 +6,13 @@ which an empty part of it means): before anything is imported that is not built 
 (python -I).
 """
 
+# What is beneath `signal`: see `udsproxy.__main__`, of which the first thing is the first here, too.
+import _signal  # type: ignore[import-not-found]
 import sys
 
 if __name__ == "__main__":
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     import posix
 
     if (

@@ -133,8 +133,6 @@ def test_what_flows(stage: Stage, start_proxy: StartProxy, place: str, log: str)
         out,
         "-vv",
         "--show-secrets",
-        "--name",
-        "n" + EVIL_TEXT,
         "--color",
         "never",
     ]
