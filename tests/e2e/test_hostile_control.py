@@ -202,7 +202,7 @@ def is_let_in(sock: socket.socket, path: str) -> bool:
 
 
 def test_requests_one_after_the_other(stage: Stage, proxy: Proxy, runtime: str) -> None:
-    """Of a thousand that are sent at once the first is answered, and the connection closed; traffic goes on."""
+    """Of a thousand that are sent at once the first is answered at most, and the connection closed; others are."""
     asked = b"GET /counters HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
     got = b""
     with socket.socket(socket.AF_UNIX) as sock:
@@ -214,7 +214,8 @@ def test_requests_one_after_the_other(stage: Stage, proxy: Proxy, runtime: str) 
         with contextlib.suppress(ConnectionResetError):
             while data := sock.recv(65536):
                 got += data
-    assert got.count(b"HTTP/1.1 200 ") == got.count(b"HTTP/1.1 ") == 1
+    assert got.count(b"HTTP/1.1 200 ") == got.count(b"HTTP/1.1 ") <= 1
+    assert fault("list") == "no faults\n"
     assert proxy.said == ""
 
 

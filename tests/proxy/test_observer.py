@@ -15,6 +15,7 @@ import trio.lowlevel
 
 from tests.e2e.tools import LIMIT_S
 from udsproxy.inspection.workers import Ask
+from udsproxy.kernel import own_processes
 from udsproxy.kernel.procfs import read_comm
 from udsproxy.proxy import observer as module
 from udsproxy.proxy.observer import Observer
@@ -146,7 +147,7 @@ async def test_killed_while_it_is_asked() -> None:
 
 async def test_it_is_not_started_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that ends at once is started again after twice as long each time."""
-    monkeypatch.setattr(module, "_START", "")
+    monkeypatch.setattr(own_processes, "command", lambda *_: ["/bin/true"])
     async with running() as run:
         await run.until(lambda: len(run.expected) >= 5)
         gaps = [after - before for before, after in zip(run.expected, run.expected[1:], strict=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -91,6 +92,12 @@ def tap(
         place = Place(path)
     except ListenError as error:
         raise Failure(LISTENING, str(error)) from None
+    with contextlib.closing(place):
+        return _tap_at(place, options, command, lasts_s, grace_s)
+
+
+def _tap_at(place: Place, options: Options, command: tuple[str, ...] | None, lasts_s: float, grace_s: float) -> int:
+    """The exit code. Raises `Failure`."""
     refuse_set_aside("tap", place.path)
     proxy = options.proxy(UnixPath(place.path), place.upstream)
     settings = options.settings(proxy, grace_s)
@@ -98,7 +105,7 @@ def tap(
 
     def take(proxy: ProxyConfig) -> Listener:
         place.require_socket()
-        kind = type_of(UnixPath(place.path))
+        kind = type_of(UnixPath(f"/proc/self/fd/{place.names.directory.fd}/{place.names.name}"))
         if kind is not None:
             require_fit(proxy, proxy.faults, kind)  # before anything is touched
         as_json = options.log == "json"
@@ -138,7 +145,6 @@ def tap(
     finally:
         for guardian in guardians:
             guardian.dismiss()
-        place.close()
     return code or (status[0] if status else DONE)
 
 
