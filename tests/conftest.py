@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-# Whoever runs the tests in the background of a shell without job control has them ignore Ctrl-C, and every process
-# that they start too.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Whoever runs the tests in the background of a shell without job control, or by nohup, has them ignore these, and
+# every process that they start too.
+for number, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, action)
 
 
 @pytest.fixture(autouse=True)
