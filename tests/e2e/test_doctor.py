@@ -210,7 +210,9 @@ def test_numbers_from_a_log(stage: Stage, start_proxy: StartProxy) -> None:
     _, report = examine(path, "--log", proxy.log)
     seen = report["load"]["traffic"]
     assert seen["requests"] == 5
-    assert seen["mean_s"] == pytest.approx(sum(each["total_s"] - each["accept_wait_s"] for each in events) / 5)
+    # (How long one waited in the queue is not known where nobody had the time to look.)
+    served_s = [max(0.0, each["total_s"] - each.get("accept_wait_s", 0.0)) for each in events]
+    assert seen["mean_s"] == pytest.approx(sum(served_s) / 5)
     assert report["load"]["rate"] == seen["busiest_rate"] >= 1
     assert any(f"({proxy.log})" in title for title in titles(report, "fine", "warning", "problem"))
 
