@@ -31,7 +31,7 @@ def udsproxy(*words: str, **environment: str) -> subprocess.CompletedProcess[str
         (["run", "/tmp/x"], 2, "UPSTREAM"),
         (["run", "--config", "/tmp/x", "--fault", "close"], 2, "--fault cannot be given besides"),
         (["fault", "list", "--control", "/nonexistent/x"], 1, "No such file or directory"),
-        (["fault", "add"], 2, "RULE"),
+        (["fault", "add"], 2, "FAULT"),
         (["run", "/tmp/x", "/tmp/y", "--logg", "json"], 2, "--log"),
         (["run", "/tmp/x", "/tmp/y", "--log", "xml"], 2, "xml"),
         (["run", "/tmp/x", "/tmp/y", "--decode", "http"], 2, "http"),
