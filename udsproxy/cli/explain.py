@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from udsproxy.cli import completion
 from udsproxy.cli.arguments import OTHER, option
 from udsproxy.cli.common import DONE, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
@@ -29,7 +30,7 @@ _SAY = "give an errno (EAGAIN, 11, connect EAGAIN), or a line of a log in quotes
 
 
 def explain(
-    *what: Annotated[str, Parameter(name="ERROR", allow_leading_hyphen=True)],
+    *what: Annotated[str, Parameter(name="ERROR", allow_leading_hyphen=True, completer=completion.errors)],
     markdown: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
     """Explain an error on a Unix socket: its meaning, its causes, and how to tell which one it is.

@@ -9,8 +9,9 @@ import textwrap
 from typing import Annotated, Any
 
 import msgspec
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
+from udsproxy.cli import completion
 from udsproxy.cli.arguments import OTHER, WHICH, FileName, option
 from udsproxy.cli.common import DONE, FAILED, Failure
 from udsproxy.cli.people import say, show
@@ -27,6 +28,7 @@ fault = App(
     help="List and change the faults of a running proxy.\n\n"
     "The proxy is found by itself; if several run, --proxy chooses one.",
     help_format="plaintext",
+    group_commands=Group("Commands"),
 )
 
 Control = Annotated[FileName | None, option(WHICH, "PATH", help="The control socket of the proxy.")]
@@ -38,7 +40,7 @@ Name = Annotated[str, Parameter(name="NAME", help="The name of a fault, as udspr
 Json = Annotated[bool, option(OTHER, show_default=False, help="Print JSON.")]
 
 
-@fault.command(name="list")
+@fault.command(name="list", sort_key=0)
 def list_faults(*, control: Control = None, proxy: Proxy = None, json: Json = False) -> int:
     """List the faults of the running proxies."""
     chosen = _there(control, proxy)
@@ -57,7 +59,7 @@ def list_faults(*, control: Control = None, proxy: Proxy = None, json: Json = Fa
     return DONE
 
 
-@fault.command
+@fault.command(sort_key=6)
 def kinds() -> int:
     """List all kinds of faults and how each is written."""
     for name in KINDS:
@@ -67,9 +69,11 @@ def kinds() -> int:
     return DONE
 
 
-@fault.command
+@fault.command(sort_key=1)
 def add(
-    *fault: Annotated[str, Parameter(name="FAULT", required=True)], control: Control = None, proxy: Proxy = None
+    *fault: Annotated[str, Parameter(name="FAULT", required=True, completer=completion.faults)],
+    control: Control = None,
+    proxy: Proxy = None,
 ) -> int:
     """Add faults, written as for udsproxy run --fault.
 
@@ -111,7 +115,7 @@ def _meant_by(texts: list[str], chosen: list[Running]) -> list[Running]:
     return [each for each in chosen if any(rule.is_for(each.name) for rule in rules)] or chosen
 
 
-@fault.command
+@fault.command(sort_key=2)
 def remove(*name: Annotated[Name, Parameter(required=True)], control: Control = None, proxy: Proxy = None) -> int:
     """Remove faults. The data that they hold is sent on, in order."""
     chosen = _choose(control, proxy)
@@ -120,21 +124,21 @@ def remove(*name: Annotated[Name, Parameter(required=True)], control: Control = 
     return DONE
 
 
-@fault.command
+@fault.command(sort_key=3)
 def clear(*, control: Control = None, proxy: Proxy = None) -> int:
     """Remove all faults."""
     _change(_choose(control, proxy), "DELETE")
     return DONE
 
 
-@fault.command
+@fault.command(sort_key=4)
 def enable(name: Name, /, *, control: Control = None, proxy: Proxy = None) -> int:
     """Switch a fault on again."""
     _change(_choose(control, proxy), "PATCH", name, body={"enabled": True})
     return DONE
 
 
-@fault.command
+@fault.command(sort_key=5)
 def disable(name: Name, /, *, control: Control = None, proxy: Proxy = None) -> int:
     """Switch a fault off without removing it."""
     _change(_choose(control, proxy), "PATCH", name, body={"enabled": False})

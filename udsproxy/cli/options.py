@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udsproxy import config
+from udsproxy.cli import completion
 from udsproxy.cli.arguments import CONNECTIONS, FAULTS, LOG, REPORTS, SHOWN, Duration, FileName, Size, option
 from udsproxy.cli.common import USAGE, Failure, duration_option, size_option
 from udsproxy.cli.people import say
@@ -36,11 +37,11 @@ class Options:
     name
         The name of the proxy in the log. Default: the last part of its path.
     verbose
-        -v also shows connections and messages, -vv the bytes as well.
+        With -v, show connections and messages as well; with -vv, the bytes, too.
     hexdump
-        How many bytes of a chunk -vv shows.
+        With -vv, how many bytes of each chunk are shown.
     decode
-        The protocol of the bytes. auto recognises FastCGI and shows everything else raw; none looks at nothing.
+        The protocol of the bytes. auto recognises FastCGI and shows everything else raw; none does not look.
     redact
         Mask the value of this FastCGI parameter too. Values that are not known to be public are always masked;
         QUERY_STRING masks the query of every URI.
@@ -84,7 +85,7 @@ class Options:
     slow: Annotated[Duration, option(REPORTS)] = "1s"
     incident: Annotated[Duration, option(REPORTS)] = "100ms"
 
-    fault: Annotated[tuple[str, ...], option(FAULTS, "FAULT", show_default=False)] = ()
+    fault: Annotated[tuple[str, ...], option(FAULTS, "FAULT", completer=completion.faults, show_default=False)] = ()
     seed: Annotated[int | None, option(FAULTS, "N")] = None
     control: Annotated[FileName, option(FAULTS, "PATH")] = "auto"
 

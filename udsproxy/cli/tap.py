@@ -38,7 +38,6 @@ _CANNOT_RUN, _NOT_FOUND = 126, 127
 """Of one that is there and cannot be run, and of one that is not there: a shell's."""
 _SAID_S = 0.1
 """How long a command waits for our line before its own output."""
-USAGE_LINE = "Usage: udsproxy tap [OPTIONS] PATH [-- CMD...]"
 
 
 def tap(
