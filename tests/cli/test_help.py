@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.tools import program
 from udsproxy.cli import app
 from udsproxy.cli.helping import print_help
 from udsproxy.cli.man import page_of
@@ -99,10 +100,14 @@ def test_man_page(command: tuple[str, ...], tmp_path: Path) -> None:
     """groff and mandoc find nothing wrong with it (but that it has no date)."""
     page = tmp_path / "page.1"
     page.write_text(page_of(app, command) + "\n", "ascii")
-    done = subprocess.run(["groff", "-ww", "-man", "-Tutf8", page], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [program("groff"), "-ww", "-man", "-Tutf8", page], check=True, capture_output=True, text=True
+    )
     assert done.stderr == ""
     assert PAGES[command].examples[0].line in re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-    linted = subprocess.run(["mandoc", "-Tlint", "-Wwarning", page], check=False, capture_output=True, text=True)
+    linted = subprocess.run(
+        [program("mandoc"), "-Tlint", "-Wwarning", page], check=False, capture_output=True, text=True
+    )
     assert [line for line in linted.stdout.splitlines() if "missing date" not in line] == []
 
 

@@ -41,14 +41,18 @@ SEARCH_PATH = os.pathsep.join(
 )
 
 _PACKAGES = {
+    "bash": "bash",
     "bindfs": "bindfs",
     "curl": "curl",
     "dbus-daemon": "dbus",
     "dbus-send": "dbus",
+    "fish": "fish",
+    "groff": "groff-base",
     "head": "coreutils",
     "initdb": "postgresql",
     "ip": "iproute2",
     "logger": "bsdutils",
+    "mandoc": "mandoc",
     "mkfs.btrfs": "btrfs-progs",
     "nsenter": "util-linux",
     "nginx": "nginx",
@@ -64,6 +68,7 @@ _PACKAGES = {
     "ss": "iproute2",
     "unshare": "util-linux",
     "wrk": "wrk",
+    "zsh": "zsh",
 }
 """The programs that the tests run, and the Debian packages that have them."""
 
