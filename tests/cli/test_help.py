@@ -51,6 +51,17 @@ def test_every_argument_is_explained() -> None:
                 assert re.fullmatch(r"[A-Z].{9,}\.", said, re.DOTALL), (command, argument.name, said)
 
 
+def test_summaries_are_short() -> None:
+    """The first sentence of each fits into one line, and into the list that a shell shows."""
+    for command in COMMANDS[1:]:
+        found = app
+        for name in command:
+            found = found[name]
+        summary = found.help.partition("\n\n")[0]
+        assert summary.endswith(".")
+        assert len(summary) <= 80, summary
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_line_is_too_wide(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the width, no line is longer, but for usage and examples, which can be copied."""

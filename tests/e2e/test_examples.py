@@ -97,7 +97,7 @@ def shell(stage: Stage, runtime: str, start_proxy: StartProxy, monkeypatch: pyte
 
 
 RESET = [["fault", "clear"], ["fault", "add", "latency=1ms", "stall name=refuse"]]
-"""So that each example on faults finds those that it names."""
+"""So that there are the faults that an example names."""
 
 
 def test_examples_that_end(shell: Shell) -> None:
@@ -109,7 +109,7 @@ def test_examples_that_end(shell: Shell) -> None:
     cases: list[list[str]] = []
     for line in lines:
         words = shlex.split(shell.line(line.removeprefix("sudo ")))[1:]
-        cases += [*RESET, words] if words[0] == "fault" else [words]
+        cases += [*RESET, words] if words[:2] in (["fault", "remove"], ["fault", "enable"]) else [words]
     for words, done in zip(cases, start_each(shell.stage, [(words, []) for words in cases]), strict=True):
         assert done.code in ((0, 1) if words[0] == "doctor" else (0,)), (words, done)
         assert "Traceback" not in done.error

@@ -51,10 +51,10 @@ def doctor(
     time: Annotated[Duration | None, option(INPUT)] = None,
     stall: Annotated[Duration, option(INPUT)] = "1s",
 ) -> int:
-    """Find what will go wrong at a socket: backlog, permissions, workers, and nginx in front of it.
+    """Find what will go wrong at a socket: backlog, permissions, workers, nginx.
 
-    It only looks: it connects to nothing and changes nothing. Run it as root to see the processes of other users.
-    The exit status is 1 if there is a problem.
+    It reads the settings of php-fpm and nginx, too. It connects to nothing and changes nothing. Run it as root to
+    see the processes of other users. The exit status is 1 if there is a problem.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ def explain(
     *what: Annotated[str, Parameter(name="ERROR", allow_leading_hyphen=True, completer=completion.errors)],
     markdown: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
-    """Explain an error on a Unix socket: its meaning, its causes, and how to tell which one it is.
+    """Explain an error on a Unix socket: what it means, and how to find its cause.
 
     Without ERROR it lists all errors that it knows.
 

@@ -58,7 +58,7 @@ def state(
     interval: Annotated[Duration, option(OTHER)] = "1s",
     json: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
-    """Show a socket's accept queue, the processes behind it, and what each of them does now.
+    """Show a socket's accept queue, the processes behind it, and what each is doing.
 
     Without PATH it lists all listening Unix sockets, the fullest queue first. No proxy is needed, and nothing is
     changed. Run it as root to see the processes of other users.

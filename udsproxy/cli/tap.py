@@ -50,12 +50,12 @@ def tap(
     restore_: Annotated[bool, option(ENDING, name="--restore", show_default=False)] = False,
     command: Annotated[tuple[str, ...] | None, Parameter(parse=False)] = None,
 ) -> int:
-    """Take the place of the live socket at PATH for a while and show what passes through it.
+    """Take the place of a live socket for a while and show what passes through it.
 
     Nothing has to be configured or restarted, and at the end everything is as it was. New connections are shown;
     those that are open already are not. While the tap runs, the server's own socket is at PATH.udsproxy; if
-    udsproxy is killed, it is put back at PATH. Run it as root, so that the server sees its clients' users instead
-    of udsproxy's.
+    udsproxy is killed, it is put back at PATH. Run it as root, so that the server sees the users of its clients
+    and not that of udsproxy.
 
     With a command after --, the tap lasts as long as the command, and its exit status is the command's (124 if
     --for ended both). Without one, Ctrl-C ends the tap, and so does the end of its reader (| head, | less).
