@@ -111,7 +111,7 @@ def test_random_bytes_harm_nobody_else(stage: Stage, before_php_fpm: Proxy) -> N
                 sock.shutdown(socket.SHUT_WR)
                 receive_all(sock)
         others.wait_for_answers(10)
-    until(lambda: open_descriptors(proxy) == idle, "all connections to be closed")
+    until(lambda: open_descriptors(proxy) <= idle, "all connections to be closed")
     until(lambda: len(proxy.events("close")) == len(proxy.events("open")), "as many ends as beginnings")
     assert proxy.events("decode_error")
     assert {"direction", "offset", "reason"} <= proxy.events("decode_error")[0].keys()
