@@ -7,9 +7,7 @@ called in this process, which takes a tenth of the time.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import io
 import json
 import os
 import signal
@@ -21,7 +19,7 @@ import pytest
 from tests.e2e.site import start_php_fpm
 from tests.e2e.tap import StartTap, aside_of, beside
 from tests.e2e.test_tap import dead_socket, killed_with_its_guardian
-from tests.e2e.tools import UDSPROXY, EchoServer, echoes, read, udsproxy, until
+from tests.e2e.tools import UDSPROXY, EchoServer, called, echoes, read, udsproxy, until
 from tests.stage import Stage
 from udsproxy.cli.common import Failure
 from udsproxy.cli.doctor import doctor as doctor_command
@@ -48,13 +46,6 @@ def served(path: str) -> Iterator[str]:
     """Of a socket with an echo server."""
     with EchoServer(path):
         yield path
-
-
-def called(command: Callable[..., int], *words: str, **options: bool) -> tuple[int, str]:
-    """Its exit code, and what it says."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = command(*words, **options)
-    return code, said.getvalue()
 
 
 def doctor(path: str) -> tuple[int, list[tuple[str, str]]]:

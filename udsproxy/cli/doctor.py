@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from udsproxy.cli import people
-from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.doctor import gathering, seen, sizing
 from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Facts
@@ -58,7 +58,7 @@ def doctor(
     Parameters
     ----------
     path
-        The socket's path, or @NAME.
+        The socket's path, @NAME, or either with unix: before it.
     client
         The user who connects; without it, that of nginx's workers.
     log
@@ -72,6 +72,7 @@ def doctor(
     json
         One JSON object.
     """
+    path = address_argument(path)
     if path in ("", "@"):
         raise Failure(USAGE, "PATH is empty")
     user = None

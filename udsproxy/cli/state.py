@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from udsproxy.cli import people
-from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.events import pid_text, printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
@@ -64,7 +64,7 @@ def state(
     Parameters
     ----------
     paths
-        A socket's path, or @NAME.
+        A socket's path, @NAME, or either with unix: before it.
     watch
         Again and again, until Ctrl-C.
     interval
@@ -75,17 +75,18 @@ def state(
     every_s = duration_option("--interval", interval)
     if every_s < _SHORTEST_S:
         raise Failure(USAGE, f"--interval: {interval!r} is less than 50ms")
+    addresses = [address_argument(path) for path in paths]
     doer = Doer()
-    report = _look(paths, doer)
+    report = _look(addresses, doer)
     if not report.sockets and report.failed:
         raise Failure(FAILED, "; ".join(report.failed))
     if watch and not json and sys.stdout.isatty():
-        _watch(paths, doer, report, every_s)
-    _print(report, paths, json=json)
+        _watch(addresses, doer, report, every_s)
+    _print(report, addresses, json=json)
     while watch and not people.output_is_lost():
         time.sleep(every_s)
-        report = _look(paths, doer)
-        _print(report, paths, json=json)
+        report = _look(addresses, doer)
+        _print(report, addresses, json=json)
         if not json and report.failed:
             people.show("\n".join(map(printable, report.failed)))
     if report.failed:
