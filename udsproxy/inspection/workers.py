@@ -80,10 +80,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return sum(worker.is_busy for worker in self.workers)
 
     def what_they_do(self) -> list[tuple[str, int]]:
-        """What the busy ones do, and how many of them each; most first. (Not with which pid: a server forks
-        many.)"""
+        """What the busy ones do, and how many of them do the same, the largest number first. What differs from one
+        worker to the next is left out: pids, and the address of a connection's own end."""
         told = Counter(
-            _PID.sub("", worker.doing.text) if worker.doing is not None else "something that we may not see"
+            _PID.sub("", worker.doing.common_text) if worker.doing is not None else "something that we may not see"
             for worker in self.workers
             if worker.is_busy
         )
