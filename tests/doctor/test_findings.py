@@ -113,11 +113,11 @@ CASES = [
         {"failure": "ECONNREFUSED", "state": None, "kind": "a directory"},
     ),
     Case("problem", "it cannot be reached: clients get EIO", {"failure": "EIO", "state": None}),
-    Case("note", "udsproxy (tap), pid 3, stands in front of php-fpm8.2, pid 10", tapped("standing", TAP)),
-    Case("note", "a tap stands in front of its server", tapped("standing", None, None)),
+    Case("note", "tapped by udsproxy, pid 3, in front of php-fpm8.2, pid 10", tapped("standing", TAP)),
+    Case("note", "tapped by udsproxy, in front of its server", tapped("standing", None, None)),
     Case(
         "problem",
-        "udsproxy (tap), pid 3, stands in front of php-fpm8.2, pid 10; it is stopped: clients wait",
+        "tapped by udsproxy, pid 3, in front of php-fpm8.2, pid 10; it is stopped: clients wait",
         tapped("standing", STOPPED_TAP),
     ),
     Case(

@@ -225,7 +225,7 @@ def test_in_place_of_a_tap(stage: Stage, start_tap: StartTap) -> None:
     code, report = examine_at_rest(path)
     assert (code, titles(report, "problem")) == (0, [])
     name = read(f"/proc/{php_fpm.pid}/comm").strip()
-    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {name}, pid {php_fpm.pid}"
+    stands = f"tapped by udsproxy, pid {tap.pid}, in front of {name}, pid {php_fpm.pid}"
     assert stands in titles(report, "note")
     assert (report["facts"]["backlog"], report["facts"]["pool"]["name"]) == (64, "e2e")
 

@@ -89,9 +89,11 @@ def test_the_names_are_the_same() -> None:
 def test_a_tap_that_runs(served: str, start_tap: StartTap) -> None:
     """It is named with whom it stands in front of, and there is nothing wrong with that."""
     tap = start_tap(served)
-    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}"
+    stands = f"tapped by udsproxy, pid {tap.pid}, in front of {me()}"
     assert doctor(served) == (0, [("note", stands)])
-    assert f"  {stands}; the server's own socket is {aside_of(served)}\n" in state(served)
+    lines = state(served).splitlines()
+    assert lines[1] == f"  tapped by udsproxy, pid {tap.pid}; the server's own socket is {aside_of(served)}"
+    assert f"{aside_of(served)}  stream, listening" in state(served)
     assert sorted(overview(served)) == ["(a tap stands in front of it)", "(a tap's)"]
     assert f"On this machine: {stands}; the server's own" in explain(NGINX.format(served))
 
@@ -101,8 +103,8 @@ def test_through_a_symbolic_link(stage: Stage, served: str, start_tap: StartTap)
     link = stage.path("link.sock")
     os.symlink(served, link)
     tap = start_tap(link)
-    assert doctor(link) == (0, [("note", f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}")])
-    assert f"pid {tap.pid}, stands in front of" in state(link)
+    assert doctor(link) == (0, [("note", f"tapped by udsproxy, pid {tap.pid}, in front of {me()}")])
+    assert f"  tapped by udsproxy, pid {tap.pid}; the server's own socket is {aside_of(served)}\n" in state(link)
 
 
 def test_a_tap_that_is_stopped(served: str, start_tap: StartTap) -> None:
@@ -112,7 +114,7 @@ def test_a_tap_that_is_stopped(served: str, start_tap: StartTap) -> None:
     [guardian] = tap.guardians()
     os.kill(guardian, signal.SIGSTOP)
     tap.freeze()
-    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}"
+    stands = f"tapped by udsproxy, pid {tap.pid}, in front of {me()}"
     code, found = doctor(served)
     assert (code, found[0]) == (1, ("problem", f"{stands}; it is stopped: clients wait"))
     assert f"it is stopped: clients wait; kill -CONT {tap.pid}\n" in state(served)

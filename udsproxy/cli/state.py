@@ -25,8 +25,9 @@ from udsproxy.cli import people
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.events import pid_text, printable
 from udsproxy.inspection.doing import Doer
+from udsproxy.inspection.forwarding import Hop, follow, run_at
 from udsproxy.inspection.machine import Machine
-from udsproxy.inspection.sockets import Process, SocketState, state_of, survey
+from udsproxy.inspection.sockets import Process, SocketState, survey
 from udsproxy.inspection.taps import Tapped, tapped_at
 from udsproxy.sinks.text import duration
 
@@ -49,6 +50,8 @@ class _Report(msgspec.Struct, frozen=True):
     """The PATHs of which nothing can be told, and why."""
     taps: list[Tapped]
     """What taps have to do with the paths."""
+    forwarding: list[Hop]
+    """What stands in front of a server; without PATH, every ``udsproxy run``."""
 
 
 def state(
@@ -96,28 +99,40 @@ def state(
 
 def _look(paths: Sequence[str], doer: Doer) -> _Report:
     machine = Machine()
-    sockets: list[SocketState] = []
-    failed = []
     try:
-        if not paths:
-            sockets = survey(machine)
-        asked = paths or dict.fromkeys(each.address for each in sockets if each.address)
-        taps = {path: tapped_at(machine, path) for path in asked if path[:1] != "@"}
-        for path in paths:
-            try:
-                sockets += state_of(machine, path, doer)
-            except OSError as error:
-                tap = taps.get(path)
-                failed.append(f"{path}: {error.strerror}" + ("" if tap is None else f"; {tap.text}"))
+        report = _look_at(machine, paths, doer) if paths else _look_at_all(machine)
         assert machine.holders is not None  # so that it is known what could not be seen
         not_seen = machine.without
     finally:
         machine.close()
-    pids = {process.pid for each in sockets for process in each.processes}
-    doer.forget(pids)
+    doer.forget({process.pid for each in report.sockets for process in each.processes})
     if doer.hidden:
         not_seen.append(f"the system calls of {_counted(len(doer.hidden), 'process')} (run as root to see them)")
-    return _Report(sockets, not_seen, failed, [each for each in taps.values() if each is not None])
+    return msgspec.structs.replace(report, not_seen=not_seen)
+
+
+def _look_at(machine: Machine, paths: Sequence[str], doer: Doer) -> _Report:
+    report = _Report([], [], [], [], [])
+    for path in paths:
+        route = follow(machine, path, doer)
+        report.sockets.extend((*route.fronts, *route.servers))
+        report.forwarding.extend(route.hops)
+        if route.tap is not None:
+            report.taps.append(route.tap)
+        if route.error is not None:
+            how = [hop.text for hop in route.hops] or ([route.tap.text] if route.tap is not None else [])
+            report.failed.append("; ".join([f"{route.address}: {route.error.strerror}", *how]))
+    return report
+
+
+def _look_at_all(machine: Machine) -> _Report:
+    sockets = survey(machine)
+    addresses = dict.fromkeys(each.address for each in sockets if each.address)
+    taps = (tapped_at(machine, address) for address in addresses if address[:1] != "@")
+    runs = (run_at(machine, each) for each in sockets)
+    return _Report(
+        sockets, [], [], [tap for tap in taps if tap is not None], [run for run in runs if run is not None]
+    )
 
 
 # --- printing ---
@@ -154,13 +169,16 @@ def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) ->
 def _lines(report: _Report, paths: Sequence[str], width: int | None) -> list[Text]:
     lines: list[Text] = []
     taps = {each.path: each for each in report.taps}
+    hops = {each.inode: each for each in report.forwarding}
     if paths:
         for number, each in enumerate(report.sockets):
             lines += [Text("")] if number else []
-            lines += _details(each, taps.pop(_real(each.address), None))
+            tap = taps.pop(_real(each.address), None)
+            hop = hops.get(each.inode)
+            lines += _details(each, tap) if hop is None else _front(each, hop)
         lines += [_tap_line(each, "") for each in taps.values()]
     elif report.sockets:
-        lines += _overview(report.sockets, taps, wide=width is None or width >= _NARROW)
+        lines += _overview(report.sockets, taps, hops, wide=width is None or width >= _NARROW)
     else:
         lines.append(Text("no Unix socket listens"))
     lines += [Text(f"not seen: {line}", style="dim") for line in report.not_seen]
@@ -181,16 +199,22 @@ def _columns(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
     return lines
 
 
-def _overview(sockets: list[SocketState], taps: Mapping[str, Tapped], *, wide: bool) -> list[Text]:
+def _overview(
+    sockets: list[SocketState], taps: Mapping[str, Tapped], hops: Mapping[int | None, Hop], *, wide: bool
+) -> list[Text]:
     head = ["QUEUE", "OF", "CONNECTED", "TYPE", *(("OWNER", "MODE") if wide else ()), "HELD BY", "SOCKET"]
     rows, lost = [], list[SocketState]()
     for each in sockets:
         rights = (each.owner or "", each.mode or "") if wide else ()
         limit = "?" if each.limit is None else str(each.limit)
         name = each.address or "(no name)"
-        tap = taps.get(_real(each.address))
+        tap, hop = taps.get(_real(each.address)), hops.get(each.inode)
+        if hop is not None and hop.to is not None:
+            name += f"  (udsproxy run, forwards to {hop.to})"
         if tap is not None and tap.case == "standing":
             name += "  (a tap's)" if each.file == "there" else "  (a tap stands in front of it)"
+        elif tap is not None and tap.case == "given back" and each.file == "aside":
+            name += "  (a tap's, which stands still)"
         elif tap is not None and tap.server_is_aside:
             name += f"  (not at its path, a tap was killed: {tap.restore})"
             lost.append(each)
@@ -232,12 +256,27 @@ def _tap_line(tap: Tapped, indent: str) -> Text:
     return Text(indent + tap.text, style="red" if bad else "yellow" if tap.case != "standing" else "")
 
 
-def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
+def _head(each: SocketState) -> Text:
     rights = f", {each.owner}, mode {each.mode}" if each.mode else f", of user {each.user}" if each.user else ""
     kind = f"{each.type}, " if each.type else ""
     head = Text(each.address or "(no name)", style="bold")
-    head.append(f"  {kind}{each.state}{rights}", style="not bold")
-    lines = [head]
+    return head.append(f"  {kind}{each.state}{rights}", style="not bold")
+
+
+def _front(each: SocketState, hop: Hop) -> list[Text]:
+    """The socket of a udsproxy, of which only what is its own is of interest: the server is told of behind it."""
+    lines = [_head(each), Text(f"  {hop.text}", style="red" if hop.stopped else "")]
+    lines += _queue_lines(each) if each.queue else []
+    clients = Counter("has left" if one.client_left else one.client or "?" for one in each.connections)
+    if clients:
+        names = [name if count == 1 else f"{count} of {name}" for name, count in clients.most_common(_MOST_COMMS)]
+        more = ", ..." if len(clients) > _MOST_COMMS else ""
+        lines.append(Text(f"  connected: {len(each.connections)}: {', '.join(names)}{more}"))
+    return lines
+
+
+def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
+    lines = [_head(each)]
     if tap is not None:
         lines.append(_tap_line(tap, "  "))
     if each.state == "stale":

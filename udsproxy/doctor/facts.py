@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.stops import Stop
 from udsproxy.inspection.taps import Tapped
 from udsproxy.kernel.process_table import Descriptors
@@ -143,6 +144,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     tapped: str | None = None
     """The server's own socket, where that is not at the path, but where a tap has put it; what is told of the
     server is of that one."""
+    hops: tuple[Hop, ...] = ()
+    """Each udsproxy (a tap, a ``run``) between the path and the server."""
+    behind: str | None = None
+    """The socket that the last of them forwards to: what is told of the server is of that one. None: there is no
+    such hop, or the socket is not to be seen."""
+    inode: int | None = None
+    """Of the server's socket."""
     somaxconn: int | None = None
     """Of that network namespace."""
     entries: tuple[Entry, ...] = ()
@@ -155,6 +163,16 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     nginx: tuple[Nginx, ...] = ()
     clients: tuple[User, ...] = ()
     unseen: tuple[str, ...] = ()
+
+    @property
+    def server_path(self) -> str:
+        """Of the server's own socket."""
+        return self.behind or self.tapped or self.path
+
+    @property
+    def is_lost(self) -> bool:
+        """A tap was killed, and the server's socket is not at its path."""
+        return self.tap is not None and self.tap.case in ("killed", "moved")
 
     @property
     def workers(self) -> tuple[Process, ...]:

@@ -35,10 +35,13 @@ State = Literal["listening", "shut", "bound", "connected", "stale", "unseen"]
 has called listen(). ``connected``: a socket for datagrams that takes those of one sender only. ``stale``: a file,
 and nobody behind it. ``unseen``: a file, and somebody behind it who is not shown to us (in a container)."""
 
-File = Literal["there", "removed", "replaced", "hidden", "unsure"]
-"""The file of a socket with an absolute path: nothing is there any more, or it is another one's by now, or its
-directory may not be entered, or it cannot be told whether it is another one's. (`udsproxy.inspection.taps` tells
-where a tap has put it.)"""
+SUFFIX = ".udsproxy"
+"""What is put behind a path to name the socket that a tap has put aside (udsproxy.takeover)."""
+
+File = Literal["there", "aside", "removed", "replaced", "hidden", "unsure"]
+"""The file of a socket with an absolute path. ``aside``: it is at PATH.udsproxy, where a tap has put it
+(`udsproxy.inspection.taps`). Else nothing is there any more, or it is another one's by now, or its directory may
+not be entered, or it cannot be told whether it is another one's."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -127,9 +130,10 @@ def survey(machine: Machine) -> list[SocketState]:
     return sorted(found, key=lambda each: (-each.fullness, -(each.queue or 0), each.address or ""))
 
 
-def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketState]:
+def state_of(machine: Machine, address: str, doer: Doer | None, pid: int | None = None) -> list[SocketState]:
     """The sockets at an address: a path, or ``@NAME``, or as `survey` writes it. There may be several: names stand
-    for a socket of each type. ``doer``: None where what the processes do is not asked for.
+    for a socket of each type. ``doer``: None where what the processes do is not asked for. ``pid``: as this process
+    finds the path, which has file systems of its own.
 
     Raises OSError: there is no such path, or it is no socket; ENXIO: nobody has a socket of that name.
     """
@@ -140,7 +144,7 @@ def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketSt
             raise OSError(errno.ENXIO, "nobody has a socket of that name", address)
         return [_state(machine, each, doer) for each in found]
     try:
-        file = SocketFile.at(address)
+        file = SocketFile.at(address, pid)
     except (OSError, ValueError) as error:  # (a NUL in it)
         # Its file may have been removed, or its name be written with escapes.
         found = _as_written(machine, address) or _as_written(machine, os.path.abspath(address))
@@ -244,9 +248,20 @@ def _file(
             if known is not False:
                 return "there" if known else "unsure", file.stat
             seen = "replaced" if pid is None else seen
+    if seen in ("removed", "replaced") and absolute and (aside := _put_aside(machine, sock, path)) is not None:
+        return "aside", aside
     if seen in ("removed", "replaced") and not pids and machine.namespace_of(sock) is not None:
         return None, None  # it was bound where we cannot look
     return seen, None
+
+
+def _put_aside(machine: Machine, sock: UnixSocket, path: str) -> os.stat_result | None:
+    """The socket's file, where that is at the name that a tap gives it."""
+    try:
+        file = SocketFile.at(os.path.realpath(path) + SUFFIX)
+    except (OSError, ValueError):
+        return None
+    return file.stat if file.is_socket and machine.is_file_of(sock, file) else None
 
 
 def _processes(
