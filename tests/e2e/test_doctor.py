@@ -230,6 +230,20 @@ def test_in_place_of_a_tap(stage: Stage, start_tap: StartTap) -> None:
     assert (report["facts"]["backlog"], report["facts"]["pool"]["name"]) == (64, "e2e")
 
 
+def test_the_commands_that_check(stage: Stage, start_tap: StartTap) -> None:
+    """Each that looks for the socket with `ss` finds it by its inode: also one that has another name by now."""
+    path, link = stage.path("php.sock"), stage.path("link.sock")
+    start_php_fpm(stage, path, "listen.backlog = 3", workers=5)
+    os.symlink(path, link)
+    start_tap(path)
+    for asked in (path, link):
+        _, report = examine(asked, "--rate", "100", "--stall", "10s")
+        checks = {each["check"].partition("   ")[0] for each in report["findings"] if "ss -x" in each["check"]}
+        assert checks == {f"ss -xl | grep -w {report['facts']['inode']}"}
+        done = run(["sh", "-c", checks.pop()])
+        assert done.stdout.decode().split()[:4] == ["u_str", "LISTEN", "0", "3"], done
+
+
 def test_where_nobody_listens(stage: Stage) -> None:
     """No path, a file, a stale socket, one without listen(), a name that nobody has: the errno is connect()'s."""
     stale, silent = stage.path("stale.sock"), stage.path("silent.sock")

@@ -299,6 +299,8 @@ def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
         whose = "" if each.namespace_pid is None else f" (pid {each.namespace_pid} is in it)"
         unreached = ", whose name only clients there can use" if (each.address or "").startswith("@") else ""
         lines.append(Text(f"  network namespace: {each.namespace}, not ours{whose}{unreached}"))
+    if each.unit is not None:
+        lines.append(Text(f"  systemd: {each.unit.text} ({each.unit.file})"))
     lines += _queue_lines(each)
     lines += _process_lines(each)
     return lines + _connection_lines(each)
@@ -328,18 +330,20 @@ def _queue_lines(each: SocketState) -> list[Text]:
 def _process_lines(each: SocketState) -> list[Text]:
     if not each.processes:
         return [] if each.state in ("stale", "unseen") else [Text("  processes: none that may be seen")]
-    servers = [process for process in each.processes if not (process.master or process.heir)]
+    servers = each.servers
     waiting = sum(1 for process in servers if process.waits)
     line = f"  processes: {len(each.processes)}"
     known = all(process.waits is not None for process in servers)
     # More than one may be an event loop's, or hold the socket by chance: only what is seen is told.
-    if known or waiting:
+    if each.activator is not None and not servers:
+        starts = "its service" if each.unit is None else each.unit.service
+        when = "for each connection" if each.unit is not None and each.unit.accept else "when somebody connects"
+        line += f", no worker yet: systemd (pid {each.activator.pid}) starts {starts} {when}"
+    elif known or waiting:
         what = "datagram" if each.type == "datagram" else "connection"
         how_many = f"{waiting or 'none'} of them " if len(each.processes) > 1 else "" if waiting else "not "
         line += f", {how_many}waiting for a {what}"
-    order = sorted(
-        each.processes, key=lambda process: (process.master or process.heir, bool(process.waits), process.pid)
-    )
+    order = sorted(each.processes, key=lambda process: (not process.serves, bool(process.waits), process.pid))
     rows = [
         (pid_text(process.pid, process.inner_pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]
     ]
@@ -369,6 +373,8 @@ def _now(process: Process) -> str:
         text += f" ({process.doing.threads} threads: {waits}this is the main one)"
     if process.master:
         return f"holds it for its children; {text}"
+    if process.activator:
+        return f"holds it for the service that it starts; {text}"
     return f"inherited it from a worker; {text}" if process.heir else text
 
 

@@ -80,6 +80,8 @@ def _unreachable(facts: Facts) -> Finding:
     if failure in _MISSING:
         title, why = _MISSING[failure]
         do = "Start the server; compare its listen = with what the client has."
+        if facts.unit is not None:
+            do = f"systemctl start {facts.unit.name}: its ListenStream= ({facts.unit.file}) is this path."
         if failure == "ENAMETOOLONG":
             do = "Choose a shorter path, in server and client."
         elif facts.link is not None and not behind:
@@ -93,7 +95,7 @@ def _unreachable(facts: Facts) -> Finding:
             "problem",
             f"nobody listens{behind}: clients get ECONNREFUSED",
             why,
-            "Start the server: it makes the file anew. (Removing the file only changes the error to ENOENT.)",
+            _start(facts) + "it makes the file anew. (Removing the file only changes the error to ENOENT.)",
             check,
         )
     if facts.state in ("bound", "shut"):
@@ -120,6 +122,10 @@ def _unreachable(facts: Facts) -> Finding:
         "Check the path: compare it with the server's (its listen =) and the client's.",
         f"ls -ld {path}; ss -xl",
     )
+
+
+def _start(facts: Facts) -> str:
+    return "Start the server: " if facts.unit is None else f"systemctl restart {facts.unit.name}: "
 
 
 def _queue_now(facts: Facts) -> Iterator[Finding]:
@@ -161,7 +167,8 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
     has, most = facts.backlog, facts.somaxconn
     if has is None:
         return
-    asked = None if facts.pool is None else number(facts.pool.settings.get("listen.backlog"), -1)
+    by_pool = facts.pool is not None and facts.systemd is None  # (else about_systemd)
+    asked = number(facts.pool.settings.get("listen.backlog"), -1) if facts.pool is not None and by_pool else None
     check = f"{in_ss(facts)}   (the second number is what the kernel has)"
     restart = "restart php-fpm: a reload keeps the old socket, and its backlog"
     if asked is not None and asked >= 0 and most is not None and asked > most:
@@ -190,7 +197,7 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             f"{restart[0].upper()}{restart[1:]}.",
             check,
         )
-    elif asked is None and has == most:
+    elif asked is None and has == most and (facts.unit is None or facts.unit.backlog is None):
         yield Finding(
             "note",
             f"the backlog is {has}, which is net.core.somaxconn",
@@ -207,7 +214,9 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             f"room for {has + 1} in the queue, and {plural(workers, 'worker')}",
             "When all workers wait for the same thing (a lock, a database), the queue is full before as many "
             "requests more have come as the pool serves at once.",
-            f"listen.backlog = {workers} or more ({restart}).",
+            f"listen.backlog = {workers} or more ({restart})."
+            if by_pool
+            else f"Backlog={workers} or more in its unit.",
             check,
         )
     else:

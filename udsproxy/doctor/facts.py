@@ -10,6 +10,7 @@ import msgspec
 
 from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.stops import Stop
+from udsproxy.inspection.systemd import SocketUnit
 from udsproxy.inspection.taps import Tapped
 from udsproxy.kernel.process_table import Descriptors
 
@@ -50,6 +51,7 @@ class Process(msgspec.Struct, frozen=True):
     comm: str
     descriptors: Descriptors = Descriptors()
     master: bool = False
+    """It holds the socket for others: a master, or systemd."""
     busy: bool | None = None
     """It waits for something else than the next connection. None: it cannot be told."""
     doing: str | None = None
@@ -153,6 +155,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Of the server's socket."""
     somaxconn: int | None = None
     """Of that network namespace."""
+    systemd: int | None = None
+    """The pid of the systemd that holds the socket for a service."""
+    unit: SocketUnit | None = None
+    """systemd's, that listens at this path, or shall when it is started."""
     entries: tuple[Entry, ...] = ()
     """Directories from the root on, then the file; no file: an abstract name, or there is none."""
     servers: tuple[Process, ...] = ()

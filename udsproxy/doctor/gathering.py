@@ -26,6 +26,7 @@ from udsproxy.inspection.forwarding import Route, follow
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import SUFFIX, SocketState
 from udsproxy.inspection.stops import stops
+from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.kernel import namespaces, process_table, procfs
 
 _MOST_PROCESSES = 10_000
@@ -126,6 +127,8 @@ class _Gathering:
             hops=route.hops,
             behind=route.address if route.hops else None,
             inode=None if found is None else found.inode,
+            systemd=None if found is None or found.activator is None else found.activator.pid,
+            unit=self._unit(found),
             somaxconn=self._somaxconn(found),
             entries=entries,
             servers=servers,
@@ -173,6 +176,11 @@ class _Gathering:
             found = [each for each in found if each.namespace is None]
         return next((each for each in found if each.state == "listening"), found[0] if found else None)
 
+    def _unit(self, found: SocketState | None) -> SocketUnit | None:
+        if found is not None and found.processes:
+            return found.unit
+        return unit_at(self._paths)  # (which nobody has started, perhaps)
+
     def _somaxconn(self, found: SocketState | None) -> int | None:
         """As it is where the server has its socket."""
         if found is None or found.namespace is None:
@@ -192,8 +200,8 @@ class _Gathering:
                 each.comm,
                 process_table.read_descriptors(each.pid),
                 # (A master that has forked nobody yet serves nobody either.)
-                each.master or php_fpm.configuration_of(titles[each.pid]) is not None,
-                None if each.master or each.waits is None else not each.waits,
+                each.master or each.activator or php_fpm.configuration_of(titles[each.pid]) is not None,
+                None if not each.serves or each.waits is None else not each.waits,
                 None if each.doing is None else each.doing.text,
                 each.stopped,
             )

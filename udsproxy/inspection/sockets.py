@@ -20,6 +20,7 @@ from udsproxy.inspection.doing import Doer, waits_at
 from udsproxy.inspection.machine import Machine, group_name, spelled, user_name
 from udsproxy.inspection.roles import roles_at
 from udsproxy.inspection.stops import Stop, stops
+from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, UnixSocket
 from udsproxy.kernel.server_diag import is_bound
 from udsproxy.kernel.socket_file import SocketFile
@@ -58,9 +59,16 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """It holds the socket for its children, and does not serve it itself."""
     heir: bool = False
     """It has inherited the socket from a worker that started it, and does not serve it either."""
+    activator: bool = False
+    """It is systemd, which holds the socket for the service that it starts when somebody connects."""
     doing: Doing | None = None
     stopped: Stop | None = None
     """It stands still: whoever waits for it waits until somebody lets it go on."""
+
+    @property
+    def serves(self) -> bool:
+        """It takes what comes to the socket."""
+        return not (self.master or self.heir or self.activator)
 
 
 class Established(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -111,8 +119,20 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Its network namespace (``net:[4026532281]``). Absent: ours."""
     namespace_pid: int | None = None
     """A process that is in that."""
+    unit: SocketUnit | None = None
+    """Of systemd, where that holds the socket, and the unit is found: only where a socket was asked for."""
     sure: bool = True
     """False: the numbers of the file are this socket's, and may be another one's too (btrfs, FUSE)."""
+
+    @property
+    def activator(self) -> Process | None:
+        """The systemd that holds the socket."""
+        return next((each for each in self.processes if each.activator), None)
+
+    @property
+    def servers(self) -> list[Process]:
+        """The processes that take what comes to the socket."""
+        return [each for each in self.processes if each.serves]
 
     @property
     def full(self) -> bool:
@@ -193,6 +213,7 @@ def _state(
     streams = sock.type != socket.SOCK_DGRAM
     queues = sock.state == LISTEN
     backlog = sock.backlog if queues and machine.has_diag else None
+    processes = _processes(machine, sock, holders, doer)
     return SocketState(
         address=printable(path) if path else spelled(sock.name),
         type=TYPES.get(sock.type, str(sock.type)),
@@ -208,12 +229,18 @@ def _state(
         file=where,
         owner=owner,
         mode=mode,
-        processes=_processes(machine, sock, holders, doer),
+        processes=processes,
+        unit=_unit(processes, bound or (f"@{os.fsdecode(sock.name[1:])}" if sock.name else None), path),
         connections=tuple(_connection(machine, each) for each in machine.accepted_from(sock)),
         namespace=None if space is None else space.number,
         namespace_pid=None if space is None else next(iter(holders), space.pid),
         sure=sure,
     )
+
+
+def _unit(processes: tuple[Process, ...], *addresses: str | None) -> SocketUnit | None:
+    activator = next((each for each in processes if each.activator), None)
+    return None if activator is None else unit_at([each for each in addresses if each], activator.pid)
 
 
 def _name_of_state(sock: UnixSocket) -> State:
@@ -290,6 +317,7 @@ def _processes(
             waits=waits[pid],
             master=roles[pid] == "master",
             heir=roles[pid] == "heir",
+            activator=roles[pid] == "activator",
             doing=doer.doing(pid, machine, monotonic()),
             stopped=stopped.get(pid),
         )
