@@ -22,7 +22,7 @@ from udsproxy.explain.errors.recv import RECV
 from udsproxy.explain.errors.send import SEND
 from udsproxy.explain.errors.shared import mistakes, path_errors, read_only
 
-__all__ = ["CALLS", "ELSEWHERE", "TABLE", "Call", "Cause", "Meaning", "number_of"]
+__all__ = ["CALLS", "ELSEWHERE", "NOTES", "TABLE", "Call", "Cause", "Meaning", "number_of"]
 
 TABLE: tuple[Meaning, ...] = (
     *CONNECT,
@@ -43,6 +43,12 @@ TABLE: tuple[Meaning, ...] = (
     *LISTEN,
     *mistakes("listen"),
 )
+
+NOTES: dict[tuple[Call, str], str] = {
+    ("connect", "ENOBUFS"): "connect() does not return it on a Unix socket; Boost.Asio before 1.19 says it where "
+    "connect() had EAGAIN, because the accept queue is full: see `udsproxy explain connect EAGAIN`.",
+}
+"""What a program may mean by an errno that this call does not return on a Unix socket."""
 
 ELSEWHERE = {
     "ETIMEDOUT": "A program's own clock, or TCP. nginx logs 110 when a timeout of its own is over: see "
