@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inspection",
         "kernel",
         "lab",
+        "logs",
         "protocols",
         "proxy",
         "sinks",
@@ -42,16 +43,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "faults",
         "inspection",
         "kernel",
+        "logs",
         "protocols",
         "proxy",
         "sinks",
         "takeover",
         "units",
     },
-    "explain": {"events", "explain"},
+    "explain": {"events", "explain", "logs"},
+    "logs": {"logs"},
     "faults": {"events", "faults", "protocols", "units"},
     "protocols": {"events", "protocols"},
-    "doctor": {"doctor", "endpoints", "events", "inspection", "kernel", "units"},
+    "doctor": {"doctor", "endpoints", "events", "inspection", "kernel", "logs", "units"},
     "inspection": {"endpoints", "events", "inspection", "kernel"},
     "kernel": {"events", "kernel"},
     "sinks": {"config", "events", "kernel", "sinks"},
@@ -63,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """For each room, the rooms that it may know of."""
 
-NO_IO = ("events", "units", "config", "explain", "faults", "protocols")
+NO_IO = ("events", "units", "config", "explain", "faults", "logs", "protocols")
 FORBIDDEN = {"trio", "structlog", "socket", "select", "threading", "subprocess", "time"}
 
 
