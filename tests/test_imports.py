@@ -16,6 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "script": {"__main__"},
     "cli": {
+        "layout",
+        "terminal",
         "units",
         "cli",
         "config",
@@ -34,7 +36,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "takeover",
     },
     "control": {"control", "endpoints", "events", "faults", "kernel", "proxy", "units"},
-    "lab": {"config", "endpoints", "events", "kernel", "lab", "protocols", "proxy", "sinks"},
+    "lab": {
+        "config",
+        "endpoints",
+        "events",
+        "kernel",
+        "lab",
+        "layout",
+        "protocols",
+        "proxy",
+        "sinks",
+        "terminal",
+    },
     "proxy": {
         "config",
         "endpoints",
@@ -48,22 +61,24 @@ MAY_IMPORT: dict[str, set[str]] = {
         "takeover",
         "units",
     },
-    "explain": {"events", "explain"},
+    "explain": {"events", "explain", "layout"},
     "faults": {"events", "faults", "protocols", "units"},
     "protocols": {"events", "protocols"},
     "doctor": {"doctor", "endpoints", "events", "inspection", "kernel", "units"},
     "inspection": {"endpoints", "events", "inspection", "kernel"},
     "kernel": {"events", "kernel"},
-    "sinks": {"config", "events", "kernel", "sinks"},
+    "sinks": {"config", "events", "kernel", "layout", "sinks", "terminal"},
     "config": {"endpoints", "events", "faults", "units"},
-    "takeover": {"endpoints", "events", "kernel", "takeover"},
+    "takeover": {"endpoints", "events", "kernel", "layout", "takeover", "terminal"},
     "endpoints": {"endpoints", "events", "kernel", "units"},
+    "layout": set(),
+    "terminal": set(),
     "units": set(),
     "events": set(),
 }
 """For each room, the rooms that it may know of."""
 
-NO_IO = ("events", "units", "config", "explain", "faults", "protocols")
+NO_IO = ("events", "layout", "units", "config", "explain", "faults", "protocols")
 FORBIDDEN = {"trio", "structlog", "socket", "select", "threading", "subprocess", "time"}
 
 
