@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inspection",
         "kernel",
         "lab",
+        "logs",
         "protocols",
         "proxy",
         "sinks",
@@ -55,16 +56,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "faults",
         "inspection",
         "kernel",
+        "logs",
         "protocols",
         "proxy",
         "sinks",
         "takeover",
         "units",
     },
-    "explain": {"events", "explain", "layout"},
+    "explain": {"events", "explain", "layout", "logs"},
+    "logs": {"logs"},
     "faults": {"events", "faults", "protocols", "units"},
     "protocols": {"events", "protocols"},
-    "doctor": {"doctor", "endpoints", "events", "inspection", "kernel", "units"},
+    "doctor": {"doctor", "endpoints", "events", "inspection", "kernel", "logs", "units"},
     "inspection": {"endpoints", "events", "inspection", "kernel"},
     "kernel": {"events", "kernel"},
     "sinks": {"config", "events", "kernel", "layout", "sinks", "terminal"},
@@ -78,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """For each room, the rooms that it may know of."""
 
-NO_IO = ("events", "layout", "units", "config", "explain", "faults", "protocols")
+NO_IO = ("events", "layout", "units", "config", "explain", "faults", "logs", "protocols")
 FORBIDDEN = {"trio", "structlog", "socket", "select", "threading", "subprocess", "time"}
 
 
