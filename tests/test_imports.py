@@ -17,6 +17,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "script": {"__main__"},
     "cli": {
         "__version__",
+        "layout",
+        "terminal",
         "units",
         "cli",
         "config",
@@ -29,13 +31,25 @@ MAY_IMPORT: dict[str, set[str]] = {
         "inspection",
         "kernel",
         "lab",
+        "logs",
         "protocols",
         "proxy",
         "sinks",
         "takeover",
     },
     "control": {"control", "endpoints", "events", "faults", "kernel", "proxy", "units"},
-    "lab": {"config", "endpoints", "events", "kernel", "lab", "protocols", "proxy", "sinks"},
+    "lab": {
+        "config",
+        "endpoints",
+        "events",
+        "kernel",
+        "lab",
+        "layout",
+        "protocols",
+        "proxy",
+        "sinks",
+        "terminal",
+    },
     "proxy": {
         "config",
         "endpoints",
@@ -43,28 +57,32 @@ MAY_IMPORT: dict[str, set[str]] = {
         "faults",
         "inspection",
         "kernel",
+        "logs",
         "protocols",
         "proxy",
         "sinks",
         "takeover",
         "units",
     },
-    "explain": {"events", "explain"},
+    "explain": {"events", "explain", "layout", "logs"},
+    "logs": {"logs"},
     "faults": {"events", "faults", "protocols", "units"},
     "protocols": {"events", "protocols"},
-    "doctor": {"doctor", "endpoints", "events", "inspection", "kernel", "units"},
+    "doctor": {"doctor", "endpoints", "events", "inspection", "kernel", "logs", "units"},
     "inspection": {"endpoints", "events", "inspection", "kernel"},
     "kernel": {"events", "kernel"},
-    "sinks": {"config", "events", "kernel", "sinks"},
+    "sinks": {"config", "events", "kernel", "layout", "sinks", "terminal"},
     "config": {"endpoints", "events", "faults", "units"},
-    "takeover": {"endpoints", "events", "kernel", "takeover"},
+    "takeover": {"endpoints", "events", "kernel", "layout", "takeover", "terminal"},
     "endpoints": {"endpoints", "events", "kernel", "units"},
+    "layout": set(),
+    "terminal": set(),
     "units": set(),
     "events": set(),
 }
 """For each room, the rooms that it may know of."""
 
-NO_IO = ("events", "units", "config", "explain", "faults", "protocols")
+NO_IO = ("events", "layout", "units", "config", "explain", "faults", "logs", "protocols")
 FORBIDDEN = {"trio", "structlog", "socket", "select", "threading", "subprocess", "time"}
 
 

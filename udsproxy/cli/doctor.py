@@ -16,7 +16,7 @@ from rich.text import Text
 
 from udsproxy.cli import people
 from udsproxy.cli.arguments import INPUT, OTHER, Duration, FileName, option
-from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.doctor import gathering, seen, sizing
 from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Facts
@@ -59,7 +59,7 @@ def doctor(
     Parameters
     ----------
     path
-        The path of the socket, or @NAME.
+        The socket's path, @NAME, or either with unix: before it.
     client
         The user who connects. Default: the user of nginx's workers.
     json
@@ -74,6 +74,7 @@ def doctor(
         Compute whether the queue holds what comes while no worker becomes free for this long, for example because
         of a lock or a database.
     """
+    path = address_argument(path)
     if path in ("", "@"):
         raise Failure(USAGE, "PATH is empty")
     user = None
