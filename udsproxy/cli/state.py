@@ -279,8 +279,13 @@ def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
     lines = [_head(each)]
     if tap is not None:
         lines.append(_tap_line(tap, "  "))
-    if each.state == "stale":
+    if each.state == "stale" and each.mounted is not None and each.mounted.is_sure:
+        lines.append(Text(f"  {each.mounted.text}: clients get ECONNREFUSED", style="red"))
+        lines.append(Text(f"  {each.mounted.cure}"))
+    elif each.state == "stale":
         lines.append(Text("  nobody listens behind this file: clients get ECONNREFUSED", style="red"))
+        if each.mounted is not None:
+            lines.append(Text(f"  {each.mounted.text}"))
     elif each.state == "unseen":
         why = "its server is in another network namespace (a container), and to look there takes root"
         lines.append(Text(f"  somebody has a socket here, and it is not shown: {why}", style="yellow"))

@@ -89,8 +89,15 @@ def _unreachable(facts: Facts) -> Finding:
         return Finding("problem", f"{title}{behind}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
     if failure != "ECONNREFUSED":
         return Finding("problem", f"it cannot be reached: clients get {failure}", "", "Mend the path.", check)
+    mounted = facts.mounted
+    if facts.state == "stale" and mounted is not None and mounted.is_sure:
+        title = "a stale bind mount" if mounted.why == "replaced" else "the server is not reached by this path"
+        title = f"{title}{behind}: clients get ECONNREFUSED"
+        return Finding("problem", title, f"{_sentence(mounted.text)}.", mounted.cure, f"findmnt -T {path}")
     if facts.state == "stale":
         why = "The file is there, and no process has its socket: the server was killed, or has not removed it."
+        if mounted is not None:
+            why += f" Or: {mounted.text}."
         return Finding(
             "problem",
             f"nobody listens{behind}: clients get ECONNREFUSED",
@@ -122,6 +129,10 @@ def _unreachable(facts: Facts) -> Finding:
         "Check the path: compare it with the server's (its listen =) and the client's.",
         f"ls -ld {path}; ss -xl",
     )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _start(facts: Facts) -> str:

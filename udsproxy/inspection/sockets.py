@@ -18,6 +18,7 @@ import msgspec
 from udsproxy.events import Doing, printable
 from udsproxy.inspection.doing import Doer, waits_at
 from udsproxy.inspection.machine import Machine, group_name, spelled, user_name
+from udsproxy.inspection.mounted import Mounted, mounted
 from udsproxy.inspection.roles import roles_at
 from udsproxy.inspection.stops import Stop, stops
 from udsproxy.inspection.systemd import SocketUnit, unit_at
@@ -119,6 +120,8 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Its network namespace (``net:[4026532281]``). Absent: ours."""
     namespace_pid: int | None = None
     """A process that is in that."""
+    mounted: Mounted | None = None
+    """Of ``stale``: how the file is mounted, where that may be why nobody is behind it."""
     unit: SocketUnit | None = None
     """Of systemd, where that holds the socket, and the unit is found: only where a socket was asked for."""
     sure: bool = True
@@ -186,9 +189,11 @@ def _nobodys(machine: Machine, file: SocketFile, path: str) -> SocketState:
     """Of a file that is of no socket that we see."""
     owner, mode = _owner_and_mode(file.stat)
     left = [each for each in machine.unix.values() if each.state == ESTABLISHED and machine.is_file_of(each, file)]
+    unseen = bool(is_bound(path))
     return SocketState(
         address=printable(path),
-        state="unseen" if is_bound(path) else "stale",
+        state="unseen" if unseen else "stale",
+        mounted=None if unseen else mounted(machine, file, path),
         file="there",
         owner=owner,
         mode=mode,
