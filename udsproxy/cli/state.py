@@ -353,7 +353,7 @@ def _process_lines(each: SocketState) -> list[Text]:
         (pid_text(process.pid, process.inner_pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]
     ]
     table = _columns(("PID", "PROCESS", "NOW"), rows, (0,), "    ")
-    return [Text(line), *_stop_lines(servers), *_table(table, len(each.processes))]
+    return [Text(line), *_stop_lines(servers), *_idle_lines(servers), *_table(table, len(each.processes))]
 
 
 def _stop_lines(servers: list[Process]) -> list[Text]:
@@ -367,6 +367,19 @@ def _stop_lines(servers: list[Process]) -> list[Text]:
     by_signal = [process.pid for process in stopped if process.stopped and process.stopped.how == "signal"]
     let = f"; kill -CONT {' '.join(map(str, by_signal[:_MOST_ROWS]))}" if by_signal else ""
     return [Text(f"    {number} stopped ({how}): {wait}{let}", style="red")]
+
+
+def _idle_lines(servers: list[Process]) -> list[Text]:
+    """Where none of those that serve would accept anybody, although none works."""
+    clients = Counter(process.idle_client for process in servers if process.idle_client is not None)
+    if not clients:
+        return []
+    number = len(servers)
+    names = [name if number == 1 else f"{name} ({count})" for name, count in clients.most_common(_MOST_COMMS)]
+    more = ", ..." if len(clients) > _MOST_COMMS else ""
+    hold = "holds an idle connection" if number == 1 else "hold idle connections"
+    pinned = f"{number} of {number} workers {hold} of {', '.join(names)}{more}"
+    return [Text(f"    {pinned}: whoever connects waits, although none of them works", style="red")]
 
 
 def _now(process: Process) -> str:

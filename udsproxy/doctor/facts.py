@@ -168,6 +168,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Directories from the root on, then the file; no file: an abstract name, or there is none."""
     servers: tuple[Process, ...] = ()
     """Who holds the listening socket."""
+    idle: tuple[str, ...] = ()
+    """Where every worker stays with a connection on which nothing flows: whose, of each."""
     php_fpm: int | None = None
     """The pid of the php-fpm master among them."""
     pool: Pool | None = None

@@ -134,6 +134,7 @@ class _Gathering:
             somaxconn=self._somaxconn(found),
             entries=entries,
             servers=servers,
+            idle=tuple(each.idle_client for each in found.processes if each.idle_client) if found else (),
             php_fpm=master,
             pool=pool,
             nginx=serving_nginx,

@@ -132,7 +132,7 @@ def follow(machine: Machine, address: str, doer: Doer | None) -> Route:
         tap=tap,
         address=None if place is None else place.shown,
         paths=tuple(paths),
-        servers=tuple(states),
+        servers=tuple(_with_real_clients(each, fronts[0]) for each in states) if fronts else tuple(states),
         error=error,
     )
 
@@ -141,6 +141,20 @@ def run_at(machine: Machine, state: SocketState) -> Hop | None:
     """The ``run`` that listens with this socket; None: there is none."""
     found = None if state.address is None else _run(machine, _Place(state.address), state)
     return None if found is None else msgspec.structs.replace(found[0], inode=state.inode)
+
+
+def _with_real_clients(state: SocketState, front: SocketState) -> SocketState:
+    """Whose connections the workers stay with, where all that come to udsproxy are of one process, or no more than
+    there are workers: it has one connection for each of them."""
+    idle = [each for each in state.processes if each.idle_client is not None]
+    clients = [each.client for each in front.connections if each.client is not None]
+    if not idle or len(clients) < len(idle) or (len(clients) > len(idle) and len(set(clients)) > 1):
+        return state
+    whose = dict(zip((each.pid for each in idle), clients, strict=False))
+    processes = (
+        msgspec.structs.replace(each, idle_client=whose.get(each.pid, each.idle_client)) for each in state.processes
+    )
+    return msgspec.structs.replace(state, processes=tuple(processes))
 
 
 def _look(machine: Machine, place: _Place, doer: Doer | None) -> tuple[list[SocketState], OSError | None]:

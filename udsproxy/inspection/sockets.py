@@ -17,6 +17,7 @@ import msgspec
 
 from udsproxy.events import Doing, printable
 from udsproxy.inspection.doing import Doer, waits_at
+from udsproxy.inspection.idle import idle_clients
 from udsproxy.inspection.machine import Machine, group_name, spelled, user_name
 from udsproxy.inspection.mounted import Mounted, mounted
 from udsproxy.inspection.roles import roles_at
@@ -65,6 +66,9 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     doing: Doing | None = None
     stopped: Stop | None = None
     """It stands still: whoever waits for it waits until somebody lets it go on."""
+    idle_client: str | None = None
+    """It waits for the next request on a connection that this client keeps open, and so does every other worker
+    (`udsproxy.inspection.idle`)."""
 
     @property
     def serves(self) -> bool:
@@ -313,6 +317,8 @@ def _processes(
         )
     waits = {pid: waits_at(pid, sock.inode, fds) for pid, fds in holders.items()}
     roles = roles_at(machine, sock, {pid for pid in waits if waits[pid]})
+    workers = [pid for pid in holders if roles[pid] == "server"]
+    idle = {} if any(waits[pid] for pid in workers) else idle_clients(machine, sock, workers)
     return tuple(
         Process(
             pid=pid,
@@ -325,6 +331,7 @@ def _processes(
             activator=roles[pid] == "activator",
             doing=doer.doing(pid, machine, monotonic()),
             stopped=stopped.get(pid),
+            idle_client=idle.get(pid),
         )
         for pid, fds in holders.items()
     )
