@@ -82,6 +82,9 @@ def _unreachable(facts: Facts) -> Finding:
         do = "Start the server; compare its listen = with what the client has."
         if facts.unit is not None:
             do = f"systemctl start {facts.unit.name}: its ListenStream= ({facts.unit.file}) is this path."
+            why += (
+                f" {facts.unit.service} alone, or started by hand, has no socket: its accept() fails with ENOTSOCK."
+            )
         if failure == "ENAMETOOLONG":
             do = "Choose a shorter path, in server and client."
         elif facts.link is not None and not behind:

@@ -66,7 +66,7 @@ class Doer:
         if not same:
             since = now
         self._before[pid] = seen, since
-        what, call, target = _tell(pid, seen, machine)
+        what, call, target = tell(pid, seen, machine)
         return Doing(
             what=what,
             call=call,
@@ -117,7 +117,8 @@ def is_same_wait(before: Activity, now: Activity) -> bool:
     )  # fmt: skip
 
 
-def _tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None, Target | None]:
+def tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None, Target | None]:
+    """What a process does that was seen so: what kind of thing, in which system call, on what."""
     if seen.state == "R":
         return "cpu", None, None
     if seen.is_held:
@@ -146,6 +147,9 @@ def _tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None,
     if not targets:
         polls = call in syscalls.POLLS | syscalls.SELECTS | syscalls.EPOLLS
         return ("sleep" if polls else "disk" if seen.state == "D" else "unknown"), call, None
+    if call in ("accept", "accept4") and targets[0].what in ("file", "pipe"):
+        # (A server that expects its socket from systemd, or from a web server, and was started by hand.)
+        return "unknown", call, Target("unknown", f"{targets[0].text}, which is no socket: ENOTSOCK")
     accepting = [each for each in targets if each.what == "accept"]
     if accepting:
         return "accept", call, accepting[0]
