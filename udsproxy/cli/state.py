@@ -218,6 +218,8 @@ def _overview(
         elif tap is not None and tap.server_is_aside:
             name += f"  (not at its path, a tap was killed: {tap.restore})"
             lost.append(each)
+        elif each.file == "aside":
+            name += "  (a tap has put its file aside)"
         elif each.file in ("removed", "replaced"):
             name += f"  (its file has been {each.file})"
         if each.namespace is not None:

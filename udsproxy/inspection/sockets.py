@@ -185,7 +185,7 @@ def state_of(machine: Machine, address: str, doer: Doer | None, pid: int | None 
     path = os.path.abspath(address)
     found, unsure = machine.at(file)
     if found or unsure:
-        return [_state(machine, each, doer, path, sure=bool(found)) for each in found or unsure]
+        return [_state(machine, each, doer, path, file, sure=bool(found)) for each in found or unsure]
     return [_nobodys(machine, file, path)]
 
 
@@ -210,14 +210,23 @@ def _as_written(machine: Machine, address: str) -> list[UnixSocket]:
 
 
 def _state(
-    machine: Machine, sock: UnixSocket, doer: Doer | None, path: str | None = None, *, sure: bool = True
+    machine: Machine,
+    sock: UnixSocket,
+    doer: Doer | None,
+    path: str | None = None,
+    asked: SocketFile | None = None,
+    *,
+    sure: bool = True,
 ) -> SocketState:
+    """``path``: by which it was asked for. ``asked``: the file there, which is its own as far as is known."""
     holders: dict[int, set[int]] = {}
     for pid, number in machine.holders.get(sock.inode, ()):
         holders.setdefault(pid, set()).add(number)
     bound = os.fsdecode(sock.name.partition(b"\0")[0]) if sock.name and sock.name[:1] != b"\0" else None
     space = machine.namespace_of(sock)
-    where, file = _file(machine, sock, path or bound, list(holders))
+    where, file = (
+        _file(machine, sock, bound, list(holders)) if asked is None else (_as_asked(sure=sure), asked.stat)
+    )
     owner, mode = (None, None) if file is None else _owner_and_mode(file)
     streams = sock.type != socket.SOCK_DGRAM
     queues = sock.state == LISTEN
@@ -252,6 +261,10 @@ def _unit(processes: tuple[Process, ...], *addresses: str | None) -> SocketUnit 
     return None if activator is None else unit_at([each for each in addresses if each], activator.pid)
 
 
+def _as_asked(*, sure: bool) -> File:
+    return "there" if sure else "unsure"
+
+
 def _name_of_state(sock: UnixSocket) -> State:
     if sock.state == ESTABLISHED:
         return "connected"
@@ -284,20 +297,25 @@ def _file(
             if known is not False:
                 return "there" if known else "unsure", file.stat
             seen = "replaced" if pid is None else seen
-    if seen in ("removed", "replaced") and absolute and (aside := _put_aside(machine, sock, path)) is not None:
+    if seen not in ("removed", "replaced"):
+        return seen, None
+    if (aside := _put_aside(machine, sock, path, pids)) is not None:
         return "aside", aside
-    if seen in ("removed", "replaced") and not pids and machine.namespace_of(sock) is not None:
+    if not pids and machine.namespace_of(sock) is not None:
         return None, None  # it was bound where we cannot look
     return seen, None
 
 
-def _put_aside(machine: Machine, sock: UnixSocket, path: str) -> os.stat_result | None:
-    """The socket's file, where that is at the name that a tap gives it."""
-    try:
-        file = SocketFile.at(os.path.realpath(path) + SUFFIX)
-    except (OSError, ValueError):
-        return None
-    return file.stat if file.is_socket and machine.is_file_of(sock, file) else None
+def _put_aside(machine: Machine, sock: UnixSocket, path: str, pids: list[int]) -> os.stat_result | None:
+    """The socket's file, where that is at the name that a tap gives it, as we or its holder find that."""
+    for name, pid in ((os.path.realpath(path), None), *((path, pid) for pid in pids[:1])):
+        try:
+            file = SocketFile.at(name + SUFFIX, pid)
+        except (OSError, ValueError):
+            continue
+        if file.is_socket and machine.is_file_of(sock, file):
+            return file.stat
+    return None
 
 
 def _processes(
