@@ -24,9 +24,10 @@ from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.forwarding import Route, follow
 from udsproxy.inspection.machine import Machine
-from udsproxy.inspection.sockets import SUFFIX, SocketState
+from udsproxy.inspection.sockets import SocketState
 from udsproxy.inspection.stops import stops
 from udsproxy.inspection.systemd import SocketUnit, unit_at
+from udsproxy.inspection.taps import SUFFIX
 from udsproxy.kernel import namespaces, process_table, procfs
 from udsproxy.kernel.socket_file import SocketFile
 

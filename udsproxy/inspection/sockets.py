@@ -21,6 +21,7 @@ from udsproxy.inspection.idle import idle_clients
 from udsproxy.inspection.machine import Machine, group_name, spelled, user_name
 from udsproxy.inspection.mounted import Mounted, mounted
 from udsproxy.inspection.roles import roles_at
+from udsproxy.inspection.socket_files import File, file_of
 from udsproxy.inspection.stops import Stop, stops
 from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, UnixSocket
@@ -37,14 +38,6 @@ State = Literal["listening", "shut", "bound", "connected", "stale", "unseen"]
 """``shut``: shutdown() was called on a listener, nobody can connect. ``bound``: it receives datagrams, or nobody
 has called listen(). ``connected``: a socket for datagrams that takes those of one sender only. ``stale``: a file,
 and nobody behind it. ``unseen``: a file, and somebody behind it who is not shown to us (in a container)."""
-
-SUFFIX = ".udsproxy"
-"""What is put behind a path to name the socket that a tap has put aside (udsproxy.takeover)."""
-
-File = Literal["there", "aside", "removed", "replaced", "hidden", "unsure"]
-"""The file of a socket with an absolute path. ``aside``: it is at PATH.udsproxy, where a tap has put it
-(`udsproxy.inspection.taps`). Else nothing is there any more, or it is another one's by now, or its directory may
-not be entered, or it cannot be told whether it is another one's."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -225,7 +218,9 @@ def _state(
     bound = os.fsdecode(sock.name.partition(b"\0")[0]) if sock.name and sock.name[:1] != b"\0" else None
     space = machine.namespace_of(sock)
     where, file = (
-        _file(machine, sock, bound, list(holders)) if asked is None else (_as_asked(sure=sure), asked.stat)
+        file_of(machine, sock, bound, list(holders))
+        if asked is None
+        else ("there" if sure else "unsure", asked.stat)
     )
     owner, mode = (None, None) if file is None else _owner_and_mode(file)
     streams = sock.type != socket.SOCK_DGRAM
@@ -261,61 +256,12 @@ def _unit(processes: tuple[Process, ...], *addresses: str | None) -> SocketUnit 
     return None if activator is None else unit_at([each for each in addresses if each], activator.pid)
 
 
-def _as_asked(*, sure: bool) -> File:
-    return "there" if sure else "unsure"
-
-
 def _name_of_state(sock: UnixSocket) -> State:
     if sock.state == ESTABLISHED:
         return "connected"
     if sock.state != LISTEN:
         return "bound"
     return "shut" if sock.shut else "listening"
-
-
-def _file(
-    machine: Machine, sock: UnixSocket, path: str | None, pids: list[int]
-) -> tuple[File | None, os.stat_result | None]:
-    """What became of the file. A relative name is one in the directory of who holds the socket, most likely."""
-    if path is None:
-        return None, None
-    absolute = os.path.isabs(path)
-    seen: File | None = None
-    # (The last: where its holder has another root directory, or other mounts, in a container.)
-    for pid in [None, *pids[:1]] if absolute else pids:
-        try:
-            file = SocketFile.at(path, pid)
-        except PermissionError:
-            if pid is None:
-                machine.closed_directories.add(printable(path))
-                seen = "hidden"
-        except (OSError, ValueError):
-            if pid is None:
-                seen = "removed"
-        else:
-            known = machine.is_file_of(sock, file)
-            if known is not False:
-                return "there" if known else "unsure", file.stat
-            seen = "replaced" if pid is None else seen
-    if seen not in ("removed", "replaced"):
-        return seen, None
-    if (aside := _put_aside(machine, sock, path, pids)) is not None:
-        return "aside", aside
-    if not pids and machine.namespace_of(sock) is not None:
-        return None, None  # it was bound where we cannot look
-    return seen, None
-
-
-def _put_aside(machine: Machine, sock: UnixSocket, path: str, pids: list[int]) -> os.stat_result | None:
-    """The socket's file, where that is at the name that a tap gives it, as we or its holder find that."""
-    for name, pid in ((os.path.realpath(path), None), *((path, pid) for pid in pids[:1])):
-        try:
-            file = SocketFile.at(name + SUFFIX, pid)
-        except (OSError, ValueError):
-            continue
-        if file.is_socket and machine.is_file_of(sock, file):
-            return file.stat
-    return None
 
 
 def _processes(
