@@ -22,6 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from udsproxy.cli import people
+from udsproxy.cli.arguments import OTHER, Duration, FileName, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.events import pid_text, printable
 from udsproxy.inspection.doing import Doer
@@ -55,25 +56,26 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def state(
-    *paths: Annotated[str, Parameter(name="PATH")],
-    watch: Annotated[bool, Parameter(negative="")] = False,
-    interval: str = "1s",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    *paths: Annotated[FileName, Parameter(name="PATH")],
+    watch: Annotated[bool, option(OTHER, show_default=False)] = False,
+    interval: Annotated[Duration, option(OTHER)] = "1s",
+    json: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
-    """Show a Unix socket's queue, who serves it and what each process does now; without PATH, all that listen.
+    """Show a socket's accept queue, the processes behind it, and what each of them does now.
 
-    No proxy is needed, and nothing is changed. Run it as root to see the processes of other users.
+    Without PATH it lists all listening Unix sockets, the fullest queue first. No proxy is needed, and nothing is
+    changed. Run it as root to see the processes of other users.
 
     Parameters
     ----------
     paths
         A socket's path, @NAME, or either with unix: before it.
     watch
-        Again and again, until Ctrl-C.
+        Repeat until Ctrl-C.
     interval
-        With --watch: how often.
+        With --watch, how often.
     json
-        One JSON object; with --watch, one a line.
+        Print one JSON object; with --watch, one per line.
     """
     every_s = duration_option("--interval", interval)
     if every_s < _SHORTEST_S:
