@@ -270,13 +270,20 @@ def _head(each: SocketState) -> Text:
 def _front(each: SocketState, hop: Hop) -> list[Text]:
     """The socket of a udsproxy, of which only what is its own is of interest: the server is told of behind it."""
     lines = [_head(each), Text(f"  {hop.text}", style="red" if hop.stopped else "")]
-    lines += _queue_lines(each) if each.queue else []
-    clients = Counter("has left" if one.client_left else one.client or "?" for one in each.connections)
+    if each.waiting:
+        # (Each has its place in the server's queue, too: what is told there are these.)
+        lines.append(Text(f"  waiting: {_names(each.waiting)}"))
+    clients = ["one that has left" if one.client_left else one.client or "?" for one in each.connections]
     if clients:
-        names = [name if count == 1 else f"{count} of {name}" for name, count in clients.most_common(_MOST_COMMS)]
-        more = ", ..." if len(clients) > _MOST_COMMS else ""
-        lines.append(Text(f"  connected: {len(each.connections)}: {', '.join(names)}{more}"))
+        lines.append(Text(f"  connected: {_names(clients)}"))
     return lines
+
+
+def _names(clients: Iterable[str]) -> str:
+    """``2 of nginx, pid 7, redis-cli, pid 9``."""
+    counts = Counter(clients).most_common(_MOST_COMMS + 1)
+    names = ", ".join(name if count == 1 else f"{count} of {name}" for name, count in counts[:_MOST_COMMS])
+    return f"{names}, ..." if len(counts) > _MOST_COMMS else names
 
 
 def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
@@ -327,10 +334,8 @@ def _queue_lines(each: SocketState) -> list[Text]:
     if each.full:
         line += ", full: the next client gets EAGAIN, or waits in connect()"
     lines = [Text(line, style="red" if each.full else "yellow" if each.queue else "")]
-    clients = Counter(each.waiting or ()).most_common(_MOST_COMMS + 1)
-    if clients:
-        names = ", ".join(name if count == 1 else f"{count} of {name}" for name, count in clients[:_MOST_COMMS])
-        lines.append(Text(f"    waiting: {names}{', ...' if len(clients) > _MOST_COMMS else ''}"))
+    if each.waiting:
+        lines.append(Text(f"    waiting: {_names(each.waiting)}"))
     if each.gone:
         lines.append(Text(f"    {each.gone} of them {_has(each.gone)} left, and will be served all the same"))
     return lines
@@ -375,14 +380,13 @@ def _stop_lines(servers: list[Process]) -> list[Text]:
 
 def _idle_lines(servers: list[Process]) -> list[Text]:
     """Where none of those that serve would accept anybody, although none works."""
-    clients = Counter(process.idle_client for process in servers if process.idle_client is not None)
+    clients = [process.idle_client for process in servers if process.idle_client is not None]
     if not clients:
         return []
     number = len(servers)
-    names = [name if number == 1 else f"{name} ({count})" for name, count in clients.most_common(_MOST_COMMS)]
-    more = ", ..." if len(clients) > _MOST_COMMS else ""
     hold = "holds an idle connection" if number == 1 else "hold idle connections"
-    pinned = f"{number} of {number} workers {hold} of {', '.join(names)}{more}"
+    names = _names(clients) if len(set(clients)) > 1 else clients[0]
+    pinned = f"{number} of {number} workers {hold} of {names}"
     return [Text(f"    {pinned}: whoever connects waits, although none of them works", style="red")]
 
 

@@ -54,7 +54,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "note",
             f"its server is in another network namespace ({facts.namespace})",
             "A container, most likely. ss and /proc/net/unix do not show its socket here.",
-            check=f"udsproxy state {shlex.quote(facts.server_path)}",
+            check=f"udsproxy state {shlex.quote(facts.path)}",
         )
     if facts.type == "datagram":
         yield from _datagrams(facts)
@@ -143,7 +143,7 @@ def _start(facts: Facts) -> str:
 
 
 def _queue_now(facts: Facts) -> Iterator[Finding]:
-    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.server_path)
+    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.path)
     if backlog is None:
         return
     if queue > backlog:

@@ -76,7 +76,7 @@ def _tap(tap: Tapped) -> Finding:
         )
     if not tap.stopped:
         why = f"The server's own socket is {tap.aside} meanwhile: server and queue here are of that one."
-        return Finding("note", stands, why, check=f"udsproxy state {shlex.quote(tap.aside)}")
+        return Finding("note", stands, why, check=f"udsproxy state {shlex.quote(tap.path)}")
     return Finding(
         "problem",
         f"{stands}; it is stopped: clients wait",
@@ -111,7 +111,7 @@ def _idle(facts: Facts) -> Finding:
 
 
 def _hop(hop: Hop) -> Finding:
-    check = "" if hop.to is None or hop.to.startswith("tcp:") else f"udsproxy state {shlex.quote(hop.to)}"
+    check = f"udsproxy state {shlex.quote(hop.path)}"
     if not hop.stopped:
         if hop.to is None:
             why = "So its server is not looked at."

@@ -126,7 +126,7 @@ def follow(machine: Machine, address: str, doer: Doer | None) -> Route:
         tap=tap,
         address=None if place is None else place.shown,
         paths=tuple(paths),
-        servers=tuple(_with_real_clients(each, fronts[0]) for each in states) if fronts else tuple(states),
+        servers=tuple(_with_real_clients(each, hops, fronts) for each in states),
         error=error,
     )
 
@@ -137,18 +137,21 @@ def run_at(machine: Machine, state: SocketState) -> Hop | None:
     return None if found is None else msgspec.structs.replace(found[0], inode=state.inode)
 
 
-def _with_real_clients(state: SocketState, front: SocketState) -> SocketState:
-    """Whose connections the workers stay with, where all that come to udsproxy are of one process, or no more than
-    there are workers: it has one connection for each of them."""
-    idle = [each for each in state.processes if each.idle_client is not None]
-    clients = [each.client for each in front.connections if each.client is not None]
-    if not idle or len(clients) < len(idle) or (len(clients) > len(idle) and len(set(clients)) > 1):
-        return state
-    whose = dict(zip((each.pid for each in idle), clients, strict=False))
+def _with_real_clients(state: SocketState, hops: list[Hop], fronts: list[SocketState]) -> SocketState:
+    """Whose connections its workers stay with: not udsproxy's, but its clients', for each of whom it has one.
+    (Where these are several, and more than the workers, it is not known which of them.)"""
+    whose = {each.pid: each.idle_client for each in state.processes if each.idle_client is not None}
+    for hop, front in zip(reversed(hops), reversed(fronts), strict=False):
+        pid = None if hop.process is None else f"pid {hop.process.pid}"
+        is_its = all(pid in each.split(", ") for each in whose.values())
+        clients = [each.client for each in front.connections if each.client is not None]
+        if not is_its or len(clients) < len(whose) or (len(clients) > len(whose) and len(set(clients)) > 1):
+            break
+        whose = dict(zip(whose, clients, strict=False))
     processes = (
         msgspec.structs.replace(each, idle_client=whose.get(each.pid, each.idle_client)) for each in state.processes
     )
-    return msgspec.structs.replace(state, processes=tuple(processes))
+    return msgspec.structs.replace(state, processes=tuple(processes)) if whose else state
 
 
 def _look(machine: Machine, place: _Place, doer: Doer | None) -> tuple[list[SocketState], OSError | None]:

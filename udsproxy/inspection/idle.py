@@ -8,7 +8,6 @@ unread, so that a reset can be passed on: what waits in its socket says nothing.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Collection
@@ -70,5 +69,4 @@ def _client(machine: Machine, accepted: dict[int, UnixSocket], pid: int, seen: A
 
 def _is_udsproxys(machine: Machine, sock: UnixSocket) -> bool:
     """Is this an end that a tap or a ``run`` holds?"""
-    words = [process_table.read_arguments(pid) for pid in machine.others_of(sock.inode)]
-    return any("udsproxy" in map(os.path.basename, those) for those in words)
+    return any(map(process_table.is_udsproxy, machine.others_of(sock.inode)))
