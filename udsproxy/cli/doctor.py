@@ -122,7 +122,7 @@ def _traffic(log: str, path: str) -> Traffic:
 
     def is_here(endpoint: str) -> bool:
         at = endpoint.removeprefix("unix:")
-        return at == path or (
+        return at in (path, printable(path)) or (
             at.startswith("/") and len(at) < 4096 and "\0" not in at and os.path.realpath(at) == wanted
         )
 

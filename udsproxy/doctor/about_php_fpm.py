@@ -31,8 +31,8 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
     path = shlex.quote(facts.path)
     check = f"udsproxy state {path} --watch; grep max_children in php-fpm's error_log"
     do = "Find what they wait for (udsproxy state says it); only then raise pm.max_children, as memory allows."
-    if not facts.servers:
-        pass  # we may not see them
+    if not facts.servers or facts.idle:
+        pass  # we may not see them; or they are not at work (about_standstill)
     elif there and busy == there and there >= most:
         yield Finding(
             "problem",

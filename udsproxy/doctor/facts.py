@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from udsproxy.inspection.forwarding import Hop
+from udsproxy.inspection.mounted import Mounted
 from udsproxy.inspection.stops import Stop
 from udsproxy.inspection.systemd import SocketUnit
 from udsproxy.inspection.taps import Tapped
@@ -42,6 +43,8 @@ class User(msgspec.Struct, frozen=True):
     group: str = ""
     sees: bool | None = None
     """The path leads this process to the same socket; None: it cannot be told, or it is as here."""
+    stale_mount: bool = False
+    """Where it does not: the file is mounted there by itself, and was removed or replaced since."""
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -155,6 +158,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Of the server's socket."""
     somaxconn: int | None = None
     """Of that network namespace."""
+    mounted: Mounted | None = None
+    """How the file is mounted, where nobody is behind it."""
     systemd: int | None = None
     """The pid of the systemd that holds the socket for a service."""
     unit: SocketUnit | None = None
@@ -163,6 +168,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Directories from the root on, then the file; no file: an abstract name, or there is none."""
     servers: tuple[Process, ...] = ()
     """Who holds the listening socket."""
+    idle: tuple[str, ...] = ()
+    """Where every worker stays with a connection on which nothing flows: whose, of each."""
     php_fpm: int | None = None
     """The pid of the php-fpm master among them."""
     pool: Pool | None = None

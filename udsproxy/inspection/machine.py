@@ -19,7 +19,7 @@ import msgspec
 from udsproxy.endpoints import ownership
 from udsproxy.events import pid_text, printable
 from udsproxy.inspection.everywhere import Everywhere
-from udsproxy.kernel import namespaces, proc_net_unix, procfs
+from udsproxy.kernel import namespaces, proc_net_unix, process_table, procfs
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, InetSocket, UnixSocket
 from udsproxy.kernel.namespaces import Namespace, Namespaces
 from udsproxy.kernel.server_diag import is_bound
@@ -267,9 +267,11 @@ class Machine:
         return self._inner_pids[pid]
 
     def name_of(self, pid: int) -> str:
-        """A process's name, safe to print."""
+        """A process's name, safe to print. (That of a udsproxy is its interpreter's.)"""
         if pid not in self._names:
-            self._names[pid] = printable(procfs.read_comm(pid) or "?")
+            name = procfs.read_comm(pid) or "?"
+            is_ours = name.startswith("python") and process_table.is_udsproxy(pid)
+            self._names[pid] = "udsproxy" if is_ours else printable(name)
         return self._names[pid]
 
     def parent_of(self, pid: int) -> int | None:
