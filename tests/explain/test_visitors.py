@@ -41,8 +41,8 @@ TEMPLATES = {
     "php-fpm": "[21-Oct-2014 16:52:34] WARNING: [pool o1] child 27299, script '/srv/{}' (request: \"GET /{}\") "
     "execution timed out (186.444499 sec), terminating",
     "php-fpm, output": "[21-Oct-2014 16:52:34] WARNING: [pool www] child 7 said into stderr: \"{}\"",
-    "haproxy": SYSLOG + "haproxy[7]: 192.0.2.1:5000 [23/Nov/2026:09:33:42.123] fe be_php/s1 0/0/-1/-1/3 503 217 - - "
-    "SC-- 1/1/0/0/3 0/0 \"GET /{} HTTP/1.1\"",
+    "haproxy": SYSLOG + "haproxy[7]: 192.0.2.1:5000 [23/Nov/2026:09:33:42.123] fe be_php/s1 0/0/-1/-1/3 503 217 - "
+    "- SC-- 1/1/0/0/3 0/0 \"GET /{} HTTP/1.1\"",
     "postgres": "2025-01-01 10:00:00.000 UTC [123] app@db ERROR:  relation \"{}\" does not exist at character 15",
 }  # fmt: skip
 HOSTILE = (

@@ -7,6 +7,7 @@ through `printable`.
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import date, datetime
 
@@ -90,6 +91,8 @@ _PATHS = tuple(
 )
 _FILE = re.compile(r"\((/[^()\"]{1,200})\)")
 _TCP = re.compile(r"\b(?:connect(?:ing)?(?:\(\))? to|dial tcp) (\[?[\da-fA-F.:]{6,45}:\d{1,5})\b")
+_LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)([ =])\d{3,}(?=[ ,.;\]]|$)")
+"""None that could be an errno."""
 _OWN_FILES = frozenset({"failed to open error_log"})
 
 
@@ -103,13 +106,10 @@ def parse(text: str, today: date | None = None) -> Found | None:
 
 def understand(line: LogLine) -> Found | None:
     """What the line is about; None where it has no error."""
-    errno = _errno(line)
-    symptom = next((each for each in SYMPTOMS if each.is_in(line)), None)
-    if symptom is not None and symptom.weak and errno is not None:
-        symptom = None
-    if errno is None and symptom is None and not _cannot_bind(line):
+    decided = _decided(line.program, _LONG_NUMBER.sub(r"\g<1>0", line.said), line.call, line.number, line.words)
+    if decided is None:
         return None
-    call = None if symptom is not None else _call(line, errno)
+    call, errno, symptom = decided
     is_file = symptom is not None and symptom.words in _OWN_FILES
     return Found(
         call=call,
@@ -124,6 +124,21 @@ def understand(line: LogLine) -> Found | None:
         program=line.program,
         at=line.at,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _decided(
+    program: str, said: str, in_call: str | None, number: int | None, words: str | None
+) -> tuple[Call | None, str | None, Symptom | None] | None:
+    """Logs repeat themselves: what a line says is found once, whatever long numbers (a process, a count) it has."""
+    line = LogLine(said=said, program=program, call=in_call, number=number, words=words)
+    errno = _errno(line)
+    symptom = next((each for each in SYMPTOMS if each.is_in(line)), None)
+    if symptom is not None and symptom.weak and errno is not None:
+        symptom = None
+    if errno is None and symptom is None and not _cannot_bind(line):
+        return None
+    return None if symptom is not None else _call(line, errno), errno, symptom
 
 
 def _alone(line: str) -> Found | None:
