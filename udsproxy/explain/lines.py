@@ -93,7 +93,6 @@ _FILE = re.compile(r"\((/[^()\"]{1,200})\)")
 _TCP = re.compile(r"\b(?:connect(?:ing)?(?:\(\))? to|dial tcp) (\[?[\da-fA-F.:]{6,45}:\d{1,5})\b")
 _LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)([ =])\d{3,}(?=[ ,.;\]]|$)")
 """None that could be an errno."""
-_OWN_FILES = frozenset({"failed to open error_log"})
 
 
 def parse(text: str, today: date | None = None) -> Found | None:
@@ -110,13 +109,13 @@ def understand(line: LogLine) -> Found | None:
     if decided is None:
         return None
     call, errno, symptom = decided
-    is_file = symptom is not None and symptom.words in _OWN_FILES
+    elsewhere = symptom is not None and symptom.elsewhere
     return Found(
         call=call,
-        errno=errno if symptom is None or symptom.shows_errno else None,
+        errno=errno if symptom is None or elsewhere else None,
         symptom=symptom,
-        path=None if is_file else _shown(line.path) or _path(line.said),
-        file=_shown(line.file) or (_first(_FILE, line.said) if is_file else None),
+        path=None if elsewhere else _shown(line.path) or _path(line.said),
+        file=_shown(line.file) or (_first(_FILE, line.said) if elsewhere else None),
         client=_shown(line.client),
         request=_shown(line.request),
         script=_shown(line.script),

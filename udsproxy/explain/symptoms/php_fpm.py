@@ -171,7 +171,7 @@ PHP_FPM: tuple[Symptom, ...] = (
         ),
         pattern=r"(?:failed|unable) to (?:re-?)?open(?:ed)? (?:the )?(?:error_log|error log|access[_ ]log|slowlog"
         r"|configuration|pid)",
-        shows_errno=True,
+        elsewhere=True,
         programs=("php-fpm",),
     ),
     Symptom(
