@@ -67,17 +67,19 @@ _CALL_FORMS = tuple(
 )
 _CALL_WORD = re.compile(rf"^({_CALL})\b", re.IGNORECASE)
 
-_NAMED = r"(?:/[^\s\"'<>|,:;()\[\]]+|@[^\s\"'<>|,:;()\[\]]+)"
+_NAMED = r"(?:(?:/|@|\\x00|\\0)[^\s\"'<>|,:;()\[\]]+)"
+_NUL = re.compile(r"^(?:@?\\x00|@?\\0|@@)")
+"""How strace, Python and others write the first byte of an abstract name, for which there is an @ here."""
 _PATHS = tuple(
     re.compile(form)
     for form in (
-        r"\bsun_path=(@?)\"([^\"]{1,108})\"",
+        r"\bsun_path=(@?)\"([^\"]{1,500})\"",
         rf"\bunix:(?://)?()({_NAMED})",
         rf"\bunix \S{{0,110}}->()({_NAMED})",
         rf"(?i:\bunix domain socket )()({_NAMED})",
         rf"(?i:\bunix socket )(?:path )?()({_NAMED})",
         rf"\bunix (?:unix@)?()({_NAMED})",
-        r"(?i:\b(?:socket|path|address|AF=1) ?=?)()[\"']([/@][^\"']{1,108})[\"']",
+        r"(?i:\b(?:socket|path|address|AF=1) ?=?)()[\"']((?:[/@]|\\x00|\\0)[^\"']{1,200})[\"']",
         rf"(?i:\bcannot bind unix socket )(?:\([^()]{{1,60}}\) )?()\[({_NAMED})\]",
         rf"(?i:\b(?:addr=|bound to: |can't connect to |connection in use: |redis at |bind to path ))()({_NAMED})",
         rf"(?i:\bconnection to )()({_NAMED})",
@@ -200,7 +202,7 @@ def _cannot_bind(line: LogLine) -> bool:
 def _path(said: str) -> str | None:
     for form in _PATHS:
         if (found := form.search(said)) is not None:
-            return _shown(found[1] + found[2])
+            return _shown(_NUL.sub("@", found[1] + found[2]))
     return None
 
 

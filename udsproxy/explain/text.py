@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from udsproxy.events import errno_message
@@ -97,6 +97,11 @@ class _Named:
     def __init__(self, found: Found) -> None:
         names = {"PATH": found.path, "FILE": found.file}
         self._names = {place: shlex.quote(name) for place, name in names.items() if name is not None}
+        self._kind = None if found.path is None else "abstract" if found.path.startswith("@") else "path"
+
+    def possible(self, causes: Iterable[Cause]) -> list[Cause]:
+        """Without those that this kind of address rules out."""
+        return [cause for cause in causes if None in (cause.only, self._kind) or cause.only == self._kind]
 
     def put(self, text: str) -> str:
         return _PLACE.sub(lambda place: self._names.get(place[0], place[0]), text)
@@ -113,7 +118,7 @@ def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[_Part]:
         else:
             yield _Paragraph(meaning.means)
             for place, cause in enumerate(meaning.causes, 1):
-                yield _Paragraph(cause.text, _place(place, meaning), "    ")
+                yield _Paragraph(cause.text, _place(place, meaning.causes), "    ")
     if len(groups) > 1:
         yield ""
         yield f"In full: udsproxy explain {groups[1][0][0]} {groups[1][1].errno}"
@@ -133,11 +138,12 @@ def _about(found: Found) -> Iterator[_Part]:
 
 
 def _full(of: Meaning | Symptom, named: _Named) -> Iterator[_Part]:
+    causes = named.possible(of.causes)
     yield _Paragraph(of.means)
     yield ""
-    yield "Causes, most likely first:" if len(of.causes) > 1 else "Cause:"
-    for number, cause in enumerate(of.causes, 1):
-        yield _Paragraph(named.put(cause.text), _place(number, of), "    ")
+    yield "Causes, most likely first:" if len(causes) > 1 else "Cause:"
+    for number, cause in enumerate(causes, 1):
+        yield _Paragraph(named.put(cause.text), _place(number, causes), "    ")
         yield _Paragraph(f"tell: {named.put(cause.check)}", "    ", "          ")
         if cause.do:
             yield _Paragraph(f"do:   {named.put(cause.do)}", "    ", "          ")
@@ -149,8 +155,8 @@ def _full(of: Meaning | Symptom, named: _Named) -> Iterator[_Part]:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
 
 
-def _place(number: int, of: Meaning | Symptom) -> str:
-    return f" {number}. " if len(of.causes) > 1 else "    "
+def _place(number: int, causes: Sequence[Cause]) -> str:
+    return f" {number}. " if len(causes) > 1 else "    "
 
 
 def _reproduce(fault: str) -> str:

@@ -286,7 +286,7 @@ OWN: tuple[Symptom, ...] = (
         (
             Cause(
                 "The server behind proxy_pass speaks FastCGI, uwsgi or another protocol.",
-                "`ss -xlp | grep PATH` names the process; `udsproxy tap PATH -vv` shows its bytes.",
+                "`udsproxy state PATH` names the process; `udsproxy tap PATH -vv` shows its bytes.",
                 "fastcgi_pass for FastCGI (php-fpm), uwsgi_pass for uwsgi.",
             ),
             Cause(
