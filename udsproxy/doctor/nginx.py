@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from udsproxy.doctor.facts import Nginx, Pass, Peer, Upstream
-from udsproxy.doctor.reading import MOST_DEPTH, Reader, shown
+from udsproxy.doctor.reading import MAX_DEPTH, Reader, shown
 
 DEFAULTS = ("/etc/nginx/nginx.conf", "/usr/local/nginx/conf/nginx.conf", "/usr/local/etc/nginx/nginx.conf")
 """Where it is without -c; this is decided when nginx is compiled."""
@@ -140,7 +140,7 @@ class Configuration:
                 return
             if each.name != "include" or len(each.args) != 1:
                 yield each, file
-            elif len(above) >= MOST_DEPTH:
+            elif len(above) >= MAX_DEPTH:
                 self.note_depth(file)
             else:
                 for path in self._reader.matching(each.args[0], self._directory):

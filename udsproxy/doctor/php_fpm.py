@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from udsproxy.doctor.reading import MOST_DEPTH, Reader, shown
+from udsproxy.doctor.reading import MAX_DEPTH, Reader, shown
 
 TITLE = "php-fpm: master process"
 
@@ -59,7 +59,7 @@ def _walk(reader: Reader, file: str, depth: int, above: tuple[str, ...]) -> Iter
         key, value = setting
         if key != "include":
             yield key, value, file
-        elif depth >= MOST_DEPTH or file in above:
+        elif depth >= MAX_DEPTH or file in above:
             reader.note(f"{shown(file)}: includes that go round, or too deep")
         else:
             # (php-fpm takes them relative to where it was started, mostly the root.)
