@@ -139,9 +139,8 @@ class Reader:
         try:
             names = sorted(self.root.names(directory))
         except (OSError, ValueError) as error:
-            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-                why = error.strerror if isinstance(error, OSError) else "no name of a directory"
-                self.note(f"{shown(directory)}: {why}")
+            if isinstance(error, PermissionError):
+                self.note(f"{shown(directory)}: {error.strerror}")
             return found
         for name in names:
             self._names += 1

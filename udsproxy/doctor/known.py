@@ -1,0 +1,80 @@
+"""The socket that is looked at, as the configurations of other programs may name it.
+
+Rule: in a container a path means another file than here. There the file decides, or the name that the server itself
+has bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+from udsproxy.kernel.roots import Root
+
+
+class KnownSocket:
+    """See the module."""
+
+    def __init__(self, path: str | None, bound: str | None = None) -> None:
+        """``path``: absolute; None: it is an abstract name, and no path. ``bound``: what its server calls it."""
+        self.path = path
+        self.real = None if path is None else os.path.realpath(path)
+        self.bound = bound
+        self._file: tuple[int, int] | None = None
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                found = os.stat(path)
+                self._file = (found.st_dev, found.st_ino) if stat.S_ISSOCK(found.st_mode) else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Absolute paths that it has, or may have elsewhere."""
+        found = (self.path, self.real, self.bound)
+        return tuple(dict.fromkeys(each for each in found if each is not None and each.startswith("/")))
+
+    def seen_from(self, root: Root) -> SeenFrom:
+        return SeenFrom(self, root)
+
+    def is_file(self, root: Root, path: str) -> bool:
+        """A path leads a process with that root directory to the socket's file."""
+        if self._file is None:
+            return False
+        try:
+            found = root.stat(path)
+        except (OSError, ValueError):
+            return False
+        return (found.st_dev, found.st_ino) == self._file
+
+
+class SeenFrom:
+    """The socket, and others, by the paths that a process with some root directory has for them."""
+
+    def __init__(self, known: KnownSocket, root: Root) -> None:
+        self._known = known
+        self._root = root
+        self.names = known.names
+
+    def is_same(self, path: str) -> bool:
+        known = self._known
+        if known.path is None or not path.startswith("/"):
+            return False
+        if self._root.is_ours:
+            if os.path.normpath(path) == known.path:
+                return True
+            with contextlib.suppress(OSError, ValueError):
+                if os.path.realpath(path) == known.real:
+                    return True
+        elif os.path.normpath(path) == known.bound:
+            return True
+        return known.is_file(self._root, path)
+
+    def missing(self, path: str) -> str | None:
+        """Why nobody can be reached there; None: a socket is there, or that cannot be told."""
+        try:
+            found = self._root.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return "no such file"
+        except (OSError, ValueError):
+            return None
+        return None if stat.S_ISSOCK(found.st_mode) else "a file, and no socket"
