@@ -47,23 +47,23 @@ def look(known: KnownSocket, servers: tuple[Process, ...]) -> Looked:
         file = php_fpm.configuration_of(process_table.read_title(pid))
         if file is None:
             continue
+        file = os.path.join(_link(f"/proc/{pid}/cwd") or "/", file)
         root = Root(pid)
         try:
-            found = _look_at(known, pid, file, root, holds=bool(servers))
+            found = look_at(known, file, _program(pid), root, holds=bool(servers))
         finally:
             root.close()
         if found.pool is not None or servers:
-            return found
+            return found._replace(pid=pid)
     return Looked()
 
 
-def _look_at(known: KnownSocket, pid: int, file: str, root: Root, *, holds: bool) -> Looked:
-    """``holds``: it is known that this master has the socket."""
-    file = os.path.join(_link(f"/proc/{pid}/cwd") or "/", file)
+def look_at(known: KnownSocket, file: str, program: str | None, root: Root, *, holds: bool) -> Looked:
+    """What a php-fpm with that main file and executable has read. ``holds``: it is known to have the socket."""
     reader = Reader(root)
     sockets = known.seen_from(root)
     found = section = None
-    for prefix in php_fpm.prefixes(file, _program(pid), known.names):
+    for prefix in php_fpm.prefixes(file, program, known.names):
         tried = php_fpm.read(reader, file, prefix)
         section = php_fpm.pool_at(tried, sockets.is_same)
         if found is None or section is not None:
@@ -77,13 +77,13 @@ def _look_at(known: KnownSocket, pid: int, file: str, root: Root, *, holds: bool
         line = f"{shown(file)}: no pool there has listen = {shown(known.path or '?')}"
         if found.is_relative:
             line += " (its includes are relative, and its prefix is not known)"
-        return Looked(pid, None, tuple(found.refused), (*reader.notes, line))
+        return Looked(None, None, tuple(found.refused), (*reader.notes, line))
     pool = _pool(found, section, root)
     environment = [
         f"{key} of pool {pool.name}: php-fpm takes it from its environment ({pool.at(key)})"
         for key in pool.unknown[:_MAX_UNKNOWN]
     ]
-    return Looked(pid, pool, tuple(found.refused), (*reader.notes, *environment))
+    return Looked(None, pool, tuple(found.refused), (*reader.notes, *environment))
 
 
 def _link(path: str) -> str | None:

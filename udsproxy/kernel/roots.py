@@ -17,6 +17,7 @@ import errno
 import os
 import stat
 import struct
+from typing import Self
 
 _OPENAT2 = 437
 _RESOLVE_IN_ROOT = 0x10
@@ -43,6 +44,14 @@ class Root:
                 self._fd = os.open(f"/proc/{pid}/root", _PIN | os.O_DIRECTORY)
             except OSError:
                 self.is_ours = True
+
+    @classmethod
+    def at(cls, directory: str) -> Self:
+        """A directory that is to be taken for a root directory. Raises OSError."""
+        root = cls()
+        root._fd = os.open(directory, _PIN | os.O_DIRECTORY)
+        root.is_ours = False
+        return root
 
     def close(self) -> None:
         if self._fd >= 0:
