@@ -6,7 +6,8 @@
 - ``php_fpm``     php-fpm's files; ``nginx_start``, ``nginx_syntax``, ``nginx_values``, ``nginx``: nginx's;
   ``nginx_log``: its error log
 - ``rights``      may this user connect?
-- ``findings``    what follows, from ``about_standstill``, ``about_socket``, ``about_log``, ``about_clients``,
+- ``findings``    what follows, from ``about_standstill``, ``about_socket``, ``about_systemd``, ``about_log``,
+  ``about_clients``,
   ``about_php_fpm``, ``about_nginx`` and ``about_load``
 - ``sizing``      how many workers, how long a queue; ``seen``: rate and times from a log
 

@@ -114,7 +114,8 @@ def _room(facts: Facts) -> str:
     """What to do about a full queue."""
     find = "Find what held the workers then (udsproxy tap shows it with each request)"
     has, pool = facts.backlog, facts.pool
-    if has is None or pool is None:
+    if has is None or (pool is None and facts.systemd is None):
         return f"{find}; then a longer queue."
-    at = f"listen.backlog at {pool.at('listen.backlog')}"
-    return f"{find}. {has + 1} may wait now: a larger {at}, and a restart, lets more wait where they failed."
+    where = "Backlog= of its unit" if pool is None or facts.systemd is not None else "listen.backlog"
+    at = "" if pool is None or facts.systemd is not None else f" ({pool.at('listen.backlog')})"
+    return f"{find}. {has + 1} may wait now: a larger {where}{at}, and a restart, lets more wait where they failed."

@@ -12,6 +12,7 @@ from udsproxy.doctor import (
     about_php_fpm,
     about_socket,
     about_standstill,
+    about_systemd,
 )
 from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Facts
@@ -23,6 +24,7 @@ def examine(facts: Facts, load: Load) -> list[Finding]:
     found = chain(
         about_standstill.findings(facts),
         about_socket.findings(facts),
+        about_systemd.findings(facts),
         about_log.findings(facts),
         about_clients.findings(facts),
         about_php_fpm.findings(facts),

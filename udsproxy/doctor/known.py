@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterable
+from copy import copy
 
 from udsproxy.kernel.roots import Root
 
@@ -18,6 +20,8 @@ class KnownSocket:
 
     def __init__(self, path: str | None, bound: str | None = None) -> None:
         """``path``: absolute; None: it is an abstract name, and no path. ``bound``: what its server calls it."""
+        self.others: frozenset[str] = frozenset()
+        """Further paths that stand for it here."""
         self.path = path
         self.real = None if path is None else os.path.realpath(path)
         self.bound = bound
@@ -30,8 +34,14 @@ class KnownSocket:
     @property
     def names(self) -> tuple[str, ...]:
         """Absolute paths that it has, or may have elsewhere."""
-        found = (self.path, self.real, self.bound)
+        found = (self.path, self.real, self.bound, *sorted(self.others))
         return tuple(dict.fromkeys(each for each in found if each is not None and each.startswith("/")))
+
+    def known_as(self, paths: Iterable[str]) -> KnownSocket:
+        """The same, with further paths: its server's, behind what stands in front of it."""
+        known = copy(self)
+        known.others = frozenset(paths)
+        return known
 
     def seen_from(self, root: Root) -> SeenFrom:
         return SeenFrom(self, root)
@@ -57,13 +67,13 @@ class SeenFrom:
 
     def is_same(self, path: str) -> bool:
         known = self._known
-        if known.path is None or not path.startswith("/"):
+        if not path.startswith("/"):
             return False
         if self._root.is_ours:
-            if os.path.normpath(path) == known.path:
+            if os.path.normpath(path) in (known.path, *known.others):
                 return True
             with contextlib.suppress(OSError, ValueError):
-                if os.path.realpath(path) == known.real:
+                if known.real is not None and os.path.realpath(path) == known.real:
                     return True
         elif os.path.normpath(path) == known.bound:
             return True

@@ -16,6 +16,7 @@ from udsproxy.sinks.sink import Renderer, TextSink
 from udsproxy.sinks.socat import SocatRenderer
 from udsproxy.sinks.text import WallClock
 from udsproxy.sinks.writer import Writer
+from udsproxy.terminal import width_reader
 
 
 def make_sinks(log: LogConfig, *, several: bool = False) -> list[TextSink]:
@@ -38,6 +39,11 @@ def make_sinks(log: LogConfig, *, several: bool = False) -> list[TextSink]:
     else:
         color = log.color == "always" or (log.color == "auto" and os.isatty(fd) and not os.environ.get("NO_COLOR"))
         renderer = ConsoleRenderer(
-            clock, color=color, verbosity=log.verbosity, hexdump=log.hexdump, several=several
+            clock,
+            color=color,
+            verbosity=log.verbosity,
+            hexdump=log.hexdump,
+            several=several,
+            width=width_reader(fd) if os.isatty(fd) else None,
         )
     return [TextSink(log.format, renderer, Writer(fd, log.format, owned=log.file is not None, reopen=reopen))]
