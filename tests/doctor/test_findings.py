@@ -314,12 +314,12 @@ CASES = [
     ),
     Case(
         "warning",
-        "upstream php (/etc/nginx.conf:1): there is no such file at unix:/run/php/y.sock",
+        "upstream php (/etc/nginx.conf:1): unix:/run/php/y.sock cannot be reached: no such file",
         {"nginx": (nginx(HERE, msgspec.structs.replace(THERE, missing="no such file")),)},
     ),
     Case(
         "problem",
-        "upstream php (/etc/nginx.conf:1): there is no such file at unix:/run/php/y.sock",
+        "upstream php (/etc/nginx.conf:1): unix:/run/php/y.sock cannot be reached: no such file",
         {"nginx": (nginx(HERE, msgspec.structs.replace(THERE, missing="no such file", max_fails=0)),)},
     ),
     Case(

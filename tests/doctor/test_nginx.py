@@ -105,7 +105,7 @@ def test_what_is_about_a_socket(tmp_path: Path) -> None:
         Pass("proxy_pass", f"{site}:5", 60.0, ("off",)),
         Pass("fastcgi_pass", f"{site}:6", 90.0, variable="${backend}", is_sure=False),
     )
-    assert not reader.notes
+    assert reader.notes == ["the error log of nginx (pid 7): it goes to stderr"]
     assert not found.logs
 
 

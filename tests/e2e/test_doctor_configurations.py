@@ -304,7 +304,8 @@ def test_what_nginx_would_refuse(stage: Stage) -> None:
     port, path = free_port(), stage.path("x.sock")
     sites = {
         "10-site": f"""
-            upstream php {{ server unix:{path} max_fails=0; server unix:{stage.path("gone.sock")}; }}
+            upstream php {{ server unix:{path} max_fails=0; server unix:{stage.path("gone.sock")};
+                server unix:{stage.path("left.sock")}; }}
             server {{ listen 127.0.0.1:{port}; server_name ~^(?<pool>.)$; error_log off.log crit;
             location / {{ fastcgi_pass php; }}
             location /v {{ fastcgi_pass unix:{stage.directory}/$pool.sock; }} }}
@@ -312,6 +313,8 @@ def test_what_nginx_would_refuse(stage: Stage) -> None:
     }
     gone = stage.write("", "available")
     with ExitStack() as stack:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(stage.path("left.sock"))
         listen(stack, path)
         os.symlink(gone, stage.path("conf", "sites", "20-link"))
         start_nginx(stage, sites, port)
@@ -326,10 +329,12 @@ def test_what_nginx_would_refuse(stage: Stage) -> None:
         (finding,) = [each for each in after["findings"] if each["title"] == told]
         assert f"{conf}:10" in finding["why"]
         at = stage.path("conf", "sites", "10-site")
-        assert f"upstream php ({at}:2): there is no such file at unix:{stage.path('gone.sock')}" in titles(
-            after, "warning"
-        )
-        variable = f"fastcgi_pass unix:{stage.directory}/$pool.sock at {at}:5 may lead to this socket"
+        lost = [each for each in titles(after, "warning") if each.startswith(f"upstream php ({at}:2): ")]
+        assert lost == [
+            f"upstream php ({at}:2): unix:{stage.path(name)} cannot be reached: {why}"
+            for name, why in (("gone.sock", "no such file"), ("left.sock", "a socket that nobody has"))
+        ]
+        variable = f"fastcgi_pass unix:{stage.directory}/$pool.sock at {at}:6 may lead to this socket"
         assert variable in titles(after, "note")
         assert f"error_log {stage.path('off.log')} crit: error 11 is not in it" in titles(after, "note")
 

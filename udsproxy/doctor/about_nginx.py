@@ -48,7 +48,7 @@ def _missing(upstream: Upstream) -> Iterator[Finding]:
         )
         yield Finding(
             "problem" if not peer.max_fails and not peer.backup else "warning",
-            f"upstream {upstream.name} ({upstream.at}): there is {peer.missing} at {peer.address}",
+            f"upstream {upstream.name} ({upstream.at}): {peer.address} cannot be reached: {peer.missing}",
             "nginx gets ENOENT (error 2) or ECONNREFUSED (111) there, and sends the request to another server of "
             "the block; this socket gets the load of both."
             + (again if peer.max_fails else " With max_fails=0 every request that is its turn fails there first."),

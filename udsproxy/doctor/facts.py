@@ -113,8 +113,8 @@ class Peer(msgspec.Struct, frozen=True):
     fail_timeout_s: float = 10.0
     backup: bool = False
     missing: str | None = None
-    """Why nobody can be reached at this Unix socket: ``no such file``, ``a file, and no socket``. None: it is a
-    socket, or not known."""
+    """Why nobody can be reached at this Unix socket: ``no such file``, ``a file, and no socket``, ``a socket that
+    nobody has``. None: somebody can, or that is not known."""
 
 
 class Upstream(msgspec.Struct, frozen=True):

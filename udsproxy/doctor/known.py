@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from copy import copy
 
 from udsproxy.kernel.roots import Root
+from udsproxy.kernel.server_diag import is_bound
 
 
 class KnownSocket:
@@ -82,9 +83,14 @@ class SeenFrom:
     def missing(self, path: str) -> str | None:
         """Why nobody can be reached there; None: a socket is there, or that cannot be told."""
         try:
-            found = self._root.stat(path)
+            fd = self._root.pin(path)
         except (FileNotFoundError, NotADirectoryError):
             return "no such file"
         except (OSError, ValueError):
             return None
-        return None if stat.S_ISSOCK(found.st_mode) else "a file, and no socket"
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                return "a file, and no socket"
+            return "a socket that nobody has" if is_bound(f"/proc/self/fd/{fd}") is False else None
+        finally:
+            os.close(fd)

@@ -28,6 +28,7 @@ _SECONDS = {
 _MAX_FOUND = 200
 """Blocks, and places, that are told."""
 _MAX_PEERS = 200
+_MAX_ELSEWHERE = 3
 _SCHEMES = ("http://", "https://", "grpc://", "grpcs://", "uwsgi://", "suwsgi://", "scgi://", "fastcgi://")
 _PASSES = ("fastcgi_pass", "proxy_pass", "uwsgi_pass", "scgi_pass", "grpc_pass", "memcached_pass")
 _WHOLE = ("fastcgi_pass", "uwsgi_pass", "scgi_pass")
@@ -72,6 +73,8 @@ class _Search:
         self.passes: list[Pass] = []
         self.logs: dict[str, str] = {}
         """The level of each."""
+        self.elsewhere: set[str] = set()
+        """Where nginx logs, and that is no file."""
         self._configuration = configuration
         self._start = start
         self._sockets = sockets
@@ -158,6 +161,8 @@ class _Search:
             path = os.path.normpath(os.path.join(self._start.prefix, target))
             if is_log(target):
                 self.logs[path] = min(self.logs.get(path, "emerg"), level, key=_LEVELS.index)
+            else:
+                self.elsewhere.add(target)
 
     def _may_be(self, pieces: Pieces, directive: str) -> bool:
         if isinstance(pieces[0], str):
@@ -221,6 +226,8 @@ def look(reader: Reader, start: Start, pid: int, sockets: Sockets) -> tuple[Ngin
         reader.note(f"{shown(start.file)}: {reader.missing(start.file)}")
     if not search.upstreams and not search.passes:
         return None, configuration.refused
+    for target in sorted(search.elsewhere)[:_MAX_ELSEWHERE]:
+        reader.note(f"the error log of nginx (pid {pid}): it goes to {shown(target)}")
     return Nginx(
         pid=pid,
         conf=shown(start.file),
