@@ -88,7 +88,7 @@ def read_nginx(layout: Layout, known: KnownSocket, root: Root) -> tuple[Nginx | 
     assert start is not None
     reader = Reader(root)
     found = nginx.look(reader, start, 7, known.seen_from(root))
-    assert not reader.notes
+    assert not [line for line in reader.notes if "the error log of nginx" not in line]
     return found
 
 

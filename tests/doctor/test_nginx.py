@@ -317,6 +317,7 @@ def test_any_time_is_read(text: str) -> None:
 PIECES = st.sampled_from(
     ["upstream", "server", "fastcgi_pass", "unix:/run/php/x.sock", "a", "http", "location", "max_fails=", "include",
      " ", " ", ";", ";", "{", "}", "}", '"', "'", "\\", "#", "\n", "$", "${", "\0", "\udcff", "٣", "keepalive 9;",
+     "a_by_lua_block {", "--", "[[",
      "set $a ", "map $b $a {", "error_log ", "unix:/run/$a.sock"]
 )  # fmt: skip
 
@@ -336,7 +337,16 @@ def test_any_file_is_read(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ['"' + "\\" * 500_001, "'" + "a\\" * 300_000, "a{" * 300_000, "}" * 500_000, "$" * 500_000]
+    "text",
+    [
+        "a_by_lua_block {" + "[=" * 400_000,
+        "a_by_lua_block {" + "[[" * 400_000,
+        '"' + "\\" * 500_001,
+        "'" + "a\\" * 300_000,
+        "a{" * 300_000,
+        "}" * 500_000,
+        "$" * 500_000,
+    ],
 )
 def test_long_files_take_no_long_time(text: str) -> None:
     """A MiB of what a parser might stumble over, to its end."""

@@ -98,7 +98,7 @@ def _ignored(pool: Pool) -> Iterator[Finding]:
             f"{' and '.join(ignored)}: ignored, for {acl} = {pool.settings[acl]}",
             f"php-fpm gives the file an ACL instead ({pool.at(acl)}), and leaves owner and group as they are.",
             f"Remove {' and '.join(ignored)} ({pool.at(ignored[0])}), or the ACL.",
-            "grep 'is ignored' in php-fpm's error_log",
+            f"grep 'is ignored' {pool.log}",
         )
 
 

@@ -30,7 +30,7 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
     if most is None:
         return
     path = shlex.quote(facts.path)
-    check = f"udsproxy state {path} --watch; grep max_children in php-fpm's error_log"
+    check = f"udsproxy state {path} --watch; grep max_children {pool.log}"
     do = "Find what they wait for (udsproxy state says it); only then raise pm.max_children, as memory allows "
     do += f"({pool.at('pm.max_children')})."
     if not facts.servers:
@@ -54,7 +54,7 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
             f"pm = static, pm.max_children = {most}, and {plural(there, 'worker')}",
             "They are just being forked anew, or cannot be (memory, a limit of processes), or the file was changed "
             "since php-fpm started.",
-            "See php-fpm's error_log; reload it.",
+            f"See {pool.log}; reload php-fpm.",
             f"ps -o pid,ppid,args --ppid {facts.php_fpm}",
         )
 
@@ -65,7 +65,7 @@ def _shared(pool: Pool) -> Iterator[Finding]:
     if not 0 < limit < max(most, pool.all_children):
         return
     do = f"Raise process.max ({pool.process_max_at}), or set it to 0 (no limit)."
-    check = "grep process.max in php-fpm's error_log"
+    check = f"grep process.max {pool.log}"
     if limit < most:
         yield Finding(
             "problem",
@@ -108,7 +108,7 @@ def _manager(facts: Facts, pool: Pool) -> Iterator[Finding]:
             "(pm.min_spare_servers) are idle again. The queue must hold a burst for as long.",
             f"pm = static ({pool.at('pm')}) where memory is there for all of them anyway, or a larger "
             "pm.min_spare_servers.",
-            "grep 'seems busy' in php-fpm's error_log",
+            f"grep 'seems busy' {pool.log}",
         )
 
 

@@ -29,6 +29,7 @@ _MAX_PROCESSES = 10_000
 _SETTINGS = ("listen", "pm", "process.", "request_", "rlimit_")
 """Of a pool: what these begin with."""
 _MAX_UNKNOWN = 5
+_NO_LOGS = ("/proc/", "/dev/")
 
 
 class Looked(NamedTuple):
@@ -111,12 +112,18 @@ def _pool(found: Configuration, section: Section, root: Root) -> Pool:
         unknown=tuple(shown(key) for key, each in relevant.items() if not each.is_known),
         process_max=php_fpm.number(found.common.value("process.max"), 0),
         process_max_at="" if process_max is None else process_max.at,
+        error_log=_log(found.common.value("error_log")),
         pools=len(found.pools),
         all_children=sum(max(0, php_fpm.number(each.value("pm.max_children"), 0)) for each in found.pools),
     )
     if pool.has_acl:
         return pool
     return _with_owner(pool, settings.get("listen.owner"), settings.get("listen.group"), root)
+
+
+def _log(path: str | None) -> str:
+    """Where a relative name begins is not known: at the prefix, or at a directory that was compiled in."""
+    return shown(path) if path is not None and path.startswith("/") and not path.startswith(_NO_LOGS) else ""
 
 
 def _with_owner(pool: Pool, owner: str | None, group: str | None, root: Root) -> Pool:

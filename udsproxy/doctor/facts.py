@@ -6,6 +6,8 @@ printable by then.
 
 from __future__ import annotations
 
+import shlex
+
 import msgspec
 
 from udsproxy.inspection.forwarding import Hop
@@ -85,6 +87,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     process_max: int = 0
     """``process.max``, of all pools together; 0: no limit."""
     process_max_at: str = ""
+    error_log: str = ""
+    """php-fpm's own; empty: where that is is not known, or it is no file."""
     pools: int = 1
     """How many php-fpm has."""
     all_children: int = 0
@@ -97,6 +101,11 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     def has_acl(self) -> bool:
         """php-fpm gives the file an ACL; listen.owner and listen.group are ignored then (fpm_unix.c)."""
         return any(self.settings.get(key) for key in ("listen.acl_users", "listen.acl_groups"))
+
+    @property
+    def log(self) -> str:
+        """php-fpm's own log, as it stands in a command."""
+        return shlex.quote(self.error_log) if self.error_log else "php-fpm's error_log"
 
     def at(self, key: str) -> str:
         """Where a setting stands; where it is not set, where its section begins."""

@@ -20,6 +20,8 @@ _MARKS = (b"unix:", b"no live upstreams")
 """What a line has that is about a Unix socket."""
 _NO_LIVE = "no live upstreams"
 _CLOSED = "upstream prematurely closed"
+_FULL = "connect 11"
+"""It is told first: others may come of it."""
 _MAX_KINDS = 32
 _MAX_SLACK_S = 300.0
 """Between the last line and the time of the file."""
@@ -78,7 +80,7 @@ def summarize(
                 "" if each.last is None else each.last.strftime(_TEXT),
                 each.since_start,
             )
-            for kind, each in sorted(kinds.items(), key=lambda item: -item[1].count)
+            for kind, each in sorted(kinds.items(), key=lambda item: (item[0] != _FULL, -item[1].count))
         ),
     )
 

@@ -23,6 +23,11 @@ _WORD = re.compile(
     | (?P<bare>(?:\\.|\$\{|\$|[^\s;{\\$])+) | (?P<other>.)""",
     re.DOTALL | re.VERBOSE,
 )
+_LUA = re.compile(
+    r"""(?P<brace>[{}]) | (?:--)?\[(?P<level>=*)\[.*?(?:\](?P=level)\]|\Z) | --[^\n]*
+    | "(?:\\.|[^"\\\n])*"? | '(?:\\.|[^'\\\n])*'?""",
+    re.DOTALL | re.VERBOSE,
+)
 _ESCAPE = re.compile(r"\\([\"'\\])")
 MAX_NESTED = 64
 MAX_DIRECTIVES = 200_000
@@ -86,15 +91,31 @@ def parse(text: str) -> tuple[Directive, ...]:
 
 def _words(text: str) -> Iterator[tuple[str, bool, int]]:
     """(word, is it a ``;``, ``{`` or ``}``, the line it begins in)."""
-    line, counted = 1, 0
-    for found in _WORD.finditer(text):
-        kind = found.lastgroup
+    line, counted, at = 1, 0, 0
+    name = ""
+    while found := _WORD.match(text, at):
+        kind, at = found.lastgroup, found.end()
         if kind is None:
             continue
         line += text.count("\n", counted, found.start())
         counted = found.start()
-        word = found[kind]
-        yield (word if kind == "bare" else _ESCAPE.sub(r"\1", word)), kind == "mark", line
+        word = found[kind] if kind == "bare" else _ESCAPE.sub(r"\1", found[kind])
+        yield word, kind == "mark", line
+        if kind == "mark" and word == "{" and name.endswith("_by_lua_block"):
+            at = _end_of_lua(text, at)
+        name = "" if kind == "mark" else name or word
+
+
+def _end_of_lua(text: str, at: int) -> int:
+    """Where the brace is that closes a block of Lua, which has quotes and braces of its own (lua-nginx-module)."""
+    depth = 1
+    while found := _LUA.search(text, at):
+        if found["brace"]:
+            depth += 1 if found["brace"] == "{" else -1
+            if not depth:
+                return found.start()
+        at = found.end()
+    return len(text)
 
 
 class Configuration:
