@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.site import Front
-from tests.e2e.test_doctor import examine, titles
+from tests.e2e.test_doctor import examine, examine_at_rest, titles
 from tests.e2e.tools import connect, free_port, program, read, run, until
 from tests.stage import Stage
 from udsproxy.doctor import php_fpm
@@ -66,7 +66,7 @@ def test_the_official_image(stage: Stage) -> None:
     prefix = write_official(stage, "local", "pm.max_children = 3", "listen.backlog = 1")
     path = f"{prefix}/run/www.sock"
     start_at(stage, path, "-p", prefix)
-    code, report = examine(path)
+    code, report = examine_at_rest(path)
     pool = pool_of(report)
     assert (pool["name"], pool["settings"]["pm.max_children"]) == ("www", "3")
     last = f"{prefix}/etc/php-fpm.d/zz-docker.conf"
@@ -125,7 +125,7 @@ def test_an_acl_and_its_mask(stage: Stage) -> None:
     path = f"{prefix}/run/www.sock"
     os.chmod(stage.directory, 0o755)
     start_at(stage, path, "-p", prefix)
-    code, report = examine(path, "--client", "nobody")
+    code, report = examine_at_rest(path, "--client", "nobody")
     assert (code, titles(report, "problem")) == (0, [])
     assert "listen.owner: ignored, for listen.acl_users = nobody" in titles(report, "note")
     os.chmod(path, 0o640)

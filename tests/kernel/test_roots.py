@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from udsproxy.kernel.procfs import read_parent
 from udsproxy.kernel.roots import Root
 
 
@@ -90,3 +91,32 @@ def test_what_is_no_file(tmp_path: Path) -> None:
             Root().open(path)
     with pytest.raises(ValueError, match="null"):
         Root().open("\0")
+
+
+def test_a_container_that_may_not_be_seen() -> None:
+    """Where we may not see the root of a process in a pid namespace of its own, nothing of ours is taken for its
+    files."""
+    if os.geteuid() != 0:
+        pytest.skip("another user's process takes root")
+    with subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", "echo $$; exec cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        (inner,) = [
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if read_parent(pid) == process.pid
+        ]
+        seen = os.fork()
+        if not seen:
+            os.setgid(65534)
+            os.setuid(65534)
+            root = Root(inner)
+            try:
+                root.stat("/")
+            except PermissionError:
+                os._exit(0 if root.is_hidden and not root.is_ours and Root(1).is_ours else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(seen, 0)[1]) == 0
+        process.kill()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from udsproxy.doctor.facts import Facts, Nginx, Peer, Refused, Upstream
 from udsproxy.doctor.finding import Finding, plural
 
-_MOST_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -42,7 +42,7 @@ def _refused(refused: Refused) -> Finding:
 
 def _missing(upstream: Upstream) -> Iterator[Finding]:
     """Its requests go to the others, after a failure each time that it is tried again."""
-    for peer in [each for each in upstream.peers if each.missing][:_MOST_SHOWN]:
+    for peer in [each for each in upstream.peers if each.missing][:_MAX_SHOWN]:
         again = (
             f" After each fail_timeout ({peer.fail_timeout_s:g} s) a request tries it again and fails there first."
         )
@@ -123,7 +123,7 @@ def _kept(facts: Facts, nginx: Nginx, upstream: Upstream) -> Iterator[Finding]:
 
 
 def _passes(nginx: Nginx) -> Iterator[Finding]:
-    for each in [each for each in nginx.passes if not each.is_sure][:_MOST_SHOWN]:
+    for each in [each for each in nginx.passes if not each.is_sure][:_MAX_SHOWN]:
         yield Finding(
             "note",
             f"{each.directive} {each.variable} at {each.at} may lead to this socket",
@@ -132,8 +132,8 @@ def _passes(nginx: Nginx) -> Iterator[Finding]:
         )
     direct = [each for each in nginx.passes if each.upstream is None and each.is_sure]
     if direct:
-        places = ", ".join(each.at for each in direct[:_MOST_SHOWN])
-        more = f" and {len(direct) - _MOST_SHOWN} more" if len(direct) > _MOST_SHOWN else ""
+        places = ", ".join(each.at for each in direct[:_MAX_SHOWN])
+        more = f" and {len(direct) - _MAX_SHOWN} more" if len(direct) > _MAX_SHOWN else ""
         yield Finding("fine", f"{direct[0].directive} names the socket ({places}{more}): an error 11 is one 502")
 
 

@@ -44,6 +44,9 @@ def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked
     masters = list(process_table.titled(nginx_start.TITLE))
     for pid, title in masters[:_MAX_MASTERS]:
         root = Root(pid)
+        if root.is_hidden:
+            unseen.append(f"the configuration of nginx (pid {pid}): it is in a container (run as root)")
+            continue
         try:
             reader = Reader(root)
             start = nginx_start.started(pid, title, root)

@@ -50,6 +50,10 @@ def look(known: KnownSocket, servers: tuple[Process, ...]) -> Looked:
             continue
         file = os.path.join(_link(f"/proc/{pid}/cwd") or "/", file)
         root = Root(pid)
+        if root.is_hidden:
+            return Looked(
+                pid, unseen=(f"the configuration of php-fpm (pid {pid}): it is in a container (run as root)",)
+            )
         try:
             found = look_at(known, file, _program(pid), root, holds=bool(servers))
         finally:

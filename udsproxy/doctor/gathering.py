@@ -28,7 +28,7 @@ from udsproxy.inspection.sockets import SUFFIX, SocketState
 from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.kernel import namespaces, process_table, procfs
 
-_MOST_PROCESSES = 10_000
+_MAX_PROCESSES = 10_000
 _ACL = "system.posix_acl_access"
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
@@ -190,7 +190,7 @@ class _Gathering:
     def _servers(self, found: SocketState | None) -> tuple[Process, ...]:
         if found is None:
             return ()
-        holders = [each for each in found.processes if not each.heir][:_MOST_PROCESSES]
+        holders = [each for each in found.processes if not each.heir][:_MAX_PROCESSES]
         titles = {each.pid: process_table.read_title(each.pid) for each in holders}
         return tuple(
             Process(

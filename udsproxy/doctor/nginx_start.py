@@ -25,7 +25,8 @@ _DEFAULTS = ("/etc/nginx/nginx.conf", "/usr/local/nginx/conf/nginx.conf", "/usr/
 _GLOBALS = re.compile(r"\s-g\s*(?P<text>.*?)\s*(?=\s-[cpeqtT]\s|\Z)", re.DOTALL)
 _OPTION = re.compile(r"\s-(?P<name>[cpe])\s*(?P<value>\S+)")
 _BUILD = re.compile(rb"(?:^|[\s'\0])--(prefix|conf-path|error-log-path)=([^\s'\0]{1,1000})")
-_MAX_PROGRAM = 64 << 20
+_MARKS = (b"--prefix=", b"--conf-path=", b"--error-log-path=")
+_MAX_PROGRAM = 32 << 20
 _CHUNK = 1 << 20
 
 
@@ -123,7 +124,9 @@ def _read_build(pid: int, root: Root) -> Build | None:
             if not data:
                 break
             # (What lies across the end of a part is found with the next one.)
-            found = build_of(kept + data, found)
+            part = kept + data
+            if any(mark in part for mark in _MARKS):
+                found = build_of(part, found)
             kept = data[-4096:]
     return found
 

@@ -14,7 +14,7 @@ _READ, WRITE, SEARCH = 4, 2, 1
 _USER, _GROUP_OBJ, _GROUP, _MASK = 0x02, 0x04, 0x08, 0x10
 _ENTRY = struct.Struct("<HHI")
 _VERSION = 2
-_MOST_ENTRIES = 1024
+_MAX_ENTRIES = 1024
 
 
 def obstacle(entries: tuple[Entry, ...], user: User) -> Entry | None:
@@ -86,4 +86,4 @@ def parse_acl(data: bytes) -> Acl:
     """The extended attribute ``system.posix_acl_access`` (linux/posix_acl_xattr.h); what is malformed is none."""
     if len(data) < 4 or int.from_bytes(data[:4], "little") != _VERSION or (len(data) - 4) % _ENTRY.size:
         return ()
-    return tuple(_ENTRY.iter_unpack(data[4 : 4 + _MOST_ENTRIES * _ENTRY.size]))
+    return tuple(_ENTRY.iter_unpack(data[4 : 4 + _MAX_ENTRIES * _ENTRY.size]))

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -33,12 +34,18 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Root:
-    """The root directory of a process. ``is_ours``: paths mean the same there as here."""
+    """The root directory of a process. ``is_ours``: paths mean the same there as here. ``is_hidden``: it is that of
+    a container, and we may not look into it; then nothing is there."""
 
     def __init__(self, pid: int | None = None) -> None:
-        """``pid``: None for ours. Where that of a process may not be seen, it is taken to be ours."""
-        self.is_ours = pid is None or _is_ours(pid)
+        """``pid``: None for ours. Where that of a process may not be seen, and nothing says that it is in a
+        container, it is taken to be ours."""
+        seen = None if pid is None else _is_ours(pid)
+        self.is_hidden = pid is not None and seen is None and _has_inner_pid(pid)
+        self.is_ours = not self.is_hidden and (pid is None or seen is not False)
         self._fd = -1
+        if self.is_hidden:
+            return
         if not self.is_ours:
             try:
                 self._fd = os.open(f"/proc/{pid}/root", _PIN | os.O_DIRECTORY)
@@ -61,6 +68,8 @@ class Root:
     def pin(self, path: str, *, follow: bool = True) -> int:
         """A descriptor (O_PATH) of what is at an absolute path. Raises OSError, ValueError (a NUL in it)."""
         flags = _PIN if follow else _PIN | os.O_NOFOLLOW
+        if self.is_hidden:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if not self.is_ours:
             return open_in(self._fd, path, flags)
         root = os.open("/", _PIN | os.O_DIRECTORY)
@@ -143,11 +152,20 @@ def open_in(root: int, path: str, flags: int) -> int:
     return fd
 
 
-def _is_ours(pid: int) -> bool:
-    """The same directory, and the same mounts below it. What may not be seen is taken to be ours."""
+def _is_ours(pid: int) -> bool | None:
+    """The same directory, and the same mounts below it. None: that may not be seen."""
     try:
         return os.path.samestat(os.stat(f"/proc/{pid}/root/."), os.stat("/")) and os.path.samestat(
             os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt")
         )
     except OSError:
-        return True
+        return None
+
+
+def _has_inner_pid(pid: int) -> bool:
+    """It is in a pid namespace below ours (NSpid of /proc/PID/status, which everybody may read)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("NSpid:"):
+                return len(line.split()) > 2
+    return False
