@@ -270,6 +270,8 @@ DEBIAN = Build("/usr/share/nginx", "/etc/nginx/nginx.conf", "stderr")
 )
 def test_where_it_has_its_files(options: Options, build: Build | None, found: tuple[str, str, str] | None) -> None:
     """A relative -p begins at the working directory, a relative -c at the prefix, whatever was compiled."""
+    if options.prefix in (".", "sub/"):
+        assert nginx_start.start_of(options, build, None, Root()) is None
     at = nginx_start.start_of(options, build, "/home/me", Root())
     assert (at and (at.file, at.prefix, at.error_log)) == found
 

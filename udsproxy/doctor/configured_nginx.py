@@ -51,7 +51,8 @@ def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked
             reader = Reader(root)
             start = nginx_start.started(pid, title, root)
             if start is None:
-                unseen.append(f"the configuration of nginx (pid {pid}): nothing says where it is")
+                hint = "" if os.geteuid() == 0 else " (run as root)"
+                unseen.append(f"the configuration of nginx (pid {pid}): nothing says where it is{hint}")
                 continue
             sockets = known.seen_from(root)
             seen, keep_it_from_starting = nginx.look(reader, start, pid, sockets)

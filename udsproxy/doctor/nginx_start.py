@@ -84,8 +84,12 @@ def build_of(data: bytes, known: Build | None = None) -> Build | None:
     )
 
 
-def start_of(options: Options, build: Build | None, directory: str, root: Root) -> Start | None:
-    """Where it has its files; None: nothing says where. ``directory``: its working directory."""
+def start_of(options: Options, build: Build | None, directory: str | None, root: Root) -> Start | None:
+    """Where it has its files; None: nothing says where. ``directory``: its working directory; None: not known."""
+    if directory is None:
+        if options.prefix is not None and not options.prefix.startswith("/"):
+            return None
+        directory = "/"
     prefix = os.path.join(directory, options.prefix or (Build() if build is None else build).prefix)
     if options.file is None and build is None:
         places = (*([os.path.join(prefix, Build().file)] if options.prefix else []), *_DEFAULTS)
@@ -108,7 +112,7 @@ def start_of(options: Options, build: Build | None, directory: str, root: Root) 
 
 def started(pid: int, title: str, root: Root) -> Start | None:
     """Of a running nginx."""
-    directory = "/"
+    directory = None
     with contextlib.suppress(OSError):
         directory = os.readlink(f"/proc/{pid}/cwd")
     return start_of(options_of(title), _read_build(pid, root), directory, root)
