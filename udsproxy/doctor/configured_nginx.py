@@ -22,8 +22,8 @@ from udsproxy.kernel import process_table, procfs
 from udsproxy.kernel.roots import Root
 
 _MAX_MASTERS = 16
-_MAX_LOGS = 4
-"""Of each nginx."""
+_MAX_LOGS = 8
+"""Of all nginx together."""
 
 
 class Looked(NamedTuple):
@@ -41,6 +41,7 @@ def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked
     found: list[Nginx] = []
     refused: list[Refused] = []
     unseen: list[str] = []
+    logs_left = _MAX_LOGS
     masters = list(process_table.titled(nginx_start.TITLE))
     for pid, title in masters[:_MAX_MASTERS]:
         root = Root(pid)
@@ -59,7 +60,8 @@ def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked
             if seen is not None or _is_trusted(pid):
                 refused += keep_it_from_starting
             if seen is not None:
-                logs = _logs(reader, seen, start, sockets, began_at)
+                logs = _logs(reader, seen, start, sockets, began_at, logs_left)
+                logs_left -= len(logs)
                 found.append(msgspec.structs.replace(seen, workers=_workers(machine, pid), logs=logs))
             # What another nginx has that could not be read is of interest all the same.
             unseen += reader.notes
@@ -91,7 +93,7 @@ def _workers(machine: Machine, master: int) -> tuple[Process, ...]:
 
 
 def _logs(
-    reader: Reader, seen: Nginx, start: Start, sockets: SeenFrom, began_at: float | None
+    reader: Reader, seen: Nginx, start: Start, sockets: SeenFrom, began_at: float | None, most: int
 ) -> tuple[ErrorLog, ...]:
     """The error logs, each with the one before it (a rotation of last night is no reason to see nothing)."""
     names = {each.name for each in seen.upstreams}
@@ -100,7 +102,7 @@ def _logs(
         return sockets.is_same(path if path.startswith("/") else f"{start.directory}/{path}")
 
     found = []
-    for log in seen.logs[:_MAX_LOGS]:
+    for log in seen.logs[:most]:
         tail = reader.tail(log.path)
         if tail is None:
             continue
@@ -112,6 +114,6 @@ def _logs(
                 data, is_whole, written_at = older[0] + data, older[1], written_at if data else older[2]
         whole = msgspec.structs.replace(log, is_whole=is_whole)
         found.append(nginx_log.summarize(whole, data, written_at, began_at, is_same, names))
-    if len(seen.logs) > _MAX_LOGS:
-        reader.note(f"{len(seen.logs) - _MAX_LOGS} more error logs of {shown(start.file)}")
+    if len(seen.logs) > most:
+        reader.note(f"{len(seen.logs) - most} more error logs of {shown(start.file)}")
     return tuple(found)

@@ -28,6 +28,8 @@ from udsproxy.kernel.roots import Root
 _MAX_PROCESSES = 10_000
 _SETTINGS = ("listen", "pm", "process.", "request_", "rlimit_")
 """Of a pool: what these begin with."""
+_MAX_LINES = 200_000
+"""Before no other prefix is tried."""
 _MAX_UNKNOWN = 5
 _NO_LOGS = ("/proc/", "/dev/")
 
@@ -68,12 +70,14 @@ def look_at(known: KnownSocket, file: str, program: str | None, root: Root, *, h
     reader = Reader(root)
     sockets = known.seen_from(root)
     found = section = None
+    lines = 0
     for prefix in php_fpm.prefixes(file, program, known.names):
         tried = php_fpm.read(reader, file, prefix)
         section = php_fpm.pool_at(tried, sockets.is_same)
         if found is None or section is not None:
             found = tried
-        if section is not None or not tried.needs_prefix:
+        lines += tried.lines
+        if section is not None or not tried.needs_prefix or lines > _MAX_LINES:
             break
     assert found is not None
     if section is None and holds:

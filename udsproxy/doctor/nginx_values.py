@@ -18,7 +18,8 @@ _VARIABLE = re.compile(r"\$(?:\{(\w{1,100})\}|(\w{1,100}))")
 _MAX_NAMES = 1_000
 _MAX_VALUES = 1_000
 """Of one variable; and of one name with variables."""
-_MAX_STEPS = 20_000
+_MAX_STEPS = 200_000
+"""Of all names together."""
 _MAX_USED = 4
 """How often one variable is put in: it may stand in its own value."""
 _MAX_LENGTH = 500
@@ -31,6 +32,7 @@ class Values:
 
     def __init__(self) -> None:
         self._values: dict[str, list[str]] = {}
+        self._steps = 0
 
     def add(self, each: Directive) -> None:
         """A directive that may say what a variable is."""
@@ -53,11 +55,10 @@ class Values:
         found: dict[Pieces, None] = {}
         open_ends: list[tuple[Pieces, str, tuple[str, ...]]] = [((), text, ())]
         """What is known from the left, the rest, and the variables whose values are in it."""
-        for _ in range(_MAX_STEPS):
+        while self._steps < _MAX_STEPS and len(found) < _MAX_VALUES:
             if not open_ends:
                 return list(found)
-            if len(found) >= _MAX_VALUES:
-                break
+            self._steps += 1
             known, rest, used = open_ends.pop()
             variable = _VARIABLE.search(rest)
             if variable is None or len(rest) > _MAX_LENGTH:
@@ -94,6 +95,7 @@ def text_of(pieces: Pieces) -> str | None:
 
 def may_be(pieces: Pieces, text: str) -> bool:
     """Whether what is not known can be such that all together is this text."""
+    pieces = _joined(pieces)
     if None not in pieces:
         return text_of(pieces) == text
     first, last = pieces[0] or "", pieces[-1] or ""  # (there are two pieces at least, or one that is not known)

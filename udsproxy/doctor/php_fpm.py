@@ -82,6 +82,8 @@ class Configuration:
     """By name, in lower case; the first is [global]."""
     is_relative: bool = False
     """An include is relative to the prefix."""
+    lines: int = 0
+    """How many were read."""
     refused: list[Refused] = field(default_factory=list)
     """For which php-fpm would not start."""
 
@@ -147,12 +149,12 @@ class _Reading:
         self.found = found
         self._reader = reader
         self._section: Section | None = found.common
-        self._lines = self._includes = 0
+        self._includes = 0
 
     def read(self, file: str, depth: int) -> None:
         for number, line in enumerate((self._reader.read(file) or "").split("\n"), 1):
-            self._lines += 1
-            if self._lines > _MAX_LINES:
+            self.found.lines += 1
+            if self.found.lines > _MAX_LINES:
                 self._reader.note(f"{shown(file)}: more than {_MAX_LINES} lines")
                 return
             for key, value in parse_line(line):
