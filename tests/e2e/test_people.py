@@ -214,7 +214,7 @@ def test_standard_output_was_closed_from_the_start(upstream: str) -> None:
         [*shell(">&-"), *UDSPROXY, "tap", upstream], capture_output=True, cwd=REPOSITORY, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (
-        1, b"udsproxy: standard output is closed; choose a --log-file, or --log none\n",
+        1, b"udsproxy: standard output is closed; choose --log none (--log-file goes with it)\n",
     )  # fmt: skip
     assert os.lstat(upstream).st_ino == before
 

@@ -107,6 +107,11 @@ def udsproxy(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess
     return run([*UDSPROXY, *arguments], stdin=stdin)
 
 
+def with_output(path: str) -> list[str]:
+    """A command that runs another with its standard output in that file."""
+    return ["/bin/sh", "-c", f'exec "$@" >{path}', "sh"]
+
+
 def read(path: str) -> str:
     """A text file; what is not there yet is empty."""
     try:

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from udsproxy import config
 from udsproxy.cli.common import USAGE, Failure, duration_option, size_option
 from udsproxy.cli.people import say
-from udsproxy.config import Color, Config, Decode, LogConfig, LogFormat, ProxyConfig
+from udsproxy.config import DEFAULT_LOG_KEEP, Color, Config, Decode, LogConfig, LogFormat, ProxyConfig
 from udsproxy.endpoints import Endpoint
 from udsproxy.events import printable
 from udsproxy.faults.spelling import parse_all
@@ -26,9 +26,13 @@ class Options:
     Parameters
     ----------
     log
-        What to write: console is for people, json one object a line, socat what socat -v prints.
+        What to show: console is for people, json is one object a line, socat is what socat -v prints.
     log_file
-        Write to this file (made with mode 600) and not to standard output.
+        Write JSON lines to this file (made with mode 600), too; with --log json, only there.
+    log_size
+        Rotate the log file before it is larger (64MiB): FILE becomes FILE.1, that becomes FILE.2, ...
+    log_keep
+        How many rotated files to keep [default: 5].
     verbose
         -v shows each message, -vv the bytes too.
     hexdump
@@ -63,6 +67,8 @@ class Options:
 
     log: LogFormat = "console"
     log_file: str | None = None
+    log_size: str | None = None
+    log_keep: int | None = None
     verbose: Annotated[int, Parameter(alias="-v", count=True)] = 0
     hexdump: str = "256"
     decode: Decode = "auto"
@@ -101,20 +107,33 @@ class Options:
         """Raises `Failure`."""
         return Config(
             proxies=(proxy,),
-            log=LogConfig(
+            log=self._log(),
+            grace_s=grace_s,
+            seed=self.seed,
+            control=self.control,
+        )
+
+    def _log(self) -> LogConfig:
+        """Raises `Failure`."""
+        if self.log_size is not None and self.log_file is None:
+            raise Failure(USAGE, "--log-size is of a log file: --log-file FILE is missing")
+        if self.log_keep is not None and self.log_size is None:
+            raise Failure(USAGE, "--log-keep is of a log file that is rotated: --log-size SIZE is missing")
+        try:
+            return LogConfig(
                 format=self.log,
                 file=self.log_file,
+                size=None if self.log_size is None else size_option("--log-size", self.log_size),
+                keep=DEFAULT_LOG_KEEP if self.log_keep is None else self.log_keep,
                 verbosity=self.verbose,
                 hexdump=size_option("--hexdump", self.hexdump),
                 redact=self.redact,
                 show=self.show,
                 show_secrets=self.show_secrets,
                 color=self.color,
-            ),
-            grace_s=grace_s,
-            seed=self.seed,
-            control=self.control,
-        )
+            )
+        except ConfigError as error:
+            raise Failure(USAGE, str(error)) from None
 
 
 def chosen_seed(settings: Config) -> int:

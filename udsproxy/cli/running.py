@@ -23,6 +23,7 @@ from udsproxy.events import Summary, printable
 from udsproxy.kernel.files import who_may_replace
 from udsproxy.kernel.own_processes import forbid_dumps
 from udsproxy.proxy.server import Server
+from udsproxy.sinks import stream_name
 from udsproxy.sinks.console import summary_text
 from udsproxy.units import ConfigError
 
@@ -40,12 +41,14 @@ def run_server(
 
     ``reload``: what SIGHUP does; without it, that stops too. ``rests``: on SIGTSTP (Ctrl-Z) it gives back what it
     has taken over before it is stopped, and takes it again afterwards. ``may_be_unread``: that nobody reads
-    standard output any more is no failure, and nothing is said of it. Raises `Failure`.
+    what is shown any more is no failure, and nothing is said of it. Raises `Failure`.
     """
     heeded = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGTSTP] if rests else [])]
     log = settings.log
-    if log.format != "none" and log.file is None and people.output_is_closed():
-        raise Failure(FAILED, "standard output is closed; choose a --log-file, or --log none")
+    if log.shown != "none" and people.is_closed(server.shown_on):
+        raise Failure(
+            FAILED, f"{stream_name(server.shown_on)} is closed; choose --log none (--log-file goes with it)"
+        )
     people.never_wait()
     forbid_dumps()
     if settings.log.file is not None and (who := who_may_replace(settings.log.file)) is not None:
@@ -59,9 +62,9 @@ def run_server(
     except OSError as error:
         what = f"write the log to {error.filename}" if error.filename else "write the log or start"
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
-    if may_be_unread and (server.is_unread or is_unread()):
+    if may_be_unread and (server.is_unread or is_unread(server.shown_on)):
         return DONE
-    if log.format != "console" or log.file is not None:
+    if log.shown != "console":
         say(summary_text(summary))
     for line in server.failures:
         say(line)

@@ -26,6 +26,7 @@ from udsproxy.inspection.taps import SUFFIX
 from udsproxy.kernel.files import open_log
 from udsproxy.proxy.server import Server
 from udsproxy.proxy.socket_types import require_fit, type_of
+from udsproxy.sinks import STANDARD_ERROR, STANDARD_OUTPUT
 from udsproxy.takeover.guardian import Guardian, GuardianError
 from udsproxy.takeover.listener import TakenOver
 from udsproxy.takeover.place import Place
@@ -61,6 +62,7 @@ def tap(
     Ctrl-Z gives the path back until fg. Without a command the tap ends with its output's reader (| head, | less).
 
     After -- stands a command: the tap lasts as long as it runs, and has its exit status (124: --for ended both).
+    Standard output is the command's; the tap then shows its lines on standard error.
 
     Run it as root: the server then sees its clients' users, and not udsproxy's.
 
@@ -108,22 +110,26 @@ def _tap_at(place: Place, options: Options, command: tuple[str, ...] | None, las
         kind = type_of(UnixPath(f"/proc/self/fd/{place.names.directory.fd}/{place.names.name}"))
         if kind is not None:
             require_fit(proxy, proxy.faults, kind)  # before anything is touched
-        as_json = options.log == "json"
-        log = 1 if as_json else None
-        if options.log_file is not None:
-            log = open_log(options.log_file)
+        log, file = (server.shown_on if settings.log.shown == "json" else None), settings.log.file
+        if file is not None:
+            log, file = open_log(file), os.path.abspath(file)
         try:
-            guardian = Guardian(
-                place.names, log=log, as_json=as_json, proxy=proxy.name, before_start=server.expect_child
-            )
+            guardian = Guardian(place.names, log=log, file=file, proxy=proxy.name, before_start=server.expect_child)
         except GuardianError as error:
             raise ListenError(f"cannot tap {place.path}: {error}") from None
         guardians.append(guardian)
         return TakenOver(place, guardian, backlog=proxy.backlog)
 
-    server = Server(settings.proxies, settings.log, grace_s=grace_s, seed=chosen_seed(settings), listen=take)
+    server = Server(
+        settings.proxies,
+        settings.log,
+        grace_s=grace_s,
+        seed=chosen_seed(settings),
+        listen=take,
+        shown_on=STANDARD_ERROR if command else STANDARD_OUTPUT,
+    )
     status: list[int] = []
-    is_read = settings.log.format != "none" and settings.log.file is None
+    is_read = settings.log.shown != "none"
 
     async def meanwhile() -> None:
         say(printable(f"in place of {place.path}; " + ("Ctrl-C puts it back" if not command else "while it runs:")))
@@ -134,7 +140,7 @@ def _tap_at(place: Place, options: Options, command: tuple[str, ...] | None, las
                         await trio.sleep(0.001)
                 status.append(await _run_command(server, command))
             elif is_read:
-                await until_unread(lambda: server.is_unread)
+                await until_unread(server.shown_on, lambda: server.is_unread)
             else:
                 await trio.sleep_forever()
         if scope.cancelled_caught and command:
