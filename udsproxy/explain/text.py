@@ -13,13 +13,13 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from udsproxy.events import errno_message
-from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE, Call, Cause, Meaning, number_of
+from udsproxy.explain.errors import CALLS, ELSEWHERE, NOTES, TABLE, Call, Cause, Meaning, number_of
 from udsproxy.explain.lines import Found
 from udsproxy.explain.symptoms import SYMPTOMS, Symptom
 
 WIDTH = 100
 _PAGE_WIDTH = 112
-_PLACE = re.compile(r"\bPATH\b")
+_PLACE = re.compile(r"\b(?:PATH|FILE)\b")
 _QUOTED = re.compile(r"`[^`]*`")
 _HARD_SPACE = "\xa0"
 
@@ -30,15 +30,17 @@ def answer(found: Found) -> str:
 
 
 def _answer(found: Found) -> Iterator[str]:
-    path = "PATH" if found.path is None else shlex.quote(found.path)
+    named = _Named(found)
     if found.symptom is not None:
         yield found.symptom.words
         yield from _about(found)
-        yield from _full(found.symptom, path)
+        yield from _full(found.symptom, named)
         return
     if found.errno is None:
         assert found.call is not None
-        yield from _overview_of(found.call)
+        yield f"{found.call}()"
+        yield from _about(found)
+        yield from (_line(meaning) for meaning in TABLE if meaning.call == found.call)
         first = next(each.errno for each in TABLE if each.call == found.call)
         yield from ("", f"In full: udsproxy explain {found.call} {first}")
         return
@@ -47,10 +49,13 @@ def _answer(found: Found) -> Iterator[str]:
     if here:
         yield f"{found.call}(): {_title(found.errno)}"
         yield from _about(found)
-        yield from _full(here[0], path)
+        yield from _full(here[0], named)
         return
     yield _title(found.errno)
     yield from _about(found)
+    if (note := NOTES.get((found.call, found.errno)) if found.call else None) is not None:
+        yield from _wrapped(note)
+        return
     if not meanings:
         yield from _wrapped(
             ELSEWHERE.get(found.errno, "None of these calls returns it on a Unix socket: " + ", ".join(CALLS) + ".")
@@ -58,17 +63,28 @@ def _answer(found: Found) -> Iterator[str]:
         return
     if found.call is not None:
         yield from _wrapped(f"{found.call}() does not return it on a Unix socket. What does:")
-    yield from _of_each_call(meanings, path)
+    yield from _of_each_call(meanings, named)
 
 
-def _of_each_call(meanings: list[Meaning], path: str) -> Iterator[str]:
+class _Named:
+    """What stands in a text for PATH and FILE: what the line names, quoted for a shell."""
+
+    def __init__(self, found: Found) -> None:
+        names = {"PATH": found.path, "FILE": found.file}
+        self._names = {place: shlex.quote(name) for place, name in names.items() if name is not None}
+
+    def put(self, text: str) -> str:
+        return _PLACE.sub(lambda place: self._names.get(place[0], place[0]), text)
+
+
+def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[str]:
     """The first in full, as it is the most likely one, the others in short."""
     groups = list(_grouped(meanings))
     for number, (calls, meaning) in enumerate(groups):
         yield ""
         yield f"{_calls(calls)}: {meaning.errno}"
         if number == 0:
-            yield from _full(meaning, path)
+            yield from _full(meaning, named)
         else:
             yield from _wrapped(meaning.means)
             for place, cause in enumerate(meaning.causes, 1):
@@ -80,7 +96,9 @@ def _of_each_call(meanings: list[Meaning], path: str) -> Iterator[str]:
 
 def _about(found: Found) -> Iterator[str]:
     """What the line has besides the error."""
-    parts = [part for part in (found.path, found.request) if part is not None]
+    errno = None if found.symptom is None or found.errno is None else _title(found.errno)
+    script = None if found.script is None else f"script {found.script}"
+    parts = [part for part in (errno, found.file, found.path, script, found.request) if part is not None]
     if found.client is not None:
         parts.append(f"client {found.client}")
     if parts:
@@ -89,18 +107,15 @@ def _about(found: Found) -> Iterator[str]:
         yield from _wrapped(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
 
 
-def _full(of: Meaning | Symptom, path: str) -> Iterator[str]:
-    def put(text: str) -> str:
-        return _PLACE.sub(lambda _: path, text)
-
+def _full(of: Meaning | Symptom, named: _Named) -> Iterator[str]:
     yield from _wrapped(of.means)
     yield ""
     yield "Causes, most likely first:" if len(of.causes) > 1 else "Cause:"
     for number, cause in enumerate(of.causes, 1):
-        yield from _wrapped(put(cause.text), _place(number, of), "    ")
-        yield from _wrapped(f"tell: {put(cause.check)}", "    ", "          ")
+        yield from _wrapped(named.put(cause.text), _place(number, of), "    ")
+        yield from _wrapped(f"tell: {named.put(cause.check)}", "    ", "          ")
         if cause.do:
-            yield from _wrapped(f"do:   {put(cause.do)}", "    ", "          ")
+            yield from _wrapped(f"do:   {named.put(cause.do)}", "    ", "          ")
     if of.fault is not None:
         yield ""
         yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
@@ -164,11 +179,6 @@ def overview() -> str:
     lines += ["", "logged without an errno", *(f"  {symptom.words}" for symptom in SYMPTOMS)]
     lines += ["", "In full: udsproxy explain connect EAGAIN; or paste a line of a log, in quotes."]
     return "\n".join(lines)
-
-
-def _overview_of(call: Call) -> Iterator[str]:
-    yield f"{call}()"
-    yield from (_line(meaning) for meaning in TABLE if meaning.call == call)
 
 
 def _line(meaning: Meaning) -> str:

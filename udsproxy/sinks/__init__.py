@@ -20,6 +20,7 @@ from udsproxy.sinks.sink import Renderer, TextSink
 from udsproxy.sinks.socat import SocatRenderer
 from udsproxy.sinks.text import WallClock
 from udsproxy.sinks.writer import Writer
+from udsproxy.terminal import width_reader
 
 STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 
@@ -33,7 +34,7 @@ def make_sinks(log: LogConfig, *, several: bool = False, fd: int = STANDARD_OUTP
     if log.shown != "none":
         if (sys.stdout if fd == STANDARD_OUTPUT else sys.stderr) is None:
             raise OSError(errno.EBADF, f"{stream_name(fd)} is closed; choose --log none")
-        renderer = _renderer(log, color=_is_colored(log, fd), several=several)
+        renderer = _renderer(log, fd, several=several)
         sinks.append(TextSink(log.shown, renderer, Writer(fd, log.shown, owned=False), is_shown=True))
     if log.file is not None:
         sinks.append(TextSink("json", _json(log), _file_writer(log, log.file)))
@@ -65,13 +66,20 @@ def _file_writer(log: LogConfig, given: str) -> Writer:
     )
 
 
-def _renderer(log: LogConfig, *, color: bool, several: bool) -> Renderer:
+def _renderer(log: LogConfig, fd: int, *, several: bool) -> Renderer:
     if log.shown == "json":
         return _json(log)
     clock = WallClock()
     if log.shown == "socat":
         return SocatRenderer(clock)
-    return ConsoleRenderer(clock, color=color, verbosity=log.verbosity, hexdump=log.hexdump, several=several)
+    return ConsoleRenderer(
+        clock,
+        color=_is_colored(log, fd),
+        verbosity=log.verbosity,
+        hexdump=log.hexdump,
+        several=several,
+        width=width_reader(fd) if os.isatty(fd) else None,
+    )
 
 
 def _json(log: LogConfig) -> JsonRenderer:
