@@ -140,7 +140,7 @@ def have_it_answer(stage: Stage, config: str, proxy: Running) -> None:
     for name in ("first", "second"):
         stage.write(f'{listed}faults = ["latency=1ms name={name}"]\nslow = "7s"\n', "udsproxy.toml")
         proxy.signal(signal.SIGHUP)
-        until(lambda: f"fault {name}" in read(stage.path("log")), f"the fault {name}")  # noqa: B023
+        until(lambda: f'"rule":"{name}"' in read(stage.path("log")), f"the fault {name}")  # noqa: B023
 
 
 @pytest.mark.parametrize("reader", ["gone", "stalled", "full"])

@@ -66,8 +66,9 @@ class Reader:
 
 
 def start(start_tap: StartTap, path: str, reader: Reader, *options: str, **settings: list[str]) -> Tap:
-    """A tap that is read, and has begun."""
-    tap = start_tap(path, *options, "--control", "none", log=["-v"], wrap=with_output(reader.path), **settings)
+    """A tap that is read, and has begun. (With a command it shows its lines on standard error.)"""
+    wrap = with_output(reader.path, 2 if "command" in settings else 1)
+    tap = start_tap(path, *options, "--control", "none", log=["-v"], wrap=wrap, **settings)
     reader.await_text(b"listening")
     return tap
 

@@ -108,9 +108,9 @@ def udsproxy(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess
     return run([*UDSPROXY, *arguments], stdin=stdin)
 
 
-def with_output(path: str) -> list[str]:
-    """A command that runs another with its standard output in that file."""
-    return ["/bin/sh", "-c", f'exec "$@" >{path}', "sh"]
+def with_output(path: str, stream: int = 1) -> list[str]:
+    """A command that runs another with its standard output (1) or error (2) in that file."""
+    return ["/bin/sh", "-c", f'exec "$@" {stream}>{path}', "sh"]
 
 
 def called(command: Callable[..., int], *words: str, **options: bool) -> tuple[int, str]:
