@@ -48,7 +48,11 @@ def test_the_file_and_what_is_shown(stage: Stage, start_proxy: StartProxy, upstr
     assert {event["event"] for event in events_in(log)} <= {
         "listening", "open", "accepted", "request", "close", "summary",
     }  # fmt: skip
+    (script,) = events_in(log)[-1]["scripts"]
+    assert (script["script"], script["count"], script["errors"]) == ("/", 3, 0)
+    assert 0 < script["total_p50_s"] <= script["total_p99_s"] <= script["total_max_s"] < LIMIT_S
     text = read(out)
+    assert ("QUEUE P99  SCRIPT" in text) == (shown == "console")
     assert text.count("GET") >= 3
     assert ("TOTAL" in text) == (shown == "console")
     assert "udsproxy: 3 requests in 3 connections" in proxy.said or shown == "console"

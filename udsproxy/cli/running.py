@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
@@ -25,6 +26,8 @@ from udsproxy.kernel.own_processes import forbid_dumps
 from udsproxy.proxy.server import Server
 from udsproxy.sinks import stream_name
 from udsproxy.sinks.console import summary_text
+from udsproxy.sinks.script_table import script_table
+from udsproxy.terminal import width_of
 from udsproxy.units import ConfigError
 
 
@@ -66,6 +69,9 @@ def run_server(
         return DONE
     if log.shown != "console":
         say(summary_text(summary))
+        if sys.stderr.isatty():  # where nobody looks (a service's journal) it would be too much
+            for row in script_table(summary, width_of(sys.stderr)):
+                people.note(row)
     for line in server.failures:
         say(line)
     return FAILED if server.failures else DONE
