@@ -98,10 +98,17 @@ class ByScript:
 
 
 _FINE = (None, "REQUEST_COMPLETE")
+_SHARES = (0.5, 0.95, 0.99)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    """To microseconds."""
+    return None if seconds is None else round(seconds, 6)
 
 
 def _told(times: _Times, proxy: str | None, script: str | None) -> ScriptTimes:
-    p50, p95, p99 = (min(times.total.at(share) or 0.0, times.longest_s) for share in (0.5, 0.95, 0.99))
+    p50, p95, p99 = (min(_rounded(times.total.at(share)) or 0.0, times.longest_s) for share in _SHARES)
+    q50, q95, q99 = (_rounded(times.queue.at(share)) for share in _SHARES)
     return ScriptTimes(
         script=script,
         proxy=proxy,
@@ -112,8 +119,8 @@ def _told(times: _Times, proxy: str | None, script: str | None) -> ScriptTimes:
         total_p95_s=p95,
         total_p99_s=p99,
         total_max_s=times.longest_s,
-        queue_p50_s=times.queue.at(0.5),
-        queue_p95_s=times.queue.at(0.95),
-        queue_p99_s=times.queue.at(0.99),
+        queue_p50_s=q50,
+        queue_p95_s=q95,
+        queue_p99_s=q99,
         partial=times.partial or None,
     )
