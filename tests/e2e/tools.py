@@ -113,6 +113,11 @@ def udsproxy(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess
     return run([*UDSPROXY, *arguments], stdin=stdin)
 
 
+def with_output(path: str, stream: int = 1) -> list[str]:
+    """A command that runs another with its standard output (1) or error (2) in that file."""
+    return ["/bin/sh", "-c", f'exec "$@" {stream}>{path}', "sh"]
+
+
 def called(command: Callable[..., int], *words: str, **options: bool) -> tuple[int, str]:
     """A command, in this process (a tenth of the time): its exit code, and what it says."""
     with contextlib.redirect_stdout(io.StringIO()) as said:

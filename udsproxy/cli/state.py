@@ -25,6 +25,7 @@ from udsproxy.cli import people
 from udsproxy.cli.arguments import OTHER, Duration, FileName, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.events import pid_text, printable
+from udsproxy.inspection.abilities import CALLS, how_to_have
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.forwarding import Hop, follow, run_at
 from udsproxy.inspection.machine import Machine
@@ -109,7 +110,9 @@ def _look(paths: Sequence[str], doer: Doer) -> _Report:
         machine.close()
     doer.forget({process.pid for each in report.sockets for process in each.processes})
     if doer.hidden:
-        not_seen.append(f"the system calls of {_counted(len(doer.hidden), 'process')} (run as root to see them)")
+        not_seen.append(
+            f"the system calls of {_counted(len(doer.hidden), 'process')} ({how_to_have([CALLS])} to see them)"
+        )
     return msgspec.structs.replace(report, not_seen=not_seen)
 
 
