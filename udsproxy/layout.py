@@ -142,14 +142,17 @@ def _without_spaces_at_end(line: str, start: int, end: int) -> int:
 def fold_command(command: str, width: int | None, indent: int) -> str:
     r"""A command for a shell, folded so that it can be copied: each line but the last ends with a backslash.
 
-    It is folded only between words, never inside quotes; a word that is longer than the line stays whole, for the
-    terminal to wrap. What is no plain command (a comment, an open quote) stays in one piece."""
+    ``indent``: of the lines after the first. A fold is between words, never inside quotes; a word that is longer
+    than the line stays whole, for the terminal to wrap. What is no plain command (a comment, an open quote) stays in
+    one piece.
+    """
     if width is None or cells(command) <= width:
         return command
-    words = _SHELL_WORD.findall(command)
-    if " ".join(words) != command or any(word.startswith("#") for word in words):
+    words, lead = _SHELL_WORD.findall(command), len(command) - len(command.lstrip(" "))
+    if " ".join(words) != command[lead:] or any(word.startswith("#") for word in words):
         return command
-    lines, used = [words[0]], cells(words[0])
+    lines = [command[:lead] + words[0]]
+    used = cells(lines[0])
     for word in words[1:]:
         wide = cells(word)
         if used + 1 + wide + len(_CONTINUED) <= width:

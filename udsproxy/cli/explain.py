@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from udsproxy.cli.common import DONE, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
-from udsproxy.cli.people import read_input, show
+from udsproxy.cli.people import read_input, show, tell, width
 from udsproxy.events import printable
 from udsproxy.explain import text
 from udsproxy.explain.lines import Found, parse
@@ -48,7 +48,7 @@ def explain(
     if markdown:
         show(text.markdown().removesuffix("\n"))
     elif not what:
-        show(text.overview())
+        show(text.overview(width()))
     elif what == ("-",):
         _explain_input()
     else:
@@ -56,7 +56,7 @@ def explain(
         found = parse(said)
         if found is None:
             raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
-        show(_on_this_machine(found) + text.answer(found))
+        tell(_on_this_machine(found) + text.answer(found, width()))
     return DONE
 
 
@@ -74,8 +74,8 @@ def _explain_input() -> None:
     if not first:
         raise Failure(USAGE, f"no error is known in standard input: {_SAY}")
     most = sorted(first, key=lambda key: -counts[key])[:MAX_ANSWERS]
-    answers = [f"{counts[key]} x {_on_this_machine(first[key])}{text.answer(first[key])}" for key in most]
-    show("\n\n".join(answers))
+    answers = [f"{counts[key]} x {_on_this_machine(first[key])}{text.answer(first[key], width())}" for key in most]
+    tell("\n\n".join(answers))
     if len(first) > len(most):
         show(f"\nand {len(first) - len(most)} others")
     if len(data) > MAX_INPUT:
