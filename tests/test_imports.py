@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "script": {"__main__"},
     "cli": {
+        "__version__",
         "layout",
         "terminal",
         "units",

@@ -143,8 +143,7 @@ def fold_command(command: str, width: int | None, indent: int) -> str:
     r"""A command for a shell, folded so that it can be copied: each line but the last ends with a backslash.
 
     ``indent``: of the lines after the first. A fold is between words, never inside quotes; a word that is longer
-    than the line stays whole, for the terminal to wrap. What is no plain command (a comment, an open quote) stays in
-    one piece.
+    than the line stays whole, for the terminal to wrap. So does what is no plain command (a comment, say).
     """
     if width is None or cells(command) <= width:
         return command

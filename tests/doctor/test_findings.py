@@ -13,7 +13,9 @@ from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Entry, Facts, Nginx, Pass, Peer, Pool, Process, Upstream, User
 from udsproxy.doctor.findings import examine
 from udsproxy.doctor.seen import Traffic
+from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.stops import Stop
+from udsproxy.inspection.systemd import SocketUnit
 from udsproxy.inspection.taps import Case as TapCase
 from udsproxy.inspection.taps import Holder, Tapped
 from udsproxy.kernel.process_table import Descriptors
@@ -101,7 +103,45 @@ FULL = tuple(msgspec.structs.replace(each, busy=True) for each in WORKERS)
 NEARLY = (Process(10, "server", Descriptors(100, 200, 85)), Process(11, "server", Descriptors(100, 200, 99)))
 TRAFFIC = Traffic(requests=9, span_s=9, mean_rate=1, busiest_rate=5, mean_s=0.1, p99_s=0.3, times_full=2)
 
+UNIT = SocketUnit(
+    name="x.socket", file="/etc/x.socket", service="x.service", backlog=511, backlog_file="/etc/x.socket"
+)
+BY_SYSTEMD: dict[str, object] = {
+    "systemd": 1,
+    "unit": UNIT,
+    "pool": None,
+    "php_fpm": None,
+    "servers": (Process(1, "systemd", master=True),),
+}
+
+
+def unit(backlog: int | None) -> dict[str, object]:
+    return BY_SYSTEMD | {"unit": msgspec.structs.replace(UNIT, backlog=backlog)}
+
+
 CASES = [
+    Case("note", "systemd, pid 1, holds this socket: x.socket, Backlog=511", BY_SYSTEMD),
+    Case("note", "systemd, pid 1, holds this socket", BY_SYSTEMD | {"unit": None}),
+    Case("note", "no worker runs yet: systemd starts x.service when somebody connects", BY_SYSTEMD),
+    Case("warning", "3 wait in the queue, and x.service does not run", BY_SYSTEMD | {"queue": 3}),
+    Case("problem", "Backlog=9000 is cut to 4096", unit(9000) | {"backlog": 4096}),
+    Case("problem", "Backlog=600 is not in force: the kernel has 511", unit(600)),
+    Case("warning", "Backlog=5 is not in force: the kernel has 511", unit(5)),
+    Case(
+        "note",
+        "udsproxy run, pid 3, forwards to /run/b.sock",
+        {"hops": (Hop(kind="run", path=PATH, to="/run/b.sock", process=TAP),), "behind": "/run/b.sock"},
+    ),
+    Case(
+        "problem",
+        "udsproxy run, pid 3, is stopped (SIGSTOP or Ctrl-Z): clients wait",
+        {"hops": (Hop(kind="run", path=PATH, to="/run/b.sock", process=STOPPED_TAP),)},
+    ),
+    Case(
+        "problem",
+        "no such path at /run/b.sock, behind udsproxy: clients get ENOENT",
+        {"behind": "/run/b.sock", "failure": "ENOENT", "state": None},
+    ),
     Case("warning", "the socket cannot be looked at", {"state": None, "type": None, "entries": ()}),
     Case("problem", "no such path: clients get ENOENT", {"failure": "ENOENT", "state": None, "entries": ()}),
     Case("problem", "the path is too long", {"failure": "ENAMETOOLONG", "state": None, "entries": ()}),
@@ -113,11 +153,11 @@ CASES = [
         {"failure": "ECONNREFUSED", "state": None, "kind": "a directory"},
     ),
     Case("problem", "it cannot be reached: clients get EIO", {"failure": "EIO", "state": None}),
-    Case("note", "udsproxy (tap), pid 3, stands in front of php-fpm8.2, pid 10", tapped("standing", TAP)),
-    Case("note", "a tap stands in front of its server", tapped("standing", None, None)),
+    Case("note", "tapped by udsproxy, pid 3, in front of php-fpm8.2, pid 10", tapped("standing", TAP)),
+    Case("note", "tapped by udsproxy, in front of its server", tapped("standing", None, None)),
     Case(
         "problem",
-        "udsproxy (tap), pid 3, stands in front of php-fpm8.2, pid 10; it is stopped: clients wait",
+        "tapped by udsproxy, pid 3, in front of php-fpm8.2, pid 10; it is stopped: clients wait",
         tapped("standing", STOPPED_TAP),
     ),
     Case(
@@ -320,3 +360,10 @@ def test_any_facts(facts: Facts, load: Load) -> None:
     """Whatever is known and is not, something follows, and nothing raises."""
     found = examine(facts, load)
     assert all(each.title for each in found)
+
+
+def test_a_unit_that_is_not_started() -> None:
+    """Where nothing is at the path, and a unit of systemd's has it, starting that is what is advised."""
+    found = examine(msgspec.structs.replace(GOOD, failure="ENOENT", state=None, entries=(), unit=UNIT), LOAD)
+    [missing] = [each for each in found if each.title.startswith("no such path")]
+    assert missing.do == "systemctl start x.socket: its ListenStream= (/etc/x.socket) is this path."

@@ -18,8 +18,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.site import Gate, start_php_fpm, write_scripts
-from tests.e2e.tools import LIMIT_S, UDSPROXY, cgi_params, connect, read, udsproxy, until
+from tests.e2e.tools import LIMIT_S, UDSPROXY, called, cgi_params, connect, read, udsproxy, until
 from tests.stage import REPOSITORY, Stage
+from udsproxy import endpoints
+from udsproxy.cli.doctor import doctor as doctor_command
+from udsproxy.cli.state import state as state_command
 from udsproxy.protocols import fastcgi as wire
 
 
@@ -96,6 +99,19 @@ def test_names_that_would_deceive(stage: Stage) -> None:
         for shown in (r"\x1b[31mred\x07", r"new\nline"):
             for address in (f"{stage.directory}/{shown}", f"@{stage.directory}{shown}"):
                 assert state(address).startswith(f"{address}  stream, listening")
+
+
+@pytest.mark.parametrize("name", [b"a\0b\0", b"c,d", b"\xfe\n", b"plain"])
+def test_abstract_names(name: bytes) -> None:
+    """Whatever is in one: as `state` prints it, and in every spelling of an endpoint, all commands take it."""
+    name = f"udsproxy-{os.getpid()}-".encode() + name
+    with listening(b"\0" + name, 5):
+        [shown] = [line.split()[-1] for line in called(state_command)[1].splitlines() if name[:12].decode() in line]
+        for spelled in (shown, f"unix:{shown}", rf"\0{shown[1:]}", rf"\x00{shown[1:]}"):
+            assert f"{shown}  stream, listening" in called(state_command, spelled)[1]
+            told = json.loads(called(doctor_command, spelled, json=True)[1])["facts"]
+            assert (told["state"], told["backlog"]) == ("listening", 5)
+            assert endpoints.parse(spelled) == endpoints.UnixAbstract(os.fsdecode(name))
 
 
 def test_what_fails(stage: Stage) -> None:

@@ -7,9 +7,7 @@ called in this process, which takes a tenth of the time.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import io
 import json
 import os
 import signal
@@ -21,7 +19,7 @@ import pytest
 from tests.e2e.site import start_php_fpm
 from tests.e2e.tap import StartTap, aside_of, beside
 from tests.e2e.test_tap import dead_socket, killed_with_its_guardian
-from tests.e2e.tools import UDSPROXY, EchoServer, echoes, read, udsproxy, until
+from tests.e2e.tools import UDSPROXY, EchoServer, called, echoes, read, udsproxy, until
 from tests.stage import Stage
 from udsproxy.cli.common import Failure
 from udsproxy.cli.doctor import doctor as doctor_command
@@ -48,13 +46,6 @@ def served(path: str) -> Iterator[str]:
     """Of a socket with an echo server."""
     with EchoServer(path):
         yield path
-
-
-def called(command: Callable[..., int], *words: str, **options: bool) -> tuple[int, str]:
-    """Its exit code, and what it says."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = command(*words, **options)
-    return code, said.getvalue()
 
 
 def doctor(path: str) -> tuple[int, list[tuple[str, str]]]:
@@ -98,9 +89,11 @@ def test_the_names_are_the_same() -> None:
 def test_a_tap_that_runs(served: str, start_tap: StartTap) -> None:
     """It is named with whom it stands in front of, and there is nothing wrong with that."""
     tap = start_tap(served)
-    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}"
+    stands = f"tapped by udsproxy, pid {tap.pid}, in front of {me()}"
     assert doctor(served) == (0, [("note", stands)])
-    assert f"  {stands}; the server's own socket is {aside_of(served)}\n" in state(served)
+    lines = state(served).splitlines()
+    assert lines[1] == f"  tapped by udsproxy, pid {tap.pid}; the server's own socket is {aside_of(served)}"
+    assert f"{aside_of(served)}  stream, listening" in state(served)
     assert sorted(overview(served)) == ["(a tap stands in front of it)", "(a tap's)"]
     assert f"On this machine: {stands}; the server's own" in explain(NGINX.format(served))
 
@@ -110,8 +103,8 @@ def test_through_a_symbolic_link(stage: Stage, served: str, start_tap: StartTap)
     link = stage.path("link.sock")
     os.symlink(served, link)
     tap = start_tap(link)
-    assert doctor(link) == (0, [("note", f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}")])
-    assert f"pid {tap.pid}, stands in front of" in state(link)
+    assert doctor(link) == (0, [("note", f"tapped by udsproxy, pid {tap.pid}, in front of {me()}")])
+    assert f"  tapped by udsproxy, pid {tap.pid}; the server's own socket is {aside_of(served)}\n" in state(link)
 
 
 def test_a_tap_that_is_stopped(served: str, start_tap: StartTap) -> None:
@@ -121,7 +114,7 @@ def test_a_tap_that_is_stopped(served: str, start_tap: StartTap) -> None:
     [guardian] = tap.guardians()
     os.kill(guardian, signal.SIGSTOP)
     tap.freeze()
-    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}"
+    stands = f"tapped by udsproxy, pid {tap.pid}, in front of {me()}"
     code, found = doctor(served)
     assert (code, found[0]) == (1, ("problem", f"{stands}; it is stopped: clients wait"))
     assert f"it is stopped: clients wait; kill -CONT {tap.pid}\n" in state(served)

@@ -50,8 +50,11 @@ def test_a_tcp_connection(family: socket.AddressFamily, host: str, to: str) -> N
         with child(code) as pid:
             seen = wait_for(pid, lambda seen: seen.call == "recvfrom")
             assert (seen.what, seen.on, seen.who) == ("socket", f"tcp {to}:{port}", ME)
-            assert seen.text == f"recvfrom() on tcp {to}:{port} ({ME})"
-            with listener.accept()[0]:
+            assert seen.common_text == f"recvfrom() on tcp {to}:{port} ({ME})"
+            connection, (_, its_port, *_) = listener.accept()
+            with connection:
+                assert seen.local == f"{to}:{its_port}"
+                assert seen.text == f"recvfrom() on tcp {to}:{its_port} → {to}:{port} ({ME})"
                 assert doing(pid).who == ME
 
 

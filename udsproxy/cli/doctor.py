@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from udsproxy.cli import people
-from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.cli.arguments import INPUT, OTHER, Duration, FileName, option
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.doctor import gathering, seen, sizing
 from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Facts
@@ -40,38 +41,40 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def doctor(
-    path: Annotated[str, Parameter(name="PATH")],
+    path: Annotated[FileName, Parameter(name="PATH")],
     /,
     *,
-    client: str | None = None,
-    log: str | None = None,
-    rate: float | None = None,
-    time: str | None = None,
-    stall: str = "1s",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    client: Annotated[str | None, option(OTHER, "USER")] = None,
+    json: Annotated[bool, option(OTHER, show_default=False)] = False,
+    log: Annotated[FileName | None, option(INPUT)] = None,
+    rate: Annotated[float | None, option(INPUT, "NUMBER")] = None,
+    time: Annotated[Duration | None, option(INPUT)] = None,
+    stall: Annotated[Duration, option(INPUT)] = "1s",
 ) -> int:
-    """Say what will go wrong at a Unix socket: its backlog, its owner, its workers, nginx in front of it.
+    """Find what will go wrong at a socket: backlog, permissions, workers, and nginx in front of it.
 
     It only looks: it connects to nothing and changes nothing. Run it as root to see the processes of other users.
-    The exit code is 1 if there is a problem.
+    The exit status is 1 if there is a problem.
 
     Parameters
     ----------
     path
-        The socket's path, or @NAME.
+        The socket's path, @NAME, or either with unix: before it.
     client
-        The user who connects; without it, that of nginx's workers.
-    log
-        What udsproxy wrote with --log json: rate and times are taken from it.
-    rate
-        Requests a second, when it is busiest.
-    time
-        How long a request holds a worker, on average (0.05, 50ms).
-    stall
-        For so long no worker becomes free (a lock, a database): does the queue hold that?
+        The user who connects. Default: the user of nginx's workers.
     json
-        One JSON object.
+        Print one JSON object.
+    log
+        A log that udsproxy wrote with --log json. The rate and the times are taken from it.
+    rate
+        How many requests come per second at the busiest time.
+    time
+        How long a request occupies a worker on average, for example 50ms.
+    stall
+        Compute whether the queue holds what comes while no worker becomes free for this long, for example because
+        of a lock or a database.
     """
+    path = address_argument(path)
     if path in ("", "@"):
         raise Failure(USAGE, "PATH is empty")
     user = None

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from udsproxy.cli import completion
+from udsproxy.cli.arguments import OTHER, option
 from udsproxy.cli.common import DONE, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
 from udsproxy.cli.people import read_input, show, tell, width
@@ -28,19 +30,20 @@ _SAY = "give an errno (EAGAIN, 11, connect EAGAIN), or a line of a log in quotes
 
 
 def explain(
-    *what: Annotated[str, Parameter(name="ERROR", allow_leading_hyphen=True)],
-    markdown: Annotated[bool, Parameter(negative="")] = False,
+    *what: Annotated[str, Parameter(name="ERROR", allow_leading_hyphen=True, completer=completion.errors)],
+    markdown: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
-    """Explain an error on a Unix socket: what it means, its causes, how to tell which, and how to reproduce it.
+    """Explain an error on a Unix socket: its meaning, its causes, and how to tell which one it is.
 
-    Without ERROR, show all there are.
+    Without ERROR it lists all errors that it knows.
 
     Parameters
     ----------
     what
-        EAGAIN, 11, connect EAGAIN, connect, or a line of a log, in quotes. -: the lines of standard input.
+        An errno or its number (EAGAIN, 11), a call (connect), both (connect EAGAIN), or a line of a log in quotes.
+        With - it reads lines from standard input.
     markdown
-        Show all as Markdown: the page docs/errors.md.
+        Print the page docs/errors.md.
     """
     options = [word for word in what if _OPTION.fullmatch(word)]
     if options:

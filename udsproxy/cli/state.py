@@ -22,11 +22,13 @@ from rich.live import Live
 from rich.text import Text
 
 from udsproxy.cli import people
-from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.cli.arguments import OTHER, Duration, FileName, option
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.events import pid_text, printable
 from udsproxy.inspection.doing import Doer
+from udsproxy.inspection.forwarding import Hop, follow, run_at
 from udsproxy.inspection.machine import Machine
-from udsproxy.inspection.sockets import Process, SocketState, state_of, survey
+from udsproxy.inspection.sockets import Process, SocketState, survey
 from udsproxy.inspection.taps import Tapped, tapped_at
 from udsproxy.sinks.text import duration
 
@@ -49,43 +51,47 @@ class _Report(msgspec.Struct, frozen=True):
     """The PATHs of which nothing can be told, and why."""
     taps: list[Tapped]
     """What taps have to do with the paths."""
+    forwarding: list[Hop]
+    """What stands in front of a server; without PATH, every ``udsproxy run``."""
 
 
 def state(
-    *paths: Annotated[str, Parameter(name="PATH")],
-    watch: Annotated[bool, Parameter(negative="")] = False,
-    interval: str = "1s",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    *paths: Annotated[FileName, Parameter(name="PATH")],
+    watch: Annotated[bool, option(OTHER, show_default=False)] = False,
+    interval: Annotated[Duration, option(OTHER)] = "1s",
+    json: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
-    """Show a Unix socket's queue, who serves it and what each process does now; without PATH, all that listen.
+    """Show a socket's accept queue, the processes behind it, and what each of them does now.
 
-    No proxy is needed, and nothing is changed. Run it as root to see the processes of other users.
+    Without PATH it lists all listening Unix sockets, the fullest queue first. No proxy is needed, and nothing is
+    changed. Run it as root to see the processes of other users.
 
     Parameters
     ----------
     paths
-        A socket's path, or @NAME.
+        A socket's path, @NAME, or either with unix: before it.
     watch
-        Again and again, until Ctrl-C.
+        Repeat until Ctrl-C.
     interval
-        With --watch: how often.
+        With --watch, how often.
     json
-        One JSON object; with --watch, one a line.
+        Print one JSON object; with --watch, one per line.
     """
     every_s = duration_option("--interval", interval)
     if every_s < _SHORTEST_S:
         raise Failure(USAGE, f"--interval: {interval!r} is less than 50ms")
+    addresses = [address_argument(path) for path in paths]
     doer = Doer()
-    report = _look(paths, doer)
+    report = _look(addresses, doer)
     if not report.sockets and report.failed:
         raise Failure(FAILED, "; ".join(report.failed))
     if watch and not json and sys.stdout.isatty():
-        _watch(paths, doer, report, every_s)
-    _print(report, paths, json=json)
+        _watch(addresses, doer, report, every_s)
+    _print(report, addresses, json=json)
     while watch and not people.output_is_lost():
         time.sleep(every_s)
-        report = _look(paths, doer)
-        _print(report, paths, json=json)
+        report = _look(addresses, doer)
+        _print(report, addresses, json=json)
         if not json and report.failed:
             people.show("\n".join(map(printable, report.failed)))
     if report.failed:
@@ -95,28 +101,40 @@ def state(
 
 def _look(paths: Sequence[str], doer: Doer) -> _Report:
     machine = Machine()
-    sockets: list[SocketState] = []
-    failed = []
     try:
-        if not paths:
-            sockets = survey(machine)
-        asked = paths or dict.fromkeys(each.address for each in sockets if each.address)
-        taps = {path: tapped_at(machine, path) for path in asked if path[:1] != "@"}
-        for path in paths:
-            try:
-                sockets += state_of(machine, path, doer)
-            except OSError as error:
-                tap = taps.get(path)
-                failed.append(f"{path}: {error.strerror}" + ("" if tap is None else f"; {tap.text}"))
+        report = _look_at(machine, paths, doer) if paths else _look_at_all(machine)
         assert machine.holders is not None  # so that it is known what could not be seen
         not_seen = machine.without
     finally:
         machine.close()
-    pids = {process.pid for each in sockets for process in each.processes}
-    doer.forget(pids)
+    doer.forget({process.pid for each in report.sockets for process in each.processes})
     if doer.hidden:
         not_seen.append(f"the system calls of {_counted(len(doer.hidden), 'process')} (run as root to see them)")
-    return _Report(sockets, not_seen, failed, [each for each in taps.values() if each is not None])
+    return msgspec.structs.replace(report, not_seen=not_seen)
+
+
+def _look_at(machine: Machine, paths: Sequence[str], doer: Doer) -> _Report:
+    report = _Report([], [], [], [], [])
+    for path in paths:
+        route = follow(machine, path, doer)
+        report.sockets.extend((*route.fronts, *route.servers))
+        report.forwarding.extend(route.hops)
+        if route.tap is not None:
+            report.taps.append(route.tap)
+        if route.error is not None:
+            how = [hop.text for hop in route.hops] or ([route.tap.text] if route.tap is not None else [])
+            report.failed.append("; ".join([f"{route.address}: {route.error.strerror}", *how]))
+    return report
+
+
+def _look_at_all(machine: Machine) -> _Report:
+    sockets = survey(machine)
+    addresses = dict.fromkeys(each.address for each in sockets if each.address)
+    taps = (tapped_at(machine, address) for address in addresses if address[:1] != "@")
+    runs = (run_at(machine, each) for each in sockets)
+    return _Report(
+        sockets, [], [], [tap for tap in taps if tap is not None], [run for run in runs if run is not None]
+    )
 
 
 # --- printing ---
@@ -153,13 +171,16 @@ def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) ->
 def _lines(report: _Report, paths: Sequence[str], width: int | None) -> list[Text]:
     lines: list[Text] = []
     taps = {each.path: each for each in report.taps}
+    hops = {each.inode: each for each in report.forwarding}
     if paths:
         for number, each in enumerate(report.sockets):
             lines += [Text("")] if number else []
-            lines += _details(each, taps.pop(_real(each.address), None))
+            tap = taps.pop(_real(each.address), None)
+            hop = hops.get(each.inode)
+            lines += _details(each, tap) if hop is None else _front(each, hop)
         lines += [_tap_line(each, "") for each in taps.values()]
     elif report.sockets:
-        lines += _overview(report.sockets, taps, wide=width is None or width >= _NARROW)
+        lines += _overview(report.sockets, taps, hops, wide=width is None or width >= _NARROW)
     else:
         lines.append(Text("no Unix socket listens"))
     lines += [Text(f"not seen: {line}", style="dim") for line in report.not_seen]
@@ -180,16 +201,22 @@ def _columns(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence
     return lines
 
 
-def _overview(sockets: list[SocketState], taps: Mapping[str, Tapped], *, wide: bool) -> list[Text]:
+def _overview(
+    sockets: list[SocketState], taps: Mapping[str, Tapped], hops: Mapping[int | None, Hop], *, wide: bool
+) -> list[Text]:
     head = ["QUEUE", "OF", "CONNECTED", "TYPE", *(("OWNER", "MODE") if wide else ()), "HELD BY", "SOCKET"]
     rows, lost = [], list[SocketState]()
     for each in sockets:
         rights = (each.owner or "", each.mode or "") if wide else ()
         limit = "?" if each.limit is None else str(each.limit)
         name = each.address or "(no name)"
-        tap = taps.get(_real(each.address))
+        tap, hop = taps.get(_real(each.address)), hops.get(each.inode)
+        if hop is not None and hop.to is not None:
+            name += f"  (udsproxy run, forwards to {hop.to})"
         if tap is not None and tap.case == "standing":
             name += "  (a tap's)" if each.file == "there" else "  (a tap stands in front of it)"
+        elif tap is not None and tap.case == "given back" and each.file == "aside":
+            name += "  (a tap's, which stands still)"
         elif tap is not None and tap.server_is_aside:
             name += f"  (not at its path, a tap was killed: {tap.restore})"
             lost.append(each)
@@ -231,12 +258,27 @@ def _tap_line(tap: Tapped, indent: str) -> Text:
     return Text(indent + tap.text, style="red" if bad else "yellow" if tap.case != "standing" else "")
 
 
-def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
+def _head(each: SocketState) -> Text:
     rights = f", {each.owner}, mode {each.mode}" if each.mode else f", of user {each.user}" if each.user else ""
     kind = f"{each.type}, " if each.type else ""
     head = Text(each.address or "(no name)", style="bold")
-    head.append(f"  {kind}{each.state}{rights}", style="not bold")
-    lines = [head]
+    return head.append(f"  {kind}{each.state}{rights}", style="not bold")
+
+
+def _front(each: SocketState, hop: Hop) -> list[Text]:
+    """The socket of a udsproxy, of which only what is its own is of interest: the server is told of behind it."""
+    lines = [_head(each), Text(f"  {hop.text}", style="red" if hop.stopped else "")]
+    lines += _queue_lines(each) if each.queue else []
+    clients = Counter("has left" if one.client_left else one.client or "?" for one in each.connections)
+    if clients:
+        names = [name if count == 1 else f"{count} of {name}" for name, count in clients.most_common(_MOST_COMMS)]
+        more = ", ..." if len(clients) > _MOST_COMMS else ""
+        lines.append(Text(f"  connected: {len(each.connections)}: {', '.join(names)}{more}"))
+    return lines
+
+
+def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
+    lines = [_head(each)]
     if tap is not None:
         lines.append(_tap_line(tap, "  "))
     if each.state == "stale":
@@ -259,6 +301,8 @@ def _details(each: SocketState, tap: Tapped | None) -> list[Text]:
         whose = "" if each.namespace_pid is None else f" (pid {each.namespace_pid} is in it)"
         unreached = ", whose name only clients there can use" if (each.address or "").startswith("@") else ""
         lines.append(Text(f"  network namespace: {each.namespace}, not ours{whose}{unreached}"))
+    if each.unit is not None:
+        lines.append(Text(f"  systemd: {each.unit.text} ({each.unit.file})"))
     lines += _queue_lines(each)
     lines += _process_lines(each)
     return lines + _connection_lines(each)
@@ -288,18 +332,20 @@ def _queue_lines(each: SocketState) -> list[Text]:
 def _process_lines(each: SocketState) -> list[Text]:
     if not each.processes:
         return [] if each.state in ("stale", "unseen") else [Text("  processes: none that may be seen")]
-    servers = [process for process in each.processes if not (process.master or process.heir)]
+    servers = each.servers
     waiting = sum(1 for process in servers if process.waits)
     line = f"  processes: {len(each.processes)}"
     known = all(process.waits is not None for process in servers)
     # More than one may be an event loop's, or hold the socket by chance: only what is seen is told.
-    if known or waiting:
+    if each.activator is not None and not servers:
+        starts = "its service" if each.unit is None else each.unit.service
+        when = "for each connection" if each.unit is not None and each.unit.accept else "when somebody connects"
+        line += f", no worker yet: systemd (pid {each.activator.pid}) starts {starts} {when}"
+    elif known or waiting:
         what = "datagram" if each.type == "datagram" else "connection"
         how_many = f"{waiting or 'none'} of them " if len(each.processes) > 1 else "" if waiting else "not "
         line += f", {how_many}waiting for a {what}"
-    order = sorted(
-        each.processes, key=lambda process: (process.master or process.heir, bool(process.waits), process.pid)
-    )
+    order = sorted(each.processes, key=lambda process: (not process.serves, bool(process.waits), process.pid))
     rows = [
         (pid_text(process.pid, process.inner_pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]
     ]
@@ -329,6 +375,8 @@ def _now(process: Process) -> str:
         text += f" ({process.doing.threads} threads: {waits}this is the main one)"
     if process.master:
         return f"holds it for its children; {text}"
+    if process.activator:
+        return f"holds it for the service that it starts; {text}"
     return f"inherited it from a worker; {text}" if process.heir else text
 
 

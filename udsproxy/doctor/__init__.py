@@ -4,8 +4,8 @@
 - ``gathering``   finds it out: sock_diag, /proc, the files of php-fpm and nginx (``reading``, ``php_fpm``,
   ``nginx``)
 - ``rights``      may this user connect?
-- ``findings``    what follows, from ``about_standstill``, ``about_socket``, ``about_clients``, ``about_php_fpm``,
-  ``about_nginx`` and ``about_load``
+- ``findings``    what follows, from ``about_standstill``, ``about_socket``, ``about_systemd``, ``about_clients``,
+  ``about_php_fpm``, ``about_nginx`` and ``about_load``
 - ``sizing``      how many workers, how long a queue; ``seen``: rate and times from a log
 
 Rules: it only looks: it connects to nothing, and runs no program. What may not be read is told as such, and is

@@ -24,7 +24,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "No nginx is seen to run whose configuration has this path.",
             "Name the client's user: --client www-data.",
         )
-    if facts.pool is not None and facts.tapped is None:
+    if facts.pool is not None and facts.tapped is None and not facts.hops:
         yield from _as_configured(facts)
     if all(entry.mode & 1 for entry in facts.entries[:-1]) and facts.entries[-1].mode & 2:
         yield Finding(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from udsproxy.doctor import sizing
+from udsproxy.doctor.about_socket import in_ss
 from udsproxy.doctor.facts import Facts
 from udsproxy.doctor.finding import Finding, plural
 from udsproxy.doctor.seen import Traffic
@@ -76,7 +77,7 @@ def _workers(facts: Facts, rate: float, time_s: float, load: Load) -> Finding:
         )
         why += f"busiest second; p99 {_time(seen.p99_s)}.)"
     has = facts.most_workers
-    check = f"udsproxy state {shlex.quote(facts.path)} --watch: how many are busy"
+    check = f"udsproxy state {shlex.quote(facts.server_path)} --watch: how many are busy"
     if has is None:
         return Finding("note", title, why, "", check)
     do = f"pm.max_children = {needed}, as memory allows; or make requests shorter."
@@ -119,7 +120,7 @@ def _backlog(facts: Facts, rate: float, load: Load) -> Iterator[Finding]:
         + (f", and net.core.somaxconn={queued}" if cut else "")
         + ("; restart php-fpm. " if facts.pool is not None else ". ")
         + "A queue only makes clients wait instead of fail: the cure is the stall's cause.",
-        f"ss -xl | grep -F {shlex.quote(facts.path)}",
+        in_ss(facts),
     )
 
 

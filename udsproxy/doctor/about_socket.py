@@ -23,9 +23,9 @@ _MISSING = {
 
 def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
-    if facts.failure is not None and facts.tapped is None:  # else that is a tap's doing (about_standstill)
+    if facts.failure is not None and not facts.is_lost:  # else that is a tap's doing (about_standstill)
         yield _unreachable(facts)
-    elif facts.state is None:
+    elif facts.state is None and not facts.hops:
         yield Finding(
             "warning",
             "the socket cannot be looked at",
@@ -54,7 +54,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "note",
             f"its server is in another network namespace ({facts.namespace})",
             "A container, most likely. ss and /proc/net/unix do not show its socket here.",
-            check=f"udsproxy state {shlex.quote(facts.path)}",
+            check=f"udsproxy state {shlex.quote(facts.server_path)}",
         )
     if facts.type == "datagram":
         yield from _datagrams(facts)
@@ -64,40 +64,52 @@ def findings(facts: Facts) -> Iterator[Finding]:
     yield from _descriptors(facts)
 
 
+def in_ss(facts: Facts) -> str:
+    """The command that shows the server's socket, and no other: by its inode. `ss` knows only the name that a
+    socket was bound to, which need not be the path that clients use (a rename, a link, a mount)."""
+    if facts.inode is None:
+        return "ss -xl"
+    inside = "" if facts.namespace is None or not facts.servers else f"nsenter -n -t {facts.servers[0].pid} "
+    return f"{inside}ss -xl | grep -w {facts.inode}"
+
+
 def _unreachable(facts: Facts) -> Finding:
-    path, failure = shlex.quote(facts.path), facts.failure
+    path, failure = shlex.quote(facts.behind or facts.path), facts.failure
     check = f"ls -l {path}; udsproxy state {path}"
+    behind = "" if facts.behind is None else f" at {facts.behind}, behind udsproxy"
     if failure in _MISSING:
         title, why = _MISSING[failure]
         do = "Start the server; compare its listen = with what the client has."
+        if facts.unit is not None:
+            do = f"systemctl start {facts.unit.name}: its ListenStream= ({facts.unit.file}) is this path."
         if failure == "ENAMETOOLONG":
             do = "Choose a shorter path, in server and client."
-        elif facts.link is not None:
+        elif facts.link is not None and not behind:
             why = f"The path is a symbolic link, to {facts.link}. {why}"
-        return Finding("problem", f"{title}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
+        return Finding("problem", f"{title}{behind}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
     if failure != "ECONNREFUSED":
         return Finding("problem", f"it cannot be reached: clients get {failure}", "", "Mend the path.", check)
     if facts.state == "stale":
         why = "The file is there, and no process has its socket: the server was killed, or has not removed it."
         return Finding(
             "problem",
-            "nobody listens: clients get ECONNREFUSED",
+            f"nobody listens{behind}: clients get ECONNREFUSED",
             why,
-            "Start the server: it makes the file anew. (Removing the file only changes the error to ENOENT.)",
+            _start(facts) + "it makes the file anew. (Removing the file only changes the error to ENOENT.)",
             check,
         )
     if facts.state in ("bound", "shut"):
         return Finding(
             "problem",
-            "nobody listens: clients get ECONNREFUSED",
+            f"nobody listens{behind}: clients get ECONNREFUSED",
             "shutdown() was called on it." if facts.state == "shut" else "Nobody has called listen() on it.",
             "Restart the server.",
             check,
         )
-    if facts.path.startswith("@"):
+    if facts.server_path.startswith("@"):
         return Finding(
             "problem",
-            "nobody listens: clients get ECONNREFUSED",
+            f"nobody listens{behind}: clients get ECONNREFUSED",
             "No socket of that abstract name is in this network namespace.",
             "Start the server, or run this in its network namespace (nsenter --net=/proc/PID/ns/net).",
             "ss -xl",
@@ -112,8 +124,12 @@ def _unreachable(facts: Facts) -> Finding:
     )
 
 
+def _start(facts: Facts) -> str:
+    return "Start the server: " if facts.unit is None else f"systemctl restart {facts.unit.name}: "
+
+
 def _queue_now(facts: Facts) -> Iterator[Finding]:
-    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.path)
+    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.server_path)
     if backlog is None:
         return
     if queue > backlog:
@@ -148,13 +164,14 @@ def _queue_now(facts: Facts) -> Iterator[Finding]:
 
 
 def _backlog(facts: Facts) -> Iterator[Finding]:
-    has, most, path = facts.backlog, facts.somaxconn, shlex.quote(facts.path)
+    has, most = facts.backlog, facts.somaxconn
     if has is None:
         return
-    asked = None if facts.pool is None else number(facts.pool.settings.get("listen.backlog"), -1)
-    check = f"ss -xl | grep -F {path}   (the second number is what the kernel has)"
+    by_pool = facts.pool is not None and facts.systemd is None  # (else about_systemd)
+    asked = number(facts.pool.settings.get("listen.backlog"), -1) if facts.pool is not None and by_pool else None
+    check = f"{in_ss(facts)}   (the second number is what the kernel has)"
     restart = "restart php-fpm: a reload keeps the old socket, and its backlog"
-    if facts.tapped is None and asked is not None and asked >= 0 and most is not None and asked > most:
+    if asked is not None and asked >= 0 and most is not None and asked > most:
         yield Finding(
             "problem",
             f"listen.backlog = {asked} is cut to {has}",
@@ -163,7 +180,7 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             f"sysctl -w net.core.somaxconn={asked} (and in /etc/sysctl.d), then {restart}.",
             check,
         )
-    elif facts.tapped is None and asked is not None and asked >= 0 and asked != has:
+    elif asked is not None and asked >= 0 and asked != has:
         yield Finding(
             "problem" if asked > has else "warning",
             f"listen.backlog = {asked} is not in force: the kernel has {has}",
@@ -180,7 +197,7 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             f"{restart[0].upper()}{restart[1:]}.",
             check,
         )
-    elif asked is None and has == most:
+    elif asked is None and has == most and (facts.unit is None or facts.unit.backlog is None):
         yield Finding(
             "note",
             f"the backlog is {has}, which is net.core.somaxconn",
@@ -197,7 +214,9 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             f"room for {has + 1} in the queue, and {plural(workers, 'worker')}",
             "When all workers wait for the same thing (a lock, a database), the queue is full before as many "
             "requests more have come as the pool serves at once.",
-            f"listen.backlog = {workers} or more ({restart}).",
+            f"listen.backlog = {workers} or more ({restart})."
+            if by_pool
+            else f"Backlog={workers} or more in its unit.",
             check,
         )
     else:

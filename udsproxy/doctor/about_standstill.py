@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Facts, Process
 from udsproxy.doctor.finding import Finding
+from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.taps import Tapped
 
 _MAX_PIDS = 32
@@ -17,6 +18,9 @@ def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
     if facts.tap is not None:
         yield _tap(facts.tap)
+    for number, hop in enumerate(facts.hops):
+        if number or hop.kind != "tap":
+            yield _hop(hop)
     yield from _stopped(facts.servers, "clients wait", "its clients wait")
     for each in facts.nginx:
         yield from _stopped(each.workers, "it asks nobody", "its clients wait")
@@ -25,7 +29,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
 def _tap(tap: Tapped) -> Finding:
     look = f"ls -l {shlex.quote(tap.path)} {shlex.quote(tap.aside)}"
     restore = tap.restore
-    stands = f"{tap.who} stands in front of {tap.whom}"
+    stands = tap.stands
     if tap.case in ("killed", "moved"):
         server = "The server" if tap.server is None else f"The server ({tap.server.text})"
         killed = tap.case == "killed"
@@ -76,6 +80,23 @@ def _tap(tap: Tapped) -> Finding:
         f"{tap.go_on}; or end it (kill -KILL), and then {restore}.",
         look,
     )
+
+
+def _hop(hop: Hop) -> Finding:
+    check = "" if hop.to is None or hop.to.startswith("tcp:") else f"udsproxy state {shlex.quote(hop.to)}"
+    if not hop.stopped:
+        if hop.to is None:
+            why = "So its server is not looked at."
+        elif hop.to.startswith("tcp:"):
+            why = "That is no Unix socket, and is not looked at."
+        else:
+            why = "Server and queue here are those of that socket."
+        return Finding("note", hop.text, why, check=check)
+    assert hop.process is not None
+    assert hop.process.stopped is not None
+    title = f"{hop.name}, is stopped ({hop.process.stopped.text}): clients wait"
+    why = "It hands nothing on, and whoever connects waits. The server behind it is not at fault."
+    return Finding("problem", title, why, _LET_GO[hop.process.stopped.how].format(pids=hop.process.pid), check)
 
 
 def _stopped(processes: tuple[Process, ...], all_of_them: str, one_of_them: str) -> Iterator[Finding]:

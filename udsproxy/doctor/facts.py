@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.stops import Stop
+from udsproxy.inspection.systemd import SocketUnit
 from udsproxy.inspection.taps import Tapped
 from udsproxy.kernel.process_table import Descriptors
 
@@ -49,6 +51,7 @@ class Process(msgspec.Struct, frozen=True):
     comm: str
     descriptors: Descriptors = Descriptors()
     master: bool = False
+    """It holds the socket for others: a master, or systemd."""
     busy: bool | None = None
     """It waits for something else than the next connection. None: it cannot be told."""
     doing: str | None = None
@@ -143,8 +146,19 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     tapped: str | None = None
     """The server's own socket, where that is not at the path, but where a tap has put it; what is told of the
     server is of that one."""
+    hops: tuple[Hop, ...] = ()
+    """Each udsproxy (a tap, a ``run``) between the path and the server."""
+    behind: str | None = None
+    """The socket that the last of them forwards to: what is told of the server is of that one. None: there is no
+    such hop, or the socket is not to be seen."""
+    inode: int | None = None
+    """Of the server's socket."""
     somaxconn: int | None = None
     """Of that network namespace."""
+    systemd: int | None = None
+    """The pid of the systemd that holds the socket for a service."""
+    unit: SocketUnit | None = None
+    """systemd's, that listens at this path, or shall when it is started."""
     entries: tuple[Entry, ...] = ()
     """Directories from the root on, then the file; no file: an abstract name, or there is none."""
     servers: tuple[Process, ...] = ()
@@ -155,6 +169,16 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     nginx: tuple[Nginx, ...] = ()
     clients: tuple[User, ...] = ()
     unseen: tuple[str, ...] = ()
+
+    @property
+    def server_path(self) -> str:
+        """Of the server's own socket."""
+        return self.behind or self.tapped or self.path
+
+    @property
+    def is_lost(self) -> bool:
+        """A tap was killed, and the server's socket is not at its path."""
+        return self.tap is not None and self.tap.case in ("killed", "moved")
 
     @property
     def workers(self) -> tuple[Process, ...]:

@@ -22,10 +22,11 @@ from udsproxy.doctor.rights import parse_acl
 from udsproxy.endpoints.ownership import group_name, user_name
 from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
+from udsproxy.inspection.forwarding import Route, follow
 from udsproxy.inspection.machine import Machine
-from udsproxy.inspection.sockets import SocketState, state_of
+from udsproxy.inspection.sockets import SUFFIX, SocketState
 from udsproxy.inspection.stops import stops
-from udsproxy.inspection.taps import tapped_at
+from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.kernel import namespaces, process_table, procfs
 
 _MOST_PROCESSES = 10_000
@@ -76,20 +77,32 @@ class _Gathering:
         self._abstract = abstract
         self._machine = machine
         self._real = None if abstract else os.path.realpath(path)
+        self._paths: set[str] = set()
+        """By which the server may know its socket."""
         self._unseen: list[str] = []
         self._kind: str | None = None
 
     def facts(self, client: User | None) -> Facts:
-        tap = None if self._abstract else tapped_at(self._machine, self._path)
-        tapped = tap.aside if tap is not None and tap.server_is_aside else None
         entries, failure = ((), None) if self._abstract else self._entries()
-        found = None if failure and tapped is None else self._state(tapped or self._path)
-        if tap is not None and tap.case == "killed":
-            failure = "ECONNREFUSED"
+        route = follow(self._machine, self._path, Doer())
+        tap = route.tap
+        if tap is not None and tap.case in ("killed", "moved"):
+            route = follow(self._machine, os.path.realpath(self._path) + SUFFIX, Doer())
+            failure = "ECONNREFUSED" if tap.case == "killed" else failure
+        elif failure is not None:
+            route = Route(address=route.address)
+        self._paths = {path.removesuffix(SUFFIX) for path in route.paths} | {self._path}
+        found = self._server_of(route)
+        if route.error is not None and route.hops:
+            failure = errno_name(route.error.errno or errno.EIO)
+        elif route.error is not None and failure is None:
+            self._unseen.append(f"{shown(self._path)}: {route.error.strerror}")
         if found is None:
-            failure = failure or ("ECONNREFUSED" if self._abstract else None)
+            failure = failure or ("ECONNREFUSED" if self._abstract and not route.hops else None)
         elif found.state not in ("listening", "unseen") and found.type != "datagram":
             failure = "ECONNREFUSED"
+        elif route.hops and found.file == "removed":
+            failure = "ENOENT"
         servers = self._servers(found)
         master, pool = self._php_fpm(servers)
         serving_nginx = () if self._abstract else self._nginx()
@@ -110,7 +123,12 @@ class _Gathering:
             backlog=None if found is None else found.backlog,
             gone=None if found is None else found.gone,
             tap=tap,
-            tapped=tapped,
+            tapped=tap.aside if tap is not None and tap.server_is_aside else None,
+            hops=route.hops,
+            behind=route.address if route.hops else None,
+            inode=None if found is None else found.inode,
+            systemd=None if found is None or found.activator is None else found.activator.pid,
+            unit=self._unit(found),
             somaxconn=self._somaxconn(found),
             entries=entries,
             servers=servers,
@@ -151,15 +169,17 @@ class _Gathering:
             return None if self._abstract else shown(os.readlink(self._path))
         return None
 
-    def _state(self, path: str) -> SocketState | None:
-        try:
-            found = state_of(self._machine, path, Doer())
-        except OSError as error:
-            self._unseen.append(f"{shown(path)}: {error.strerror}")
-            return None
+    def _server_of(self, route: Route) -> SocketState | None:
+        """The socket that clients come to."""
+        found = list(route.servers)
         if self._abstract:  # (names of other network namespaces lead nobody of ours there)
             found = [each for each in found if each.namespace is None]
         return next((each for each in found if each.state == "listening"), found[0] if found else None)
+
+    def _unit(self, found: SocketState | None) -> SocketUnit | None:
+        if found is not None and found.processes:
+            return found.unit
+        return unit_at(self._paths)  # (which nobody has started, perhaps)
 
     def _somaxconn(self, found: SocketState | None) -> int | None:
         """As it is where the server has its socket."""
@@ -180,8 +200,8 @@ class _Gathering:
                 each.comm,
                 process_table.read_descriptors(each.pid),
                 # (A master that has forked nobody yet serves nobody either.)
-                each.master or php_fpm.configuration_of(titles[each.pid]) is not None,
-                None if each.master or each.waits is None else not each.waits,
+                each.master or each.activator or php_fpm.configuration_of(titles[each.pid]) is not None,
+                None if not each.serves or each.waits is None else not each.waits,
                 None if each.doing is None else each.doing.text,
                 each.stopped,
             )
@@ -203,7 +223,7 @@ class _Gathering:
                 continue
             reader = Reader()
             sections, files = php_fpm.read_sections(reader, file)
-            name = php_fpm.pool_at(sections, self._is_same)
+            name = php_fpm.pool_at(sections, self._is_servers)
             if name is not None:
                 self._unseen += reader.notes
                 return pid, _pool(name, sections, files)
@@ -297,6 +317,10 @@ class _Gathering:
             return False
         except OSError:
             return None
+
+    def _is_servers(self, path: str) -> bool:
+        """Does this path stand for the server's own socket, behind what stands in front of it?"""
+        return self._is_same(path) or os.path.normpath(path) in self._paths
 
     def _is_same(self, path: str) -> bool:
         if os.path.normpath(path) == self._path:

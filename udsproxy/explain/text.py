@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from udsproxy.events import errno_message
-from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE, Call, Cause, Meaning, number_of
+from udsproxy.explain.errors import CALLS, ELSEWHERE, NOTES, TABLE, Call, Cause, Meaning, number_of
 from udsproxy.explain.lines import Found
 from udsproxy.explain.symptoms import SYMPTOMS, Symptom
 from udsproxy.layout import cells, fold_command, fold_line
@@ -22,7 +22,7 @@ from udsproxy.layout import cells, fold_command, fold_line
 MAX_WIDTH = 100
 """Lines that are longer are hard to read, on however wide a terminal."""
 _PAGE_WIDTH = 112
-_PLACE = re.compile(r"\bPATH\b")
+_PLACE = re.compile(r"\b(?:PATH|FILE)\b")
 _QUOTED = re.compile(r"([^\s`]*`[^`]*`[^\s`]*)")
 _HARD_SPACE = "\xa0"
 
@@ -84,15 +84,17 @@ def answer(found: Found, width: int | None = None) -> str:
 
 
 def _answer(found: Found) -> Iterator[Part]:
-    path = "PATH" if found.path is None else shlex.quote(found.path)
+    named = _Named(found)
     if found.symptom is not None:
         yield found.symptom.words
         yield from _about(found)
-        yield from _full(found.symptom, path)
+        yield from _full(found.symptom, named)
         return
     if found.errno is None:
         assert found.call is not None
-        yield from _overview_of(found.call)
+        yield f"{found.call}()"
+        yield from _about(found)
+        yield from (_line(meaning) for meaning in TABLE if meaning.call == found.call)
         first = next(each.errno for each in TABLE if each.call == found.call)
         yield from ("", f"In full: udsproxy explain {found.call} {first}")
         return
@@ -101,32 +103,46 @@ def _answer(found: Found) -> Iterator[Part]:
     if here:
         yield f"{found.call}(): {_title(found.errno)}"
         yield from _about(found)
-        yield from _full(here[0], path)
+        yield from _full(here[0], named)
         return
     yield _title(found.errno)
     yield from _about(found)
+    if (note := NOTES.get((found.call, found.errno)) if found.call else None) is not None:
+        yield from _wrapped(note)
+        return
     if not meanings:
-        yield Paragraph(
+        yield from _wrapped(
             ELSEWHERE.get(found.errno, "None of these calls returns it on a Unix socket: " + ", ".join(CALLS) + ".")
         )
         return
     if found.call is not None:
-        yield Paragraph(f"{found.call}() does not return it on a Unix socket. What does:")
-    yield from _of_each_call(meanings, path)
+        yield from _wrapped(f"{found.call}() does not return it on a Unix socket. What does:")
+    yield from _of_each_call(meanings, named)
 
 
-def _of_each_call(meanings: list[Meaning], path: str) -> Iterator[Part]:
+class _Named:
+    """What stands in a text for PATH and FILE: what the line names, quoted for a shell."""
+
+    def __init__(self, found: Found) -> None:
+        names = {"PATH": found.path, "FILE": found.file}
+        self._names = {place: shlex.quote(name) for place, name in names.items() if name is not None}
+
+    def put(self, text: str) -> str:
+        return _PLACE.sub(lambda place: self._names.get(place[0], place[0]), text)
+
+
+def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[Part]:
     """The first in full, as it is the most likely one, the others in short."""
     groups = list(_grouped(meanings))
     for number, (calls, meaning) in enumerate(groups):
         yield ""
         yield f"{_calls(calls)}: {meaning.errno}"
         if number == 0:
-            yield from _full(meaning, path)
+            yield from _full(meaning, named)
         else:
-            yield Paragraph(meaning.means)
+            yield from _wrapped(meaning.means)
             for place, cause in enumerate(meaning.causes, 1):
-                yield Paragraph(cause.text, _place(place, meaning), "    ")
+                yield from _wrapped(cause.text, _place(place, meaning), "    ")
     if len(groups) > 1:
         yield ""
         yield f"In full: udsproxy explain {groups[1][0][0]} {groups[1][1].errno}"
@@ -134,27 +150,26 @@ def _of_each_call(meanings: list[Meaning], path: str) -> Iterator[Part]:
 
 def _about(found: Found) -> Iterator[Part]:
     """What the line has besides the error."""
-    parts = [part for part in (found.path, found.request) if part is not None]
+    errno = None if found.symptom is None or found.errno is None else _title(found.errno)
+    script = None if found.script is None else f"script {found.script}"
+    parts = [part for part in (errno, found.file, found.path, script, found.request) if part is not None]
     if found.client is not None:
         parts.append(f"client {found.client}")
     if parts:
-        yield Paragraph("In this line: " + ", ".join(parts))
+        yield from _wrapped("In this line: " + ", ".join(parts))
     if found.tcp is not None:
-        yield Paragraph(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
+        yield from _wrapped(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
 
 
-def _full(of: Meaning | Symptom, path: str) -> Iterator[Part]:
-    def put(text: str) -> str:
-        return _PLACE.sub(lambda _: path, text)
-
-    yield Paragraph(of.means)
+def _full(of: Meaning | Symptom, named: _Named) -> Iterator[Part]:
+    yield from _wrapped(of.means)
     yield ""
     yield "Causes, most likely first:" if len(of.causes) > 1 else "Cause:"
     for number, cause in enumerate(of.causes, 1):
-        yield Paragraph(put(cause.text), _place(number, of), "    ")
-        yield Paragraph(f"tell: {put(cause.check)}", "    ", "          ")
+        yield from _wrapped(named.put(cause.text), _place(number, of), "    ")
+        yield from _wrapped(f"tell: {named.put(cause.check)}", "    ", "          ")
         if cause.do:
-            yield Paragraph(f"do:   {put(cause.do)}", "    ", "          ")
+            yield from _wrapped(f"do:   {named.put(cause.do)}", "    ", "          ")
     if of.fault is not None:
         yield ""
         yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
@@ -190,6 +205,10 @@ def _grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Me
         yield tuple(each.call for each in group), group[0]
 
 
+def _wrapped(text: str, first: str = "", rest: str = "") -> Iterator[Part]:
+    yield Paragraph(text, first, rest)
+
+
 # --- the overview ---
 
 
@@ -209,11 +228,6 @@ def overview(width: int | None = None) -> str:
     lines += ["", "logged without an errno", *(Paragraph(symptom.words, "  ", "    ") for symptom in SYMPTOMS)]
     lines += ["", "In full: udsproxy explain connect EAGAIN; or paste a line of a log, in quotes."]
     return lay_out(lines, width and min(width, MAX_WIDTH))
-
-
-def _overview_of(call: Call) -> Iterator[Part]:
-    yield f"{call}()"
-    yield from (_line(meaning) for meaning in TABLE if meaning.call == call)
 
 
 def _line(meaning: Meaning, calls: str = "") -> Paragraph:
@@ -281,7 +295,7 @@ def markdown() -> str:
         "",
     ]
     for name, what in ELSEWHERE.items():
-        lines += _item(f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "  ")
+        lines += _item(f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ")
     return "\n".join(lines) + "\n"
 
 
@@ -295,18 +309,18 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
 
 
-def _item(text: str, indent: str) -> Iterator[str]:
-    return _lines(Paragraph(text, "", indent), _PAGE_WIDTH)
+def _item(text: str, first: str = "", rest: str = "") -> Iterator[str]:
+    return _lines(Paragraph(text, first, rest), _PAGE_WIDTH)
 
 
 def _section(heading: str, of: Meaning | Symptom, about: str = "") -> Iterator[str]:
     yield from ("", f"### {heading}", "")
-    yield from _item(about + of.means, "")
+    yield from _item(about + of.means)
     yield ""
     for number, cause in enumerate(of.causes, 1):
         place = f"{number}. " if len(of.causes) > 1 else "- "
         said = f"{cause.text} **Tell:** {cause.check}" + (f" **Do:** {cause.do}" if cause.do else "")
-        yield from _item(place + said, " " * len(place))
+        yield from _item(place + said, "", " " * len(place))
     if of.fault is not None:
         yield from ("", f"Reproduce: `--fault '{of.fault}'` ([how](#reproduce))")
     if of.see:

@@ -41,6 +41,7 @@ class Target(msgspec.Struct, frozen=True):
     what: What
     text: str
     who: str | None = None
+    local: str | None = None
 
 
 class Doer:
@@ -71,6 +72,7 @@ class Doer:
             call=call,
             on=None if target is None else target.text,
             who=None if target is None else target.who,
+            local=None if target is None else target.local,
             for_s=now - since if same else None,
             wchan=seen.wchan,
             stack=procfs.read_stack(pid) or None if stack else None,
@@ -248,7 +250,7 @@ def _inet(found: Inet, machine: Machine) -> Target:
     if sock.remote.endswith(":0"):
         return Target("socket", f"{found.kind} at {sock.local}")
     who = machine.who_holds(machine.other_end(found) or machine.listener_of(found))
-    return Target("socket", f"{found.kind} {sock.remote}", who)
+    return Target("socket", f"{found.kind} {sock.remote}", who, sock.local)
 
 
 def _unix(pid: int, unix: UnixSocket, machine: Machine) -> Target:

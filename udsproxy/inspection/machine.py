@@ -179,6 +179,21 @@ class Machine:
         space = None if sock.file is not None else self.namespace_of(sock)
         return sock.name, sock.file, sock.type, space
 
+    def connected_to(self, inode: int) -> UnixSocket | None:
+        """The listening socket that a connection was made to, given the client's end of it, accepted or not; None:
+        it is no such end, or nobody listens there any more."""
+        client = self.unix.get(inode)
+        if client is None or client.state != ESTABLISHED:
+            return None
+        accepted = self.unix.get(client.peer)
+        if accepted is None:
+            return self.queued.get(inode)
+        return self._listeners.get(self._key_of(accepted)) if accepted.name else None
+
+    @cached_property
+    def _listeners(self) -> dict[tuple[object, ...], UnixSocket]:
+        return {self._key_of(each): each for each in self.unix.values() if each.listening and each.name}
+
     @cached_property
     def queued(self) -> dict[int, UnixSocket]:
         """The clients that nobody has accepted yet, by inode: in whose queue."""

@@ -20,6 +20,7 @@ from udsproxy.inspection.doing import Doer, waits_at
 from udsproxy.inspection.machine import Machine, group_name, spelled, user_name
 from udsproxy.inspection.roles import roles_at
 from udsproxy.inspection.stops import Stop, stops
+from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, UnixSocket
 from udsproxy.kernel.server_diag import is_bound
 from udsproxy.kernel.socket_file import SocketFile
@@ -35,10 +36,13 @@ State = Literal["listening", "shut", "bound", "connected", "stale", "unseen"]
 has called listen(). ``connected``: a socket for datagrams that takes those of one sender only. ``stale``: a file,
 and nobody behind it. ``unseen``: a file, and somebody behind it who is not shown to us (in a container)."""
 
-File = Literal["there", "removed", "replaced", "hidden", "unsure"]
-"""The file of a socket with an absolute path: nothing is there any more, or it is another one's by now, or its
-directory may not be entered, or it cannot be told whether it is another one's. (`udsproxy.inspection.taps` tells
-where a tap has put it.)"""
+SUFFIX = ".udsproxy"
+"""What is put behind a path to name the socket that a tap has put aside (udsproxy.takeover)."""
+
+File = Literal["there", "aside", "removed", "replaced", "hidden", "unsure"]
+"""The file of a socket with an absolute path. ``aside``: it is at PATH.udsproxy, where a tap has put it
+(`udsproxy.inspection.taps`). Else nothing is there any more, or it is another one's by now, or its directory may
+not be entered, or it cannot be told whether it is another one's."""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -55,9 +59,16 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """It holds the socket for its children, and does not serve it itself."""
     heir: bool = False
     """It has inherited the socket from a worker that started it, and does not serve it either."""
+    activator: bool = False
+    """It is systemd, which holds the socket for the service that it starts when somebody connects."""
     doing: Doing | None = None
     stopped: Stop | None = None
     """It stands still: whoever waits for it waits until somebody lets it go on."""
+
+    @property
+    def serves(self) -> bool:
+        """It takes what comes to the socket."""
+        return not (self.master or self.heir or self.activator)
 
 
 class Established(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -108,8 +119,20 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Its network namespace (``net:[4026532281]``). Absent: ours."""
     namespace_pid: int | None = None
     """A process that is in that."""
+    unit: SocketUnit | None = None
+    """Of systemd, where that holds the socket, and the unit is found: only where a socket was asked for."""
     sure: bool = True
     """False: the numbers of the file are this socket's, and may be another one's too (btrfs, FUSE)."""
+
+    @property
+    def activator(self) -> Process | None:
+        """The systemd that holds the socket."""
+        return next((each for each in self.processes if each.activator), None)
+
+    @property
+    def servers(self) -> list[Process]:
+        """The processes that take what comes to the socket."""
+        return [each for each in self.processes if each.serves]
 
     @property
     def full(self) -> bool:
@@ -127,9 +150,10 @@ def survey(machine: Machine) -> list[SocketState]:
     return sorted(found, key=lambda each: (-each.fullness, -(each.queue or 0), each.address or ""))
 
 
-def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketState]:
+def state_of(machine: Machine, address: str, doer: Doer | None, pid: int | None = None) -> list[SocketState]:
     """The sockets at an address: a path, or ``@NAME``, or as `survey` writes it. There may be several: names stand
-    for a socket of each type. ``doer``: None where what the processes do is not asked for.
+    for a socket of each type. ``doer``: None where what the processes do is not asked for. ``pid``: as this process
+    finds the path, which has file systems of its own.
 
     Raises OSError: there is no such path, or it is no socket; ENXIO: nobody has a socket of that name.
     """
@@ -140,7 +164,7 @@ def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketSt
             raise OSError(errno.ENXIO, "nobody has a socket of that name", address)
         return [_state(machine, each, doer) for each in found]
     try:
-        file = SocketFile.at(address)
+        file = SocketFile.at(address, pid)
     except (OSError, ValueError) as error:  # (a NUL in it)
         # Its file may have been removed, or its name be written with escapes.
         found = _as_written(machine, address) or _as_written(machine, os.path.abspath(address))
@@ -189,6 +213,7 @@ def _state(
     streams = sock.type != socket.SOCK_DGRAM
     queues = sock.state == LISTEN
     backlog = sock.backlog if queues and machine.has_diag else None
+    processes = _processes(machine, sock, holders, doer)
     return SocketState(
         address=printable(path) if path else spelled(sock.name),
         type=TYPES.get(sock.type, str(sock.type)),
@@ -204,12 +229,18 @@ def _state(
         file=where,
         owner=owner,
         mode=mode,
-        processes=_processes(machine, sock, holders, doer),
+        processes=processes,
+        unit=_unit(processes, bound or (f"@{os.fsdecode(sock.name[1:])}" if sock.name else None), path),
         connections=tuple(_connection(machine, each) for each in machine.accepted_from(sock)),
         namespace=None if space is None else space.number,
         namespace_pid=None if space is None else next(iter(holders), space.pid),
         sure=sure,
     )
+
+
+def _unit(processes: tuple[Process, ...], *addresses: str | None) -> SocketUnit | None:
+    activator = next((each for each in processes if each.activator), None)
+    return None if activator is None else unit_at([each for each in addresses if each], activator.pid)
 
 
 def _name_of_state(sock: UnixSocket) -> State:
@@ -244,9 +275,20 @@ def _file(
             if known is not False:
                 return "there" if known else "unsure", file.stat
             seen = "replaced" if pid is None else seen
+    if seen in ("removed", "replaced") and absolute and (aside := _put_aside(machine, sock, path)) is not None:
+        return "aside", aside
     if seen in ("removed", "replaced") and not pids and machine.namespace_of(sock) is not None:
         return None, None  # it was bound where we cannot look
     return seen, None
+
+
+def _put_aside(machine: Machine, sock: UnixSocket, path: str) -> os.stat_result | None:
+    """The socket's file, where that is at the name that a tap gives it."""
+    try:
+        file = SocketFile.at(os.path.realpath(path) + SUFFIX)
+    except (OSError, ValueError):
+        return None
+    return file.stat if file.is_socket and machine.is_file_of(sock, file) else None
 
 
 def _processes(
@@ -275,6 +317,7 @@ def _processes(
             waits=waits[pid],
             master=roles[pid] == "master",
             heir=roles[pid] == "heir",
+            activator=roles[pid] == "activator",
             doing=doer.doing(pid, machine, monotonic()),
             stopped=stopped.get(pid),
         )

@@ -70,6 +70,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     waiting: tuple[int, ...] = ()
     """The connections, of these that were asked for, that nobody has accepted."""
     workers: tuple[WorkerState, ...] = ()
+    activator: str | None = None
+    """``systemd, pid 1``: it holds the socket, and no worker runs yet."""
     refused: int | None = None
     """How many connect() calls got EAGAIN since the last answer; None: that is not counted."""
     why_not: str | None = None
@@ -80,10 +82,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return sum(worker.is_busy for worker in self.workers)
 
     def what_they_do(self) -> list[tuple[str, int]]:
-        """What the busy ones do, and how many of them each; most first. (Not with which pid: a server forks
-        many.)"""
+        """What the busy ones do, and how many of them do the same, the largest number first. What differs from one
+        worker to the next is left out: pids, and the address of a connection's own end."""
         told = Counter(
-            _PID.sub("", worker.doing.text) if worker.doing is not None else "something that we may not see"
+            _PID.sub("", worker.doing.common_text) if worker.doing is not None else "something that we may not see"
             for worker in self.workers
             if worker.is_busy
         )
@@ -95,7 +97,9 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
     listener = machine.unix.get(ask.listener)
     if listener is None:
         return Sample(number=ask.number)
-    servers = [pid for pid, role in roles_at(machine, listener).items() if role == "server"][:MOST_WORKERS]
+    roles = roles_at(machine, listener)
+    servers = [pid for pid, role in roles.items() if role == "server"][:MOST_WORKERS]
+    activator = next((machine.named(pid) for pid, role in roles.items() if role == "activator"), None)
     held: dict[int, list[int]] = {}
     waiting = []
     for number, inode in ask.connections:
@@ -119,6 +123,7 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
             not each.peer for each in machine.accepted_from(listener) if each.inode in machine.holders
         ),
         waiting=tuple(waiting),
+        activator=activator if not servers and not held else None,
         workers=tuple(
             WorkerState(
                 pid=pid,

@@ -65,7 +65,7 @@ class SocketFile:
     def at(cls, path: str, pid: int | None = None) -> Self:
         """The file at a path, symbolic links followed; as process ``pid`` finds it, which may have another root
         directory and other mounts. Raises OSError, ValueError."""
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if pid is None else _open_as(pid, path)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if pid is None else open_as(pid, path)
         try:
             return cls(fd, path, f"/proc/{'self' if pid is None else pid}/mountinfo")
         finally:
@@ -151,8 +151,8 @@ def _file_of(pid: int, number: int, inode: int) -> int:
         return fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
 
 
-def _open_as(pid: int, path: str) -> int:
-    """Raises OSError."""
+def open_as(pid: int, path: str) -> int:
+    """A file as another process finds it, opened with O_PATH. Raises OSError, ValueError."""
     if "\0" in path:
         raise ValueError("embedded null byte")
     if not path.startswith("/"):

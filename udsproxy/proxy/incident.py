@@ -43,6 +43,7 @@ class Gathered:
         """At which somebody was busy."""
         self._samples = 0
         self._levels: list[Level] = []
+        self._activator: str | None = None
         self._every = 1
 
     def error(self, what: str, at: int) -> None:
@@ -73,6 +74,7 @@ class Gathered:
             if doing in self._waits or len(self._waits) < 10 * _MOST_WAITS:
                 self._waits[doing] += count
         self._looks += bool(sample.busy)
+        self._activator = sample.activator
         self._add_level(at, sample)
         if in_flight:
             oldest = in_flight[0]
@@ -129,7 +131,9 @@ class Gathered:
             parts.append(f"EAGAINs are not counted ({self._why_not})")
         elif not self.refused and is_full:
             parts.append("who got EAGAIN in the first moments is not counted")
-        if not self._workers:
+        if not self._workers and self._activator is not None:
+            parts.append(f"no worker runs yet: {self._activator}, is to start the service")
+        elif not self._workers:
             parts.append("the workers cannot be seen" + (" (run as root)" if self._hidden else ""))
         return "; ".join(parts) or None
 
