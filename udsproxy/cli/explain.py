@@ -80,9 +80,9 @@ def _explain_input() -> None:
     answers = [f"{counts[key]} x {_on_this_machine(first[key])}{text.answer(first[key], width())}" for key in most]
     tell("\n\n".join(answers))
     if len(first) > len(most):
-        show(f"\nand {len(first) - len(most)} others")
+        tell(f"\nand {len(first) - len(most)} others")
     if len(data) > MAX_INPUT:
-        show(f"\nOnly the first {MAX_INPUT // 1024} KiB were read.")
+        tell(f"\nOnly the first {MAX_INPUT // 1024} KiB were read.")
 
 
 def _on_this_machine(found: Found) -> str:
