@@ -18,6 +18,8 @@ _SHELL_WORD = re.compile(r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\])+")
 _EMOJI_STYLE = "\ufe0f"
 """Makes the character before it two cells wide."""
 _CONTINUED = " \\"
+_UNIT = re.compile(r"\d (?:[mµ]?s|[KMGT]iB|B)\b")
+"""What is not parted: a number and its unit."""
 
 
 def cells(text: str) -> int:
@@ -118,6 +120,9 @@ def fold_spans(line: str, width: int, indent: int) -> list[tuple[int, int]]:
     room = width
     while (limit := _fits(line, start, room)) < len(line):
         end = line.rfind(" ", words, limit + 1)
+        if end > 0 and _UNIT.match(line, end - 1):
+            before = line.rfind(" ", words, end)
+            end = before if before > 0 else end
         if end < 0 and start < words and line[start] == " ":
             start = words  # rather no indentation than a word that is split
             continue
@@ -143,13 +148,17 @@ def fold_command(command: str, width: int | None, indent: int) -> str:
     r"""A command for a shell, folded so that it can be copied: each line but the last ends with a backslash.
 
     ``indent``: of the lines after the first. A fold is between words, never inside quotes; a word that is longer
-    than the line stays whole, for the terminal to wrap. So does what is no plain command (a comment, say).
+    than the line stays whole, for the terminal to wrap. What is not plainly a command (there is a comment, an open
+    quote, or a comma or a colon after a word) is folded as text.
     """
     if width is None or cells(command) <= width:
         return command
     words, lead = _SHELL_WORD.findall(command), len(command) - len(command.lstrip(" "))
-    if " ".join(words) != command[lead:] or any(word.startswith("#") for word in words):
-        return command
+    is_plain = " ".join(words) == command[lead:] and not any(
+        word.startswith("#") or word.endswith((",", ":")) for word in words[:-1]
+    )
+    if not is_plain:
+        return "\n".join(fold_line(command, width, indent))
     lines = [command[:lead] + words[0]]
     used = cells(lines[0])
     for word in words[1:]:

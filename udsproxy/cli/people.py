@@ -155,7 +155,9 @@ def say(line: str) -> None:
 
 def note(text: str, hang: int = 2) -> None:
     """Text on standard error, and a line's end. ``hang``: see `fold`."""
-    _put(f"{fold(text, width_of(sys.stderr), hang)}\n", sys.stderr)
+    terminal = width_of(sys.stderr)
+    begin = "" if terminal is None else "\r"  # after a Ctrl-C, of which the terminal has written ^C
+    _put(f"{begin}{fold(text, terminal, hang)}\n", sys.stderr)
 
 
 def tell(text: str, hang: int = 2) -> None:

@@ -142,7 +142,7 @@ async def _burst(upstream: UnixPath) -> list[str]:
 
 def _tell(outcomes: list[str]) -> None:
     for number, outcome in enumerate(outcomes, 1):
-        _say(f"  client {number:>2}  {outcome}")
+        _say(f"  client {number:>2}  {outcome}", hang=11)
     kinds = Counter("answered" if outcome.startswith("status") else "got EAGAIN" for outcome in outcomes)
     _say("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
 
@@ -157,6 +157,6 @@ def _command(*words: str) -> None:
     print(fold_command(f"$ udsproxy {' '.join(words)}", width_of(sys.stdout), 4), flush=True)
 
 
-def _say(text: str, hang: int = 12) -> None:
+def _say(text: str, hang: int = 2) -> None:
     width = width_of(sys.stdout)
     print(fold(text, width and min(width, _MAX_WIDTH), hang), flush=True)
