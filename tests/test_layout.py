@@ -95,13 +95,20 @@ SHELL_WORDS = st.one_of(
 
 @given(st.lists(SHELL_WORDS, min_size=1, max_size=12), WIDTHS)
 def test_a_folded_command_means_the_same(words: list[str], width: int) -> None:
-    """A shell that is given all of its lines reads the same words. Only a word that is longer than a line makes a
-    line wider than the terminal."""
+    """A shell that is given all of its lines reads the same words. Only quotes make a line wider than the
+    terminal."""
     command = " ".join(words)
-    folded = fold_command(command, width, 4)
+    folded = fold_command(command, width, 4, "  ")
     assert shlex.split(folded.replace("\\\n", "")) == shlex.split(command)
     for line in folded.split("\n"):
-        assert cell_len(line) <= width or len(line.removesuffix(" \\").strip()) > width - 8
+        assert cell_len(line) <= width or "'" in line or '"' in line
+
+
+def test_a_long_word_of_a_command_can_be_copied() -> None:
+    """A word that is longer than a line goes on at the left of the next one: a shell joins them."""
+    assert fold_command("cat /a/long/path/of/a/socket.sock -l", 20, 4, "  ") == (
+        "  cat \\\n    /a/long/path/of\\\n/a/socket.sock -l"
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ _SGR = re.compile(r"\x1b\[[\d;]*m")
 _SHELL_WORD = re.compile(r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\])+")
 _EMOJI_STYLE = "\ufe0f"
 """Makes the character before it two cells wide."""
+_QUOTE = re.compile(r"['\"\\]")
 _CONTINUED = " \\"
 _UNIT = re.compile(r"\d (?:[mµ]?s|[KMGT]iB|B)\b")
 """What is not parted: a number and its unit."""
@@ -144,32 +145,31 @@ def _without_spaces_at_end(line: str, start: int, end: int) -> int:
     return end
 
 
-def fold_command(command: str, width: int | None, indent: int) -> str:
+def fold_command(command: str, width: int | None, indent: int, first: str = "") -> str:
     r"""A command for a shell, folded so that it can be copied: each line but the last ends with a backslash.
 
-    ``indent``: of the lines after the first. A fold is between words, never inside quotes; a word that is longer
-    than the line stays whole, for the terminal to wrap. What is not plainly a command (there is a comment, an open
-    quote, or a comma or a colon after a word) is folded as text.
+    ``first``: what stands before it, ``indent``: before the lines after that. A fold is between words, never inside
+    quotes. A word that is longer than a line is folded, too: then the next line begins at the left. What is not
+    plainly a command (there is a comment, an open quote, or a comma or a colon after a word) is folded as text.
     """
-    if width is None or cells(command) <= width:
-        return command
-    words, lead = _SHELL_WORD.findall(command), len(command) - len(command.lstrip(" "))
-    is_plain = " ".join(words) == command[lead:] and not any(
-        word.startswith("#") or word.endswith((",", ":")) for word in words[:-1]
-    )
-    if not is_plain:
-        return "\n".join(fold_line(command, width, indent))
-    lines = [command[:lead] + words[0]]
-    used = cells(lines[0])
-    for word in words[1:]:
-        wide = cells(word)
-        if used + 1 + wide + len(_CONTINUED) <= width:
-            lines[-1] += f" {word}"
-            used += 1 + wide
-        else:
-            lines.append(" " * indent + word)
-            used = indent + wide
-    return f"{_CONTINUED}\n".join(lines)
+    if width is None or cells(first + command) <= width:
+        return first + command
+    words = _SHELL_WORD.findall(command)
+    if " ".join(words) != command or any(word[0] == "#" or word[-1] in ",:" for word in words[:-1]):
+        return "\n".join(fold_line(first + command, width, indent))
+    lines = [first]
+    room = width - len(_CONTINUED)
+    for number, word in enumerate(words):
+        gap = "" if not number else " "
+        if number and cells(lines[-1] + gap + word) > room:
+            lines[-1] += _CONTINUED
+            lines.append(" " * indent)
+            gap = ""
+        lines[-1] += gap + word
+        while cells(lines[-1]) > room and not _QUOTE.search(word):
+            end = _fits(lines[-1], 0, width - 1)
+            lines[-1:] = [lines[-1][:end] + "\\", lines[-1][end:]]
+    return "\n".join(lines)
 
 
 # --- columns ---

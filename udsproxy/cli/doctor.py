@@ -161,10 +161,8 @@ def _print(facts: Facts, found: list[Finding]) -> None:
             if text:
                 show(Text(f"    {name}:".ljust(_INDENT) + text), _INDENT)
         if each.check:
-            first, *others = fold_command(each.check, width and width - _INDENT, 4).split("\n")
-            console.print(Text(f"    check: {first}"), soft_wrap=True)
-            for other in others:
-                console.print(Text(" " * _INDENT + other), soft_wrap=True)
+            check = fold_command(each.check, width, _INDENT + 4, "    check: ")
+            console.print(Text(check), soft_wrap=True)
     for line in facts.unseen:
         show(Text(f"not seen: {line}", style="dim"), len("not seen: "))
     counts = {level: sum(each.level == level for each in found) for level in LEVELS}

@@ -60,7 +60,7 @@ def print_help(app: App, command: Sequence[str]) -> None:
     console.print(Text("\nExamples:", style="bold"))
     for example in PAGES[tuple(command)].examples:
         console.print(Text(indent("\n".join(wrap(example.does, console.width - 2)), "  ")), soft_wrap=True)
-        console.print(Text(fold_command(f"    {example.line}", width(), 8)), soft_wrap=True)  # to be copied
+        console.print(Text(fold_command(example.line, width(), 8, "    ")), soft_wrap=True)  # to be copied
 
 
 Command = Annotated[str, Parameter(name="COMMAND", completer=completion.commands)]

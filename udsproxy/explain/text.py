@@ -53,7 +53,7 @@ def lay_out(parts: Iterable[Part], width: int | None) -> str:
 
 def _lines(part: Part, width: int | None) -> Iterator[str]:
     if isinstance(part, Command):
-        yield fold_command(part.indent + part.text, width, len(part.indent) + 4)
+        yield fold_command(part.text, width, len(part.indent) + 4, part.indent)
         return
     text, first, rest = part if isinstance(part, Paragraph) else Paragraph(part)
     if width is None:
@@ -68,7 +68,7 @@ def _lines(part: Part, width: int | None) -> Iterator[str]:
         else:
             if begun.strip():
                 yield from _folded(begun.rstrip(" "), width, rest)
-            yield rest + fold_command(piece, room, 4).replace("\n", f"\n{rest}")
+            yield fold_command(piece, width, len(rest) + 4, rest)
             begun = rest
     if begun.strip() or not text:
         yield from _folded(begun.rstrip(" "), width, rest)

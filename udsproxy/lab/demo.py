@@ -154,7 +154,7 @@ def _title(text: str) -> None:
 
 
 def _command(*words: str) -> None:
-    print(fold_command(f"$ udsproxy {' '.join(words)}", width_of(sys.stdout), 4), flush=True)
+    print(fold_command(f"udsproxy {' '.join(words)}", width_of(sys.stdout), 4, "$ "), flush=True)
 
 
 def _say(text: str, hang: int = 2) -> None:
