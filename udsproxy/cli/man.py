@@ -90,13 +90,23 @@ def _write_all(app: App, directory: str) -> None:
     at = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for command in ((), *commands_of(app)):
-            name = f"{_name(command)}.{_SECTION}"
-            fd = os.open(f".{name}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=at)
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(page_of(app, command) + "\n")
-            os.replace(f".{name}.{os.getpid()}", name, src_dir_fd=at, dst_dir_fd=at)
+            _write(at, f"{_name(command)}.{_SECTION}", page_of(app, command) + "\n")
     finally:
         os.close(at)
+
+
+def _write(at: int, name: str, text: str) -> None:
+    """A file of that name in the directory, whole or not at all. Raises OSError."""
+    new = f".{name}.{os.getpid()}"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=at)
+    try:
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(text)
+            os.fchmod(fd, 0o644)
+        os.replace(new, name, src_dir_fd=at, dst_dir_fd=at)
+    except OSError:
+        os.unlink(new, dir_fd=at)
+        raise
 
 
 def page_of(app: App, command: Sequence[str]) -> str:
