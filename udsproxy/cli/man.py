@@ -18,7 +18,7 @@ from rich.console import Console, ConsoleOptions
 from udsproxy import __version__
 from udsproxy.cli.arguments import OTHER, FileName, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
-from udsproxy.cli.helping import Command, filled, usage_of
+from udsproxy.cli.helping import Command, filled, find, usage_of
 from udsproxy.cli.mistakes import commands_of
 from udsproxy.cli.pages import PAGES
 from udsproxy.cli.people import show
@@ -71,8 +71,6 @@ def man(*command: Command, directory: Annotated[FileName | None, option(OTHER, "
     from udsproxy.cli import app
 
     if directory is None:
-        if command not in PAGES:
-            raise Failure(USAGE, f"there is no command {' '.join(command)} (see udsproxy --help)")
         show(page_of(app, command))
         return DONE
     if command:
@@ -110,10 +108,9 @@ def _write(at: int, name: str, text: str) -> None:
 
 
 def page_of(app: App, command: Sequence[str]) -> str:
-    """The page of a command that there is, as roff."""
+    """The page of a command, as roff. Raises `Failure`: there is no such command."""
+    find(app, command)
     collected = _Collected()
-    for name in (found := app.parse_commands(list(command))[1][-1]):
-        found[name]  # it is imported, so that its help is known
     app.help_formatter = collected
     app.help_print(list(command), console=Console(file=io.StringIO()))
     return "\n".join(_lines(app, tuple(command), collected))
