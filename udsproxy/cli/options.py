@@ -52,7 +52,9 @@ class Options:
     slow
         Look at the worker of a request that takes longer; none: at none.
     incident
-        Tell of it when the server's queue is not empty for longer; none: do not.
+        Tell of it when the server's queue is not empty for longer, or full, or a client is refused; none: do not.
+    nginx_log
+        nginx's error log: what it says of connect() to this socket is counted with incidents.
     control
         Where udsproxy fault finds us: a PATH, none, or auto ($XDG_RUNTIME_DIR/udsproxy or /run/udsproxy).
     name
@@ -75,6 +77,7 @@ class Options:
     credentials: config.WhoConnects = "client"
     slow: str = "1s"
     incident: str = "100ms"
+    nginx_log: str | None = None
     control: str = "auto"
     name: str | None = None
     color: Color = "auto"
@@ -92,6 +95,7 @@ class Options:
                 credentials=self.credentials,
                 slow_s=config.parse_limit(self.slow),
                 incident_s=config.parse_limit(self.incident),
+                nginx_log=self.nginx_log,
                 faults=parse_all(self.fault),
             )
         except ConfigError as error:
