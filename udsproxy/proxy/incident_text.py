@@ -47,7 +47,7 @@ def _what(event: Incident) -> str:
     met += [f"{count} × {what}" for what, count in errors[:_MAX_ERRORS]]
     if event.queue:
         what = f"the queue grew to {event.queue}{of}"
-    elif event.refused and not errors:
+    elif (event.refused or event.nginx) and not errors:
         what = "clients were refused"
     else:
         what = "clients met errors" if met else "clients waited"

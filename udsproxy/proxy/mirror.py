@@ -172,7 +172,7 @@ class Mirrored:
         self._others = 0
         """How many in the upstream's queue are not for clients in ours, when last looked at."""
         self._before = 0
-        """How many of these came in at once, before we were near."""
+        """How many of these have a connection here: they came in before we were near, or as themselves."""
         self._servers = 0
         """How many were seen at work at once."""
         self._taken_at = 0
@@ -265,6 +265,9 @@ class Mirrored:
                 return False
             sock, connect_s = connected
             self._connections.open(client, sock, self._connections.number(), connect_s)
+            # As far as we know it waits in the upstream's queue: no server is at work for it.
+            self._others += 1
+            self._before += 1
         return True
 
     def _crowded(self) -> bool:
