@@ -30,6 +30,7 @@ import platform
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -64,13 +65,13 @@ _DISABLED, _USE_CLOCKID, _CLOCK_MONOTONIC = 1, 1 << 25, 1
 _ENABLE, _SET_FILTER = 0x2400, 0x40082406
 """ioctls."""
 _PAGES = 32
-"""Of each processor's ring: 2,300 refusals between two calls of `read`. The kernel counts those that do not fit."""
+"""Of each processor's ring: 2,700 refusals between two calls of `read`. Those that do not fit are counted, too."""
 _HEADER = struct.Struct("IHH")
 """struct perf_event_header: type, misc, size."""
 _SAMPLE_HEAD = struct.Struct("IIQQ")
 """The process, the thread, the time, and which registers follow."""
 _TWO_WORDS = struct.Struct("QQ")
-_LOST, _SAMPLE = 2, 9
+_SAMPLE = 9
 _ABI_64 = 2
 _HEAD, _TAIL = 1024 // 8, 1032 // 8
 """Of struct perf_event_mmap_page, in words: where the kernel writes next, and we read next."""
@@ -147,13 +148,12 @@ class Refusals:
         names: dict[_Call, bytes | None] = {}
         """What one place holds is read once for all calls of this round."""
         for ring in self._rings:
+            count = ring.count()
             for call, at in ring.take():
-                if isinstance(call, int):
-                    self._missed += call
-                    continue
                 if call not in names:
                     names[call] = _name_at(call)
                 self._add(call.pid, names[call], at)
+            self._missed += ring.missed(count)
 
     def _add(self, pid: int, name: bytes | None, at: int) -> None:
         known = self._found.get((pid, name))
@@ -189,6 +189,7 @@ class _Ring:
         """``address_first``: of the two registers that come. The descriptor is closed where it raises OSError."""
         self.fd = fd
         self._address_first = address_first
+        self._taken = self._missed = 0
         try:
             fcntl.ioctl(fd, _SET_FILTER, b"ret == -%d\0" % errno.EAGAIN)
             self._memory = mmap.mmap(fd, (1 + _PAGES) * mmap.PAGESIZE)
@@ -198,8 +199,18 @@ class _Ring:
             raise
         self._words = memoryview(self._memory).cast("Q")
 
-    def take(self) -> Iterator[tuple[_Call | int, int]]:
-        """Each, and when it was (ns); or of how many nothing is known."""
+    def count(self) -> int:
+        """How many there have been, those for which there was no room too."""
+        return int.from_bytes(os.read(self.fd, 8), sys.byteorder)
+
+    def missed(self, count: int) -> int:
+        """Of so many, for how many more than before there was no room; all that could be were taken."""
+        more = max(0, count - self._taken - self._missed)
+        self._missed += more
+        return more
+
+    def take(self) -> Iterator[tuple[_Call, int]]:
+        """Each, and when it was (ns)."""
         head, tail = self._words[_HEAD], self._words[_TAIL]
         while tail < head:
             kind, _, size = _HEADER.unpack(self._read(tail, _HEADER.size))
@@ -211,9 +222,8 @@ class _Ring:
                     place, nbytes = _TWO_WORDS.unpack_from(body, _SAMPLE_HEAD.size)[
                         :: 1 if self._address_first else -1
                     ]
+                self._taken += 1
                 yield _Call(pid, place, nbytes & 0xFFFFFFFF), at
-            elif kind == _LOST:
-                yield _TWO_WORDS.unpack_from(body)[1], 0
             tail += size
         self._words[_TAIL] = tail
 

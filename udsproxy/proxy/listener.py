@@ -197,7 +197,8 @@ class AcceptLoop:
     @property
     def own_inode(self) -> int:
         """Of the socket that clients connect to; 0: there is none now."""
-        return 0 if self.listener.withdrawn else os.fstat(self.listener.sock.fileno()).st_ino
+        number = self.listener.sock.fileno()
+        return 0 if self.listener.withdrawn or number < 0 else os.fstat(number).st_ino
 
     def queued(self, before: int) -> list[tuple[int, int]]:
         """Who came before that time (ns) and is still in our queue, as far as we see: the number of the connection

@@ -158,7 +158,10 @@ class Watch:
             self._connections.waits.accepted = self._connections.waits.crowded = None
             self._connections.on_end = None
             self._tap.watchers.pop(self._proxy, None)
-            self._observer.tell_failure(f"BUG: {type(error).__name__}: {error}")
+            found = error
+            while isinstance(found, ExceptionGroup):
+                found = found.exceptions[0]
+            self._observer.tell_failure(f"BUG: {type(found).__name__}: {found}")
         finally:
             while self._accepted:
                 self._accepted.popleft().tell_accepted(None)
