@@ -14,6 +14,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 from collections.abc import Iterator
 from time import monotonic
 
@@ -42,13 +43,13 @@ _READ = 64 * 1024
 class Looker:
     """Answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusers: Refusers | None = None) -> None:
         self._doer = Doer()
         self._holders: dict[int, list[tuple[int, int]]] = {}
         self._spaces = namespaces.Namespaces(())
         self._whole_at = -1e9
         self._took = 0.0
-        self.refusers = Refusers()
+        self.refusers = refusers or Refusers()
         self._workers: dict[int, set[int]] = {}
         """Of each listener that was asked for."""
 
@@ -96,7 +97,8 @@ class Looker:
 
 
 def main() -> None:
-    """Answer until there is nobody to ask."""
+    """Answer until there is nobody to ask. Arguments: since when our parent has counted refusals (ns), and the
+    descriptors that it counts with; or none."""
     # Who runs us has the signals of a terminal, and ends us by closing our standard input.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -104,7 +106,8 @@ def main() -> None:
     own_processes.forbid_dumps()
     with contextlib.suppress(OSError):
         os.nice(_NICE)
-    looker = Looker()
+    since, *inherited = (int(each) for each in sys.argv[1:] or ("0",))
+    looker = Looker(Refusers(inherited, since))
     try:
         for line in _lines(looker):
             answer = msgspec.json.encode(looker.answer(msgspec.json.decode(line, type=Ask), monotonic())) + b"\n"

@@ -3,7 +3,8 @@ machine, those at one proxy's socket.
 
 Rules: a call that named a socket is counted for that one alone. Where it could not be told what it named, it counts
 for the proxy that its process was a client of; who is not known to be one now may be soon, and so waits `KEPT_NS`.
-Counting begins when a proxy first asks for it, and ends when none does any more. Everything is bounded.
+Counting begins when a proxy first asks for it, or before us where our parent has begun it, and ends when none does
+any more. Everything is bounded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
 from udsproxy.inspection.machine import Machine
@@ -25,8 +26,17 @@ KEPT_NS = 10_000_000_000
 class Refusers:
     """See the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, inherited: Sequence[int] = (), since: int = 0) -> None:
+        """``inherited``: descriptors of our parent's that have counted since then (ns)."""
         self._refusals: Refusals | None = None
+        self._inherited_since = since
+        self._early: list[Refused] = []
+        """For proxies that have not asked yet."""
+        self._since: dict[str, int] = {}
+        """Since when it is counted for each."""
+        if inherited:
+            with contextlib.suppress(OSError):
+                self._refusals = Refusals(inherited=inherited)
         self._untold: dict[str, deque[Refused]] = {}
         """Who wants them counted, and those that they have not been told of."""
         self._missed: dict[str, int] = {}
@@ -49,9 +59,9 @@ class Refusers:
             return None
         try:
             self._take()
-            begins = ask.count_refusals and ask.proxy not in self._untold
-            if begins:
-                self._untold[ask.proxy], self._missed[ask.proxy] = deque(maxlen=MAX_KINDS), 0
+            if ask.count_refusals and ask.proxy not in self._untold:
+                self._untold[ask.proxy], self._missed[ask.proxy] = deque(self._early, maxlen=MAX_KINDS), 0
+                self._since[ask.proxy] = self._inherited_since or monotonic_ns()
             found = self._of(ask, machine)
             if not ask.count_refusals:
                 self._untold.pop(ask.proxy, None)
@@ -68,6 +78,10 @@ class Refusers:
         if self._refusals is None:
             self._refusals = Refusals()
         found, missed = self._refusals.taken()
+        if self._inherited_since and monotonic_ns() - self._inherited_since > KEPT_NS:
+            self._inherited_since, self._early = 0, []
+        elif self._inherited_since:
+            self._early = (self._early + found)[:MAX_KINDS]
         for proxy, untold in self._untold.items():
             self._missed[proxy] += missed + max(0, len(untold) + len(found) - MAX_KINDS)
             untold.extend(found)
@@ -76,8 +90,9 @@ class Refusers:
         untold = self._untold.get(ask.proxy)
         missed = self._missed.pop(ask.proxy, 0)
         self._missed[ask.proxy] = 0
+        since = self._since.get(ask.proxy, 0)
         if not untold:
-            return Counted(missed=missed)
+            return Counted(missed=missed, since=since)
         door, clients = machine().unix.get(ask.door), set(ask.clients)
         ours, later = [], []
         for each in untold:
@@ -89,18 +104,20 @@ class Refusers:
         untold.clear()
         untold.extend(later)
         if not ours:
-            return Counted(missed=missed)
+            return Counted(missed=missed, since=since)
         return Counted(
             sum(each.count for each in ours),
             min(each.first for each in ours),
             max(each.last for each in ours),
             missed,
+            since,
         )
 
     def rest(self) -> None:
         """Nobody has asked for a while: count no longer."""
         self._untold.clear()
         self._missed.clear()
+        self._inherited_since, self._early = 0, []
         if self._refusals is not None:
             with contextlib.suppress(OSError):
                 self._refusals.count(on=False)

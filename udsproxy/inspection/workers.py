@@ -61,13 +61,15 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """connect() calls that got EAGAIN since the last answer, the first and the last of them (CLOCK_MONOTONIC, ns);
-    and how many more there were on this machine of which nothing is known."""
+    """connect() calls that got EAGAIN since the last answer. Times: CLOCK_MONOTONIC, ns."""
 
     count: int = 0
     first: int = 0
     last: int = 0
     missed: int = 0
+    """How many more there were on this machine of which nothing is known."""
+    since: int = 0
+    """When they began to be counted."""
 
 
 class Did(msgspec.Struct, frozen=True):

@@ -11,9 +11,10 @@ Rules:
 
 * While it is on, every system call of the machine takes some 10 ns more (docs/where.md has the measurement), and
   one that is refused some µs.
-* It is on by descriptors that this process alone has, so that it ends when the process does, in whatever way. And
-  since a process that was stopped neither ends nor reads, the kernel ends it when it has stood still for `STILL_S`
-  while it counted.
+* It is on by descriptors that this process alone has, so that it ends when the process does, in whatever way. (They
+  may be handed to a child, so that nothing is missed while that starts.) And since a process that was stopped
+  neither ends nor reads, the kernel ends it when it has stood still for `STILL_S` while it counted; but not the
+  parent.
 * tracefs need not be mounted: an instance of it that has no place in the tree serves as well.
 * What is kept is bounded. What was not kept is counted.
 """
@@ -31,7 +32,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,17 +96,20 @@ class Refused:
 
 
 class Refusals:
-    """See the module. Raises OSError: tracing cannot be used."""
+    """See the module."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, for_child: bool = False, inherited: Sequence[int] = ()) -> None:
+        """``for_child``: who has started to count will hand it on, and `close` when that was taken. ``inherited``:
+        the descriptors that a parent has handed on. Raises OSError: tracing cannot be used."""
         numbers = _CALLS.get(platform.machine())
         if numbers is None:
             raise OSError(errno.ENOSYS, "not on this kind of machine")
         self._syscall = ctypes.CDLL(None, use_errno=True).syscall
         self._open, create, settime, self._registers = numbers
         self._event = _event_number(self._syscall)
-        self._end = _DeadMansSwitch(self._syscall, create, settime)
-        self._rings: list[_Ring] = []
+        self._end = None if for_child else _DeadMansSwitch(self._syscall, create, settime)
+        is_first = self._registers[0] < self._registers[1]
+        self._rings = [_Ring(fd, address_first=is_first, is_new=False) for fd in inherited]
         self._found: dict[tuple[int, bytes | None], Refused] = {}
         self._missed = 0
 
@@ -122,11 +126,12 @@ class Refusals:
             self.close()
             return
         # (Not kept open and switched off: the kernel would trace all the same, and tell nobody.)
-        self._end.set(STILL_S)
+        self._set_end(STILL_S)
         try:
+            is_first = self._registers[0] < self._registers[1]
             for cpu in _cpus():
                 fd = _open(self._syscall, self._open, self._event, self._registers, cpu)
-                self._rings.append(_Ring(fd, address_first=self._registers[0] < self._registers[1]))
+                self._rings.append(_Ring(fd, address_first=is_first))
         except BaseException:
             self.close()
             raise
@@ -134,8 +139,12 @@ class Refusals:
     def read(self) -> None:
         """Take what the kernel has written, and read the names that were called."""
         if self._rings:
-            self._end.set(STILL_S)
+            self._set_end(STILL_S)
         self._read()
+
+    def _set_end(self, seconds: int) -> None:
+        if self._end is not None:
+            self._end.set(seconds)
 
     def taken(self) -> tuple[list[Refused], int]:
         """Those since this was last called, and of how many nothing is known."""
@@ -166,12 +175,14 @@ class Refusals:
             self._found[pid, name] = Refused(pid, name, _file_at(pid, name), 1, at, at)
 
     def close(self) -> None:
-        self._read()
+        """What has been counted can still be `taken`, but where it is a child's."""
+        if self._end is not None:
+            self._read()
         for ring in self._rings:
             ring.close()
         self._rings = []
         with contextlib.suppress(OSError):
-            self._end.set(0)
+            self._set_end(0)
 
 
 class _Call(NamedTuple):
@@ -185,15 +196,18 @@ class _Call(NamedTuple):
 class _Ring:
     """What happens on one processor, from now on: an event's descriptor, and memory that the kernel writes to."""
 
-    def __init__(self, fd: int, *, address_first: bool) -> None:
-        """``address_first``: of the two registers that come. The descriptor is closed where it raises OSError."""
+    def __init__(self, fd: int, *, address_first: bool, is_new: bool = True) -> None:
+        """``address_first``: of the two registers that come. ``is_new``: it has no filter yet. The descriptor is
+        closed where it raises OSError."""
         self.fd = fd
         self._address_first = address_first
         self._taken = self._missed = 0
         try:
-            fcntl.ioctl(fd, _SET_FILTER, b"ret == -%d\0" % errno.EAGAIN)
+            if is_new:
+                fcntl.ioctl(fd, _SET_FILTER, b"ret == -%d\0" % errno.EAGAIN)
             self._memory = mmap.mmap(fd, (1 + _PAGES) * mmap.PAGESIZE)
-            fcntl.ioctl(fd, _ENABLE, 0)
+            if is_new:
+                fcntl.ioctl(fd, _ENABLE, 0)
         except BaseException:
             os.close(fd)
             raise

@@ -113,6 +113,11 @@ class Gathered:
             if len(in_flight) >= len(self._in_flight):
                 self._in_flight = in_flight
 
+    def exchange(self, ended: InFlight) -> None:
+        """It has ended: shorter than a look takes, maybe."""
+        if self._slowest is None or ended.age_s > self._slowest.age_s:
+            self._slowest = ended
+
     def _add_level(self, at: int, queue: int, backlog: int | None, sample: Sample | None) -> None:
         self._queue = max(self._queue, queue)
         limit = None if backlog is None else backlog + 1

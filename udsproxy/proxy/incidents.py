@@ -173,13 +173,18 @@ class Incidents:
             self._counted_from, self._why_not = None, None if sample is None else sample.why_not
             return
         if self._counted_from is None:
-            self._counted_from = now
+            self._counted_from = counted.since or now
         self._counted_to = now
         if counted.count:
             self._gather(counted.first).refusals(counted)
             self._meet()
         elif self._gathered is not None:
             self._gathered.refusals(counted)
+
+    def exchange(self, ended: InFlight) -> None:
+        """An exchange has ended, after so long."""
+        if self._gathered is not None:
+            self._gathered.exchange(ended)
 
     def sample(self, now: int, sample: Sample, in_flight: Sequence[InFlight]) -> None:
         """What the observer has seen. ``in_flight``: oldest first."""

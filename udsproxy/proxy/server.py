@@ -108,8 +108,9 @@ class Server:
         self._began = monotonic_ns()
         try:
             self._sinks = make_sinks(self._log, several=len(self._proxies) > 1)
-            if self._sinks and any(p.is_watched and not isinstance(p.upstream, Tcp) for p in self._proxies):
-                self._observer = Observer()
+            watched = [p for p in self._proxies if p.is_watched and not isinstance(p.upstream, Tcp)]
+            if self._sinks and watched:
+                self._observer = Observer(counts=any(p.incident_s is not None for p in watched))
             for proxy in self._proxies:
                 if proxy.nginx_log is not None:
                     self._nginx_logs[proxy.name] = _nginx_log(proxy.nginx_log, proxy.listen)

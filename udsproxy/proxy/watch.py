@@ -113,7 +113,11 @@ class Watch:
         """An exchange or a connection has ended. (Only what was decoded says whether an answer was owed.)"""
         if self._incidents is None:
             return
-        if isinstance(event, Request) and event.incomplete is not None:
+        if isinstance(event, Request):
+            if not self._incidents.is_quiet and event.conn is not None:
+                self._incidents.exchange(_ended(event, event.conn))
+            if event.incomplete is None:
+                return
             if event.incomplete == "client left":
                 self._incidents.left()
             elif (how := _CUT.get(event.incomplete)) is not None:
@@ -297,3 +301,14 @@ class Watch:
                     )
                 )
         return found
+
+
+def _ended(event: Request, conn: int) -> InFlight:
+    return InFlight(
+        conn=conn,
+        request=event.request,
+        method=event.method,
+        uri=event.uri,
+        script=event.script,
+        age_s=event.total_s,
+    )
