@@ -216,9 +216,10 @@ class Watch:
         asked = {each.number: each for each, _, _ in slow} | {each.number: each for each in identify}
         looked = bool(slow or starts or continues)
         sample = await self._ask(asked, looked=looked, stack=bool(slow))
-        took = monotonic_ns() - now
-        self._took_s = took / 1e9
-        self._identify_at = now + (_SHARE + 1) * took
+        if looked or identify:  # (else it was asked for refusals alone, the first time when it starts)
+            took = monotonic_ns() - now
+            self._took_s = took / 1e9
+            self._identify_at = now + (_SHARE + 1) * took
         workers = by_connection(sample)
         for each in identify:
             if each in self._accepted:
