@@ -179,6 +179,46 @@ def test_nobody_has_accepted(place: Place, database: Database) -> None:
     assert first["worker"]["comm"].startswith("php-fpm")
 
 
+def test_one_clock(stage: Stage, start_proxy: StartProxy, database: Database) -> None:
+    """A request that waits in our own queue is told of there, by the number that its connection will have; once
+    accepted it is as old as its client's connect(), and so it is when it ends."""
+    place = Place(stage, start_proxy, *SLOW, workers=1, backlog=2)
+    database.stall()
+    first = place.front.begin(f"/database.php?at={database.address}", close=True)
+    place.proxy.wait_for("open")
+    second = place.front.begin("/sleep.php", close=True)
+    queued = place.proxy.wait_for("slow", count=2, request=None, uri=None)[1]
+    assert queued["snapshot"]["queued"]
+    assert queued["snapshot"]["at_s"] >= 0.4
+    database.go_on()
+    for sock in (first, second):
+        with sock:
+            assert receive_all(sock).startswith(b"HTTP/1.1 200")
+    [request] = place.proxy.wait_for("request", uri="/sleep.php")
+    assert request["conn"] == queued["conn"]
+    assert request["accept_wait_s"] + request["accept_error_s"] >= 0.4
+    assert request["total_s"] >= request["accept_wait_s"] + 1.5
+    for slow in place.proxy.events("slow", uri="/sleep.php"):
+        waited_s = request["accept_wait_s"] - request["accept_error_s"]
+        assert waited_s <= slow["snapshot"]["at_s"] <= request["total_s"]
+
+
+def test_a_worker_for_a_client_that_has_left(stage: Stage, start_proxy: StartProxy, database: Database) -> None:
+    """A client leaves before its answer, while another waits: one worker of one works for somebody who has left."""
+    place = Place(stage, start_proxy, workers=1, backlog=2)
+    database.stall()
+    uri = f"/database.php?at={database.address}"
+    with place.front.begin(uri):
+        place.proxy.wait_for("open")
+    place.proxy.wait_for("request", uri=uri, incomplete="client left")
+    with place.front.begin("/hello.php", close=True) as second:
+        opened = place.proxy.wait_for("incident", phase="open")[0]
+        database.go_on()
+        assert receive_all(second).startswith(b"HTTP/1.1 200")
+    assert (opened["busy"], opened["workers"], opened["gone_running"]) == (1, 1, 1)
+    assert "1 of them for clients that have left" in opened["what"]
+
+
 # --- the whole story ---
 
 LATE_S = float(os.environ.get("UDSPROXY_LATE_S", "1"))

@@ -56,8 +56,8 @@ async def test_what_is_added_counts(tmp_path: Path) -> None:
 
 
 async def test_a_log_that_is_rotated(tmp_path: Path) -> None:
-    """Moved away and made anew, it is followed on: what was added to the old one before, and to the new one. Cut, it
-    starts over; removed, it has nothing to say until it is there again."""
+    """Moved away and made anew, it is followed on: what was added to the old one before, and to the new one. Cut,
+    it starts over; removed, it has nothing to say until it is there again."""
     file, ours = tmp_path / "log", str(tmp_path / "php.sock")
     file.touch()
     log = NginxLog(str(file), UnixPath(ours))

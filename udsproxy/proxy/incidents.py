@@ -85,6 +85,7 @@ class Incidents:
         self._why_not: str | None = None
         """Why they are not."""
         self._left_unanswered = 0
+        """Clients that have left, since it was last seen that no worker holds the connection of one."""
 
     @property
     def is_open(self) -> bool:
@@ -192,6 +193,8 @@ class Incidents:
             # (A worker that holds the connection of a client that has left may have answered it.)
             if sample.queue and self._lasts:
                 self._gathered.sign(now)
+            if not sample.gone_running:
+                self._left_unanswered = 0
             gone = min(sample.gone_running, self._left_unanswered)
             self._gathered.sample(now, replace(sample, gone_running=gone), in_flight)
 
@@ -221,7 +224,6 @@ class Incidents:
     def _forget(self) -> None:
         self._gathered = None
         self._told = self._lasts = False
-        self._left_unanswered = 0
 
     # --- events ---
 
