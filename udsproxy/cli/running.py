@@ -113,7 +113,8 @@ async def _run_until_told(
         async def tell_of_rest() -> None:
             await server.left.wait()
             if (still := len(server.open_connections())) and math.isinf(settings.grace_s):
-                say(f"nobody new comes; {still} open connection{'s' * (still > 1)} go on; Ctrl-C ends them")
+                which = "1 open connection goes on" if still == 1 else f"{still} open connections go on"
+                say(f"nobody new comes; {which}; Ctrl-C closes {'it' if still == 1 else 'them'}")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell_of_rest)
