@@ -368,8 +368,15 @@ def test_nginx_in_a_container(stage: Stage) -> None:
         )
         until(lambda: os.path.exists(f"{inner}/run.pid"), "nginx")
         until(lambda: front.fetch("/").status == 502, "nginx to answer")
+        os.chmod(os.path.dirname(path), 0o755)
+        os.rename(os.path.dirname(path), stage.path("hidden", "run"))
+        path = stage.path("hidden", "run", "x.sock")
+        os.chmod(stage.path("hidden"), 0o700)
         _, report = examine(path)
         (nginx,) = report["facts"]["nginx"]
         assert nginx["conf"] == f"{place}/conf/nginx.conf"
+        (client,) = report["facts"]["clients"]
+        assert client["sees"]
+        assert client["way"][-1]["path"] == f"{place}/sockets/x.sock"
         assert [each["at"] for each in nginx["passes"]] == [f"{place}/conf/nginx.conf:10"]
         assert any(each.startswith("nginx logged error 11") for each in titles(report, "problem"))

@@ -44,6 +44,9 @@ class User(msgspec.Struct, frozen=True):
     group: str = ""
     sees: bool | None = None
     """The path leads this process to the same socket; None: it cannot be told, or it is as here."""
+    pid: int | None = None
+    way: tuple[Entry, ...] = ()
+    """As `Facts.entries`, where this process finds the socket by another way (in a container)."""
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -192,6 +195,9 @@ class Nginx(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: tuple[Upstream, ...] = ()
     passes: tuple[Pass, ...] = ()
     logs: tuple[ErrorLog, ...] = ()
+    way: tuple[Entry, ...] | None = None
+    """The way to the socket by the path in its configuration, where it has other mounts than we; empty: that leads
+    to no such file. None: it has ours."""
 
     @property
     def is_sure(self) -> bool:

@@ -18,7 +18,7 @@ from udsproxy.doctor.facts import Entry, Facts, Nginx, Process, User
 from udsproxy.doctor.known import KnownSocket
 from udsproxy.doctor.php_fpm import configuration_of
 from udsproxy.doctor.reading import shown
-from udsproxy.doctor.rights import parse_acl
+from udsproxy.doctor.way import above, entry_of
 from udsproxy.endpoints.ownership import group_name, user_name
 from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
@@ -27,9 +27,9 @@ from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.sockets import SUFFIX, SocketState
 from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.kernel import namespaces, process_table, procfs
+from udsproxy.kernel.roots import Root
 
 _MAX_PROCESSES = 10_000
-_ACL = "system.posix_acl_access"
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -146,9 +146,9 @@ class _Gathering:
             return (), "ENAMETOOLONG"
         found: list[Entry] = []
         try:
-            directories = dict.fromkeys([*_above(self._path), *_above(self._real or self._path)])
-            found += [_entry(directory) for directory in directories]
-            file = _entry(self._path)
+            directories = dict.fromkeys([*above(self._path), *above(self._real or self._path)])
+            found += [entry_of(Root(), directory) for directory in directories]
+            file = entry_of(Root(), self._path)
             mode = os.stat(self._path).st_mode
             if not stat.S_ISSOCK(mode):
                 # unix_find_bsd() says so of every file that is no socket.
@@ -219,7 +219,7 @@ class _Gathering:
 
     def _clients(self, found: tuple[Nginx, ...]) -> tuple[User, ...]:
         """The users of nginx's workers, each once."""
-        users: dict[tuple[int, tuple[int, ...]], User] = {}
+        users: dict[tuple[object, ...], User] = {}
         # (Whether the others pass requests on to the socket is not known.)
         for each in [each for each in found if each.is_sure] or found:
             for worker in each.workers:
@@ -228,14 +228,16 @@ class _Gathering:
                     continue
                 uid, gid, more = ids
                 users.setdefault(
-                    (uid, (gid, *more)),
+                    (uid, (gid, *more), each.way),
                     User(
                         user_name(uid),
                         uid,
                         (gid, *more),
                         f"nginx's worker, pid {worker.pid}",
                         group_name(gid),
-                        self._is_seen_by(worker.pid),
+                        self._is_seen_by(worker.pid) if each.way is None else bool(each.way),
+                        worker.pid,
+                        each.way or (),
                     ),
                 )
         return tuple(users.values())
@@ -254,25 +256,6 @@ class _Gathering:
             return False
         except OSError:
             return None
-
-
-def _above(path: str) -> list[str]:
-    """The directories above it, from the root on."""
-    found = []
-    while (parent := os.path.dirname(path)) != path:
-        found.append(parent)
-        path = parent
-    return found[::-1]
-
-
-def _entry(path: str) -> Entry:
-    """Raises OSError."""
-    seen = os.stat(path)
-    acl = b""
-    with contextlib.suppress(OSError):
-        acl = os.getxattr(path, _ACL)
-    owner = f"{user_name(seen.st_uid)}:{group_name(seen.st_gid)}"
-    return Entry(shown(path), seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode), parse_acl(acl), owner)
 
 
 def _line_of(path: str) -> str | None:

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterable
 from copy import copy
 
+from udsproxy.doctor.facts import Entry
+from udsproxy.doctor.way import way_to
 from udsproxy.kernel.roots import Root
 from udsproxy.kernel.server_diag import is_bound
 
@@ -65,6 +67,8 @@ class SeenFrom:
         self._known = known
         self._root = root
         self.names = known.names
+        self.leads_there: dict[str, bool] = {}
+        """Below another root: paths that were taken for the socket, and whether they lead to its file."""
 
     def is_same(self, path: str) -> bool:
         known = self._known
@@ -76,9 +80,22 @@ class SeenFrom:
             with contextlib.suppress(OSError, ValueError):
                 if known.real is not None and os.path.realpath(path) == known.real:
                     return True
-        elif os.path.normpath(path) == known.bound:
+            return known.is_file(self._root, path)
+        is_file = known.is_file(self._root, path)
+        if is_file or os.path.normpath(path) == known.bound:
+            self.leads_there[path] = is_file
             return True
-        return known.is_file(self._root, path)
+        return False
+
+    def way(self) -> tuple[Entry, ...] | None:
+        """As `udsproxy.doctor.facts.Nginx.way`, for the paths that were taken for the socket."""
+        if not self.leads_there:
+            return None
+        path = next((each for each, is_file in self.leads_there.items() if is_file), None)
+        try:
+            return () if path is None else way_to(self._root, path)
+        except (OSError, ValueError):
+            return ()
 
     def missing(self, path: str) -> str | None:
         """Why nobody can be reached there; None: a socket is there, or that cannot be told."""
