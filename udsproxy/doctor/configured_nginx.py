@@ -94,7 +94,7 @@ def _workers(machine: Machine, master: int) -> tuple[Process, ...]:
 
 
 def _logs(
-    reader: Reader, seen: Nginx, start: Start, sockets: SeenFrom, began_at: float | None, most: int
+    reader: Reader, seen: Nginx, start: Start, sockets: SeenFrom, began_at: float | None, limit: int
 ) -> tuple[ErrorLog, ...]:
     """The error logs, each with the one before it (a rotation of last night is no reason to see nothing)."""
     names = {each.name for each in seen.upstreams}
@@ -103,7 +103,7 @@ def _logs(
         return sockets.is_same(path if path.startswith("/") else f"{start.directory}/{path}")
 
     found = []
-    for log in seen.logs[:most]:
+    for log in seen.logs[:limit]:
         tail = reader.tail(log.path)
         if tail is None:
             continue
@@ -115,6 +115,6 @@ def _logs(
                 data, is_whole, written_at = older[0] + data, older[1], written_at if data else older[2]
         whole = msgspec.structs.replace(log, is_whole=is_whole)
         found.append(nginx_log.summarize(whole, data, written_at, began_at, is_same, names))
-    if len(seen.logs) > most:
-        reader.note(f"{len(seen.logs) - most} more error logs of {shown(start.file)}")
+    if len(seen.logs) > limit:
+        reader.note(f"{len(seen.logs) - limit} more error logs of {shown(start.file)}")
     return tuple(found)
