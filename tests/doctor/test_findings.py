@@ -149,6 +149,16 @@ def unit(backlog: int | None) -> dict[str, object]:
 
 
 CASES = [
+    Case(
+        "problem",
+        "4 of 4 workers hold idle connections of nginx, pid 7, nginx, pid 8",
+        {"servers": (MASTER, *FULL), "idle": ("nginx, pid 7",) * 3 + ("nginx, pid 8",), "queue": 2},
+    ),
+    Case(
+        "problem",
+        "www-data (nginx's worker, pid 7) has a stale bind mount at this path: it gets ECONNREFUSED",
+        {"clients": (msgspec.structs.replace(WWW, sees=False, stale_mount=True),)},
+    ),
     Case("note", "systemd, pid 1, holds this socket: x.socket, Backlog=511", BY_SYSTEMD),
     Case("note", "systemd, pid 1, holds this socket", BY_SYSTEMD | {"unit": None}),
     Case("note", "no worker runs yet: systemd starts x.service when somebody connects", BY_SYSTEMD),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 
@@ -40,7 +41,17 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 def _may_connect(facts: Facts, user: User) -> Iterator[Finding]:
     who, path = f"{user.name} ({user.where})", shlex.quote(facts.path)
-    if user.sees is False:
+    if user.sees is False and user.stale_mount:
+        yield Finding(
+            "problem",
+            f"{who} has a stale bind mount at this path: it gets ECONNREFUSED",
+            "The socket's file is mounted there (a container's volume), and the server has made it anew since: the "
+            "mount leads to the old one.",
+            f"Mount the directory {shlex.quote(os.path.dirname(facts.path))} instead of the file, and restart the "
+            "container.",
+            f"grep {path} /proc/{_pid_of(user)}/mountinfo   (//deleted: the file that is mounted is there no more)",
+        )
+    elif user.sees is False:
         yield Finding(
             "problem",
             f"{who} sees another file at this path, or none",
@@ -67,6 +78,10 @@ def _may_connect(facts: Facts, user: User) -> Iterator[Finding]:
         _way_in(facts, stopped, user, at_socket),
         check,
     )
+
+
+def _pid_of(user: User) -> str:
+    return user.where.rpartition(" ")[2]
 
 
 def _way_in(facts: Facts, stopped: Entry, user: User, at_socket: bool) -> str:

@@ -33,8 +33,8 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
     check = f"udsproxy state {path} --watch; grep max_children {pool.log}"
     do = "Find what they wait for (udsproxy state says it); only then raise pm.max_children, as memory allows "
     do += f"({pool.at('pm.max_children')})."
-    if not facts.servers:
-        pass  # we may not see them
+    if not facts.servers or facts.idle:
+        pass  # we may not see them; or they are not at work (about_standstill)
     elif there and busy == there and there >= most:
         yield Finding(
             "problem",

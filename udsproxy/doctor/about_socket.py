@@ -56,7 +56,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "note",
             f"its server is in another network namespace ({facts.namespace})",
             "A container, most likely. ss and /proc/net/unix do not show its socket here.",
-            check=f"udsproxy state {shlex.quote(facts.server_path)}",
+            check=f"udsproxy state {shlex.quote(facts.path)}",
         )
     if facts.type == "datagram":
         yield from _datagrams(facts)
@@ -84,6 +84,9 @@ def _unreachable(facts: Facts) -> Finding:
         do = "Start the server; compare its listen = with what the client has."
         if facts.unit is not None:
             do = f"systemctl start {facts.unit.name}: its ListenStream= ({facts.unit.file}) is this path."
+            why += (
+                f" {facts.unit.service} alone, or started by hand, has no socket: its accept() fails with ENOTSOCK."
+            )
         if failure == "ENAMETOOLONG":
             do = "Choose a shorter path, in server and client."
         elif facts.link is not None and not behind:
@@ -91,8 +94,15 @@ def _unreachable(facts: Facts) -> Finding:
         return Finding("problem", f"{title}{behind}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
     if failure != "ECONNREFUSED":
         return Finding("problem", f"it cannot be reached: clients get {failure}", "", "Mend the path.", check)
+    mounted = facts.mounted
+    if facts.state == "stale" and mounted is not None and mounted.is_sure:
+        title = "a stale bind mount" if mounted.why == "replaced" else "the server is not reached by this path"
+        title = f"{title}{behind}: clients get ECONNREFUSED"
+        return Finding("problem", title, f"{_sentence(mounted.text)}.", mounted.cure, f"findmnt -T {path}")
     if facts.state == "stale":
         why = "The file is there, and no process has its socket: the server was killed, or has not removed it."
+        if mounted is not None:
+            why += f" Or: {mounted.text}."
         return Finding(
             "problem",
             f"nobody listens{behind}: clients get ECONNREFUSED",
@@ -126,12 +136,16 @@ def _unreachable(facts: Facts) -> Finding:
     )
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _start(facts: Facts) -> str:
     return "Start the server: " if facts.unit is None else f"systemctl restart {facts.unit.name}: "
 
 
 def _queue_now(facts: Facts) -> Iterator[Finding]:
-    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.server_path)
+    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.path)
     if backlog is None:
         return
     if queue > backlog:

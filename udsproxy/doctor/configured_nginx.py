@@ -59,11 +59,13 @@ def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked
             seen, keep_it_from_starting = nginx.look(reader, start, pid, sockets)
             if seen is not None or _is_trusted(pid):
                 refused += keep_it_from_starting
-            way = sockets.way()
+            there, way = sockets.there(), sockets.way()
             if seen is not None:
                 logs = _logs(reader, seen, start, sockets, began_at, logs_left)
                 logs_left -= len(logs)
-                found.append(msgspec.structs.replace(seen, workers=_workers(machine, pid), logs=logs, way=way))
+                found.append(
+                    msgspec.structs.replace(seen, workers=_workers(machine, pid), logs=logs, there=there, way=way)
+                )
             # What another nginx has that could not be read is of interest all the same.
             unseen += reader.notes
         finally:

@@ -11,6 +11,7 @@ import shlex
 import msgspec
 
 from udsproxy.inspection.forwarding import Hop
+from udsproxy.inspection.mounted import Mounted
 from udsproxy.inspection.stops import Stop
 from udsproxy.inspection.systemd import SocketUnit
 from udsproxy.inspection.taps import Tapped
@@ -44,6 +45,8 @@ class User(msgspec.Struct, frozen=True):
     group: str = ""
     sees: bool | None = None
     """The path leads this process to the same socket; None: it cannot be told, or it is as here."""
+    stale_mount: bool = False
+    """Where it does not: the file is mounted there by itself, and was removed or replaced since."""
     pid: int | None = None
     way: tuple[Entry, ...] = ()
     """As `Facts.entries`, where this process finds the socket by another way (in a container)."""
@@ -195,9 +198,10 @@ class Nginx(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: tuple[Upstream, ...] = ()
     passes: tuple[Pass, ...] = ()
     logs: tuple[ErrorLog, ...] = ()
+    there: str | None = None
+    """Where it has other mounts than we: the path in its configuration that stands for the socket."""
     way: tuple[Entry, ...] | None = None
-    """The way to the socket by the path in its configuration, where it has other mounts than we; empty: that leads
-    to no such file. None: it has ours."""
+    """The way to the socket by that path; empty: it leads to no such file. None: it has our mounts."""
 
     @property
     def is_sure(self) -> bool:
@@ -240,6 +244,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Of the server's socket."""
     somaxconn: int | None = None
     """Of that network namespace."""
+    mounted: Mounted | None = None
+    """How the file is mounted, where nobody is behind it."""
     systemd: int | None = None
     """The pid of the systemd that holds the socket for a service."""
     unit: SocketUnit | None = None
@@ -248,6 +254,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Directories from the root on, then the file; no file: an abstract name, or there is none."""
     servers: tuple[Process, ...] = ()
     """Who holds the listening socket."""
+    idle: tuple[str, ...] = ()
+    """Where every worker stays with a connection on which nothing flows: whose, of each."""
     php_fpm: int | None = None
     """The pid of the php-fpm master among them."""
     pool: Pool | None = None

@@ -24,10 +24,12 @@ from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.forwarding import Route, follow
 from udsproxy.inspection.machine import Machine
-from udsproxy.inspection.sockets import SUFFIX, SocketState
+from udsproxy.inspection.sockets import SocketState
 from udsproxy.inspection.systemd import SocketUnit, unit_at
+from udsproxy.inspection.taps import SUFFIX
 from udsproxy.kernel import namespaces, process_table, procfs
 from udsproxy.kernel.roots import Root
+from udsproxy.kernel.socket_file import SocketFile
 
 _MAX_PROCESSES = 10_000
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -126,9 +128,11 @@ class _Gathering:
             inode=None if found is None else found.inode,
             systemd=None if found is None or found.activator is None else found.activator.pid,
             unit=self._unit(found),
+            mounted=None if found is None else found.mounted,
             somaxconn=self._somaxconn(found),
             entries=entries,
             servers=servers,
+            idle=tuple(each.idle_client for each in found.processes if each.idle_client) if found else (),
             php_fpm=php_fpm.pid,
             pool=php_fpm.pool,
             nginx=serving_nginx.found,
@@ -235,27 +239,34 @@ class _Gathering:
                         (gid, *more),
                         f"nginx's worker, pid {worker.pid}",
                         group_name(gid),
-                        self._is_seen_by(worker.pid) if each.way is None else bool(each.way),
+                        *((True, False) if each.way else self._is_seen_by(worker.pid, each.there)),
                         worker.pid,
                         each.way or (),
                     ),
                 )
         return tuple(users.values())
 
-    def _is_seen_by(self, pid: int) -> bool | None:
-        """A service may have a /tmp of its own (PrivateTmp=): whether it finds the same socket there."""
+    def _is_seen_by(self, pid: int, path: str | None) -> tuple[bool | None, bool]:
+        """A service may have a /tmp of its own (PrivateTmp=), a container its own mounts: whether it finds the same
+        socket there; and if not, whether that is a stale mount of the file. ``path``: where it looks for it, if that is
+        known."""
+        path = path or self._real or self._path
         try:
             if os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt")):
-                return None
+                return None, False
             here = os.stat(self._path)
         except OSError:
-            return None
+            return None, False
         try:
-            return os.path.samestat(os.stat(f"/proc/{pid}/root{self._real}"), here)
+            there = SocketFile.at(path, pid)
         except FileNotFoundError:
-            return False
-        except OSError:
-            return None
+            return False, False
+        except (OSError, ValueError):
+            return None, False
+        if os.path.samestat(there.stat, here):
+            return True, False
+        mount = there.mount
+        return False, mount is not None and mount.is_replaced and mount.point == path
 
 
 def _line_of(path: str) -> str | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from copy import copy
 
 from udsproxy.doctor.facts import Entry
+from udsproxy.doctor.reading import shown
 from udsproxy.doctor.way import way_to
 from udsproxy.kernel.roots import Root
 from udsproxy.kernel.server_diag import is_bound
@@ -86,6 +87,11 @@ class SeenFrom:
             self.leads_there[path] = is_file
             return True
         return False
+
+    def there(self) -> str | None:
+        """As `udsproxy.doctor.facts.Nginx.there`."""
+        paths = sorted(self.leads_there, key=self.leads_there.__getitem__, reverse=True)
+        return shown(paths[0]) if paths else None
 
     def way(self) -> tuple[Entry, ...] | None:
         """As `udsproxy.doctor.facts.Nginx.way`, for the paths that were taken for the socket."""
