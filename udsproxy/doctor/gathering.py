@@ -248,7 +248,7 @@ class _Gathering:
 
     def _is_seen_by(self, pid: int, path: str | None) -> tuple[bool | None, bool]:
         """A service may have a /tmp of its own (PrivateTmp=), a container its own mounts: whether it finds the same
-        socket there; and if not, whether that is a stale mount of the file. ``path``: where it looks for it, if that is
+        socket there; and if not, whether that is a stale mount of the file. ``path``: where it looks for it, where
         known."""
         path = path or self._real or self._path
         try:
