@@ -60,6 +60,7 @@ def _may_connect(facts: Facts, user: User) -> Iterator[Finding]:
             "Put the socket where both see it: in /run, not in /tmp.",
             f"systemctl show -p PrivateTmp nginx; nsenter -m -t {user.pid or 'PID'} ls -l {path}",
         )
+    if user.sees is False:
         return
     entries = user.way or facts.entries
     stopped = obstacle(entries, user)

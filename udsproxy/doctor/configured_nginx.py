@@ -55,7 +55,7 @@ def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked
                 hint = "" if os.geteuid() == 0 else " (run as root)"
                 unseen.append(f"the configuration of nginx (pid {pid}): nothing says where it is{hint}")
                 continue
-            sockets = known.seen_from(root)
+            sockets = known.seen_from(root, pid)
             seen, keep_it_from_starting = nginx.look(reader, start, pid, sockets)
             if seen is not None or _is_trusted(pid):
                 refused += keep_it_from_starting

@@ -17,6 +17,7 @@ from udsproxy.doctor.reading import shown
 from udsproxy.doctor.way import way_to
 from udsproxy.kernel.roots import Root
 from udsproxy.kernel.server_diag import is_bound
+from udsproxy.kernel.socket_file import SocketFile
 
 
 class KnownSocket:
@@ -47,8 +48,9 @@ class KnownSocket:
         known.others = frozenset(paths)
         return known
 
-    def seen_from(self, root: Root) -> SeenFrom:
-        return SeenFrom(self, root)
+    def seen_from(self, root: Root, pid: int | None = None) -> SeenFrom:
+        """``pid``: a process with that root directory."""
+        return SeenFrom(self, root, pid)
 
     def is_file(self, root: Root, path: str) -> bool:
         """A path leads a process with that root directory to the socket's file."""
@@ -60,12 +62,30 @@ class KnownSocket:
             return False
         return (found.st_dev, found.st_ino) == self._file
 
+    def was_file(self, path: str, pid: int) -> bool:
+        """A path leads a process to a mount of the file that was the socket's before its server made it anew."""
+        if self._file is None or self.real is None:
+            return False
+        try:
+            file = SocketFile.at(path, pid)
+        except (OSError, ValueError):
+            return False
+        mount = file.mount
+        return (
+            mount is not None
+            and mount.is_replaced
+            and mount.point == path
+            and file.stat.st_dev == self._file[0]
+            and self.real.endswith(mount.source)
+        )
+
 
 class SeenFrom:
     """The socket, and others, by the paths that a process with some root directory has for them."""
 
-    def __init__(self, known: KnownSocket, root: Root) -> None:
+    def __init__(self, known: KnownSocket, root: Root, pid: int | None) -> None:
         self._known = known
+        self._pid = pid
         self._root = root
         self.names = known.names
         self.leads_there: dict[str, bool] = {}
@@ -83,7 +103,8 @@ class SeenFrom:
                     return True
             return known.is_file(self._root, path)
         is_file = known.is_file(self._root, path)
-        if is_file or os.path.normpath(path) == known.bound:
+        was_file = not is_file and self._pid is not None and known.was_file(path, self._pid)
+        if is_file or was_file or os.path.normpath(path) == known.bound:
             self.leads_there[path] = is_file
             return True
         return False
