@@ -204,6 +204,9 @@ _TELLS = {
     "proxy/incident.py",
     "doctor/seen.py",
     "doctor/gathering.py",
+    "logs/times.py",
+    "cli/explain.py",
+    "proxy/nginx_log.py",
 }
 """Where the time of day is told to people, or compared with that of a log."""
 
