@@ -15,6 +15,8 @@ from rich.text import Text
 from udsproxy.cli import completion
 from udsproxy.cli.common import DONE, USAGE, Failure
 from udsproxy.cli.pages import PAGES
+from udsproxy.cli.people import width
+from udsproxy.layout import fold_command
 
 _MAX_WIDTH = 100
 """Columns: longer lines are hard to read."""
@@ -59,7 +61,7 @@ def print_help(app: App, command: Sequence[str]) -> None:
     console.print(Text("\nExamples:", style="bold"))
     for example in PAGES[tuple(command)].examples:
         console.print(Text(indent(fill(example.does, console.width - 2), "  ")), soft_wrap=True)
-        console.print(Text(f"    {example.line}"), soft_wrap=True)  # to be copied
+        console.print(Text(fold_command(example.line, width(), 8, "    ")), soft_wrap=True)  # to be copied
 
 
 Command = Annotated[str, Parameter(name="COMMAND", completer=completion.commands)]

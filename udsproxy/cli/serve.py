@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from udsproxy import endpoints
 from udsproxy.cli.arguments import OTHER, Duration, FileName, option
 from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument, require_proc
-from udsproxy.cli.people import show
+from udsproxy.cli.people import tell
 from udsproxy.events import printable
 from udsproxy.lab import responder
 
@@ -51,6 +51,6 @@ def serve(
         except endpoints.ListenError as error:
             raise Failure(LISTENING, str(error)) from None
         where = printable(str(listener.endpoint))
-        show(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
+        tell(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
         responder.serve(listener, workers=workers, delay_s=delay_s)
     return DONE

@@ -76,7 +76,7 @@ class ConsoleRenderer:
         else:
             text = self._text(event)
             text = text and self._layout.fold(text)
-        return None if text is None else f"{text}\n".encode("utf-8", "backslashreplace")
+        return None if text is None else f"{self._begin(event)}{text}\n".encode("utf-8", "backslashreplace")
 
     def _text(self, event: Event) -> str | None:
         if isinstance(event, Close):
@@ -266,6 +266,10 @@ class ConsoleRenderer:
         heading, *rows = script_table(event, self._layout.width) or [""]
         table = [self._paint(heading, BOLD), *rows] if rows else []
         return "\n".join([f"{self._start(event)} {self._paint('seen', BOLD)} {summary_text(event)}", *table])
+
+    def _begin(self, event: Event) -> str:
+        """The summary comes after a Ctrl-C, of which the terminal has written ``^C`` where the line begins."""
+        return "\r" if isinstance(event, Summary) and self._layout.width is not None else ""
 
 
 def summary_text(event: Summary) -> str:
