@@ -200,8 +200,8 @@ def test_the_outage_that_is_foretold(stage: Stage) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a mount is made")
 def test_an_nginx_with_a_mount_of_the_file(stage: Stage) -> None:
-    """An nginx that has the socket's file mounted by itself gets ECONNREFUSED once the server has restarted: that is
-    said, with what to mount instead."""
+    """An nginx that has the socket's file mounted by itself gets ECONNREFUSED once the server has restarted: it is
+    said so, with what to mount instead."""
     path, kept = stage.path("run", "x.sock"), stage.write("", "kept")
 
     def serve() -> socket.socket:
