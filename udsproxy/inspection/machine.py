@@ -18,6 +18,7 @@ import msgspec
 
 from udsproxy.endpoints import ownership
 from udsproxy.events import pid_text, printable
+from udsproxy.inspection.abilities import WORKERS, how_to_have
 from udsproxy.inspection.everywhere import Everywhere
 from udsproxy.kernel import namespaces, proc_net_unix, process_table, procfs
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, InetSocket, UnixSocket
@@ -94,11 +95,11 @@ class Machine:
                 "backlogs, peers, unread bytes: this kernel has no unix_diag (modprobe unix_diag), "
                 "/proc/net/unix is all there is, and which socket is at a path is told by its name alone"
             )
-        root = os.geteuid() == 0
         if self._hidden_processes:
             several = "process" if self._hidden_processes == 1 else "processes"
-            whose = "(that takes CAP_SYS_PTRACE)" if root else "of other users (run as root to see them)"
-            lines.append(f"the sockets of {self._hidden_processes} {several} {whose}")
+            whose = "" if os.geteuid() == 0 else " of other users"
+            how = how_to_have([WORKERS])
+            lines.append(f"the sockets of {self._hidden_processes} {several}{whose} ({how} to see them)")
         if closed := self.everywhere.closed:
             several = "namespace" if closed == 1 else "namespaces"
             lines.append(f"{closed} other network {several} (that takes root: CAP_SYS_ADMIN)")

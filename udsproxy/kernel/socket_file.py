@@ -29,12 +29,9 @@ from udsproxy.kernel import mounts
 from udsproxy.kernel.diag_codec import UnixSocket
 from udsproxy.kernel.mounts import Mount
 from udsproxy.kernel.pidfd import copy_descriptor
+from udsproxy.kernel.roots import open_in
 
 _SIOCUNIXFILE = 0x89E0
-_OPENAT2 = 437
-_RESOLVE_IN_ROOT = 0x10
-_OPEN_HOW = struct.Struct("=QQQ")
-"""struct open_how: flags, mode, resolve."""
 _AT_EMPTY_PATH = 0x1000
 _MAX_HANDLE = 128
 _HANDLE = struct.Struct(f"=Ii{_MAX_HANDLE}s")
@@ -167,14 +164,12 @@ def open_as(pid: int, path: str) -> int:
         return os.open(f"/proc/{pid}/cwd/{path}", os.O_PATH | os.O_CLOEXEC)
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
-        fd: int = _libc.syscall(_OPENAT2, root, os.fsencode(path), how, ctypes.c_size_t(len(how)))
-        if fd < 0:
-            failed = ctypes.get_errno()
-            if failed == errno.ENOSYS:  # (before Linux 5.6; absolute symbolic links then lead to our own root)
-                return os.open(f"/proc/{pid}/root{path}", os.O_PATH | os.O_CLOEXEC)
-            raise OSError(failed, os.strerror(failed), path)
-        return fd
+        return open_in(root, path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        # (Absolute symbolic links then lead to our own root.)
+        return os.open(f"/proc/{pid}/root{path}", os.O_PATH | os.O_CLOEXEC)
     finally:
         os.close(root)
 
