@@ -102,3 +102,12 @@ def test_errors_are_bounded(errors: list[str]) -> None:
     found = made.event(1, "p", 0, is_over=True).errors or {}
     assert len(found) <= 20
     assert sum(found.values()) <= len(errors)
+
+
+def test_a_socket_that_systemd_holds_alone() -> None:
+    """No worker is busy, and none is hidden: the service has not been started yet."""
+    made = Gathered(10 * SECOND, SINCE)
+    made.sample(11 * SECOND, Sample(number=1, queue=1, backlog=8, activator="systemd, pid 1"), [])
+    event = made.event(11 * SECOND, "p", 0, is_over=False)
+    assert event.unseen == "no worker runs yet: systemd, pid 1, is to start the service"
+    assert "busy" not in event.what
