@@ -220,7 +220,7 @@ def _line(meaning: Meaning) -> str:
 # --- docs/errors.md ---
 
 _HEAD = """\
-# What does this errno, or this line of nginx, mean?
+# What does this errno, or this line of a log, mean?
 
 Made by `udsproxy explain --markdown`. The same in a terminal, with the path of your socket in the commands:
 
@@ -228,8 +228,20 @@ Made by `udsproxy explain --markdown`. The same in a terminal, with the path of 
 udsproxy explain EAGAIN
 udsproxy explain connect 11
 udsproxy explain '2026/11/23 09:33:42 [error] 115#115: *37 connect() to unix:/run/php/p.sock failed (11: ...'
-tail -n 200 /var/log/nginx/error.log | udsproxy explain -
+udsproxy explain /var/log/nginx/error.log /var/log/php8.2-fpm.log
+udsproxy explain -f /var/log/nginx/error.log
 ```
+
+Given logs it first sums them up: each error, how often, from when to when, its busiest minute, and for which scripts;
+then the newest lines of all logs in order of time, and then each error once. `-f` goes on with what is written from
+then on (also after logrotate). The newest 8 MiB of each log are read. A time without a zone is local time; a line
+without a time has that of the line before it; within a second, the log that is named first comes first.
+
+It knows the lines of nginx, php-fpm, Apache, lighttpd, HAProxy, uWSGI, gunicorn, unicorn, puma, Caddy, Traefik, MySQL,
+PostgreSQL, Redis, docker, ssh, supervisor, systemd, SELinux and AppArmor, and how Go, Java, Node.js, PHP, Python, Ruby
+and Rust report an errno; also in JSON, and behind the words of the journal or of docker. Where words and number do not
+fit together (a log of macOS, say), the words count. What a visitor or a script wrote into a line (the request, the
+referrer, a header, the text behind `FastCGI sent in stderr`) decides nothing.
 
 Every errno that Linux returns on a Unix socket for connect, accept, send (write, sendto, sendmsg), recv (read,
 recvfrom, recvmsg), bind and listen, but ENOMEM; the most likely cause first. A test provokes each on a real socket,
