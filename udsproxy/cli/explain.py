@@ -20,7 +20,7 @@ from udsproxy.cli.mistakes import UnknownOption
 from udsproxy.cli.people import show
 from udsproxy.cli.tailing import MAX_READ, STANDARD_INPUT, Log, is_log
 from udsproxy.events import printable
-from udsproxy.explain import report, text
+from udsproxy.explain import page, report, text
 from udsproxy.explain.lines import Found, parse
 from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged
 from udsproxy.inspection.machine import Machine
@@ -63,7 +63,7 @@ def explain(
     if options:
         raise UnknownOption(options[0], ("explain",))
     if markdown:
-        show(text.markdown().removesuffix("\n"))
+        show(page.markdown().removesuffix("\n"))
     elif follow or (what and all(map(is_log, what))):
         _explain_logs(what or (STANDARD_INPUT,), follow=follow)
     elif not what:

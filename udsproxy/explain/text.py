@@ -1,4 +1,4 @@
-"""The table as text: an answer for a terminal, the overview, and docs/errors.md.
+"""The table as text: an answer for a terminal, and the overview.
 
 Rules: no line is wider than `WIDTH`, or than a narrower terminal, but for a word that is. What was pasted has been
 through `printable`; in a command it is quoted for the shell. No command harms what is at that path, though it is
@@ -20,7 +20,6 @@ from udsproxy.explain.symptoms import SYMPTOMS, Symptom
 from udsproxy.layout import fold, fold_command
 
 WIDTH = 100
-_PAGE_WIDTH = 112
 _PLACE = re.compile(r"\b(?:PATH|FILE)\b")
 _QUOTED = re.compile(r"`[^`]*`")
 _HARD_SPACE = "\xa0"
@@ -48,7 +47,7 @@ def answer(found: Found, width: int = WIDTH) -> str:
 
 def _laid_out(part: _Part, width: int) -> list[str]:
     if isinstance(part, _Paragraph):
-        return _wrapped(part.text, part.first, part.rest, width)
+        return wrapped(part.text, part.first, part.rest, width)
     if part.startswith(_COMMAND):
         return f"    {fold_command(part.removeprefix(_COMMAND), width - 4, 4)}".split("\n")
     return fold(part, width, hang=_HANG).split("\n")
@@ -109,10 +108,10 @@ class _Named:
 
 def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[_Part]:
     """The first in full, as it is the most likely one, the others in short."""
-    groups = list(_grouped(meanings))
+    groups = list(grouped(meanings))
     for number, (calls, meaning) in enumerate(groups):
         yield ""
-        yield f"{_calls(calls)}: {meaning.errno}"
+        yield f"{spelled(calls)}: {meaning.errno}"
         if number == 0:
             yield from _full(meaning, named)
         else:
@@ -150,7 +149,7 @@ def _full(of: Meaning | Symptom, named: _Named) -> Iterator[_Part]:
     if of.fault is not None:
         yield ""
         yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
-        yield _COMMAND + _reproduce(of.fault)
+        yield _COMMAND + reproduce(of.fault)
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
 
@@ -159,7 +158,7 @@ def _place(number: int, causes: Sequence[Cause]) -> str:
     return f" {number}. " if len(causes) > 1 else "    "
 
 
-def _reproduce(fault: str) -> str:
+def reproduce(fault: str) -> str:
     """One line for a shell: a server, and a proxy with the fault in front of it, in a new directory."""
     return f"D=$(mktemp -d); (udsproxy serve $D/s & udsproxy run $D/p $D/s --fault '{fault}')"
 
@@ -169,11 +168,11 @@ def _title(errno: str) -> str:
     return f"{errno} ({number}, {errno_message(number)})"
 
 
-def _calls(calls: Iterable[Call]) -> str:
+def spelled(calls: Iterable[Call]) -> str:
     return ", ".join(f"{call}()" for call in calls)
 
 
-def _grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Meaning]]:
+def grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Meaning]]:
     """Those that say the same of several calls are one."""
     groups: dict[tuple[str, str, tuple[Cause, ...]], list[Meaning]] = {}
     for meaning in meanings:
@@ -182,7 +181,7 @@ def _grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Me
         yield tuple(each.call for each in group), group[0]
 
 
-def _wrapped(text: str, first: str = "", rest: str = "", width: int = WIDTH) -> list[str]:
+def wrapped(text: str, first: str = "", rest: str = "", width: int = WIDTH) -> list[str]:
     """What stands in backticks stays on one line, to be copied, unless it is longer than that."""
     room = width - max(len(first), len(rest))
     kept = _QUOTED.sub(lambda said: said[0].replace(" ", _HARD_SPACE) if len(said[0]) <= room else said[0], text)
@@ -198,7 +197,7 @@ def _wrapped(text: str, first: str = "", rest: str = "", width: int = WIDTH) -> 
 def overview(width: int = WIDTH) -> str:
     """Each call with its errnos, a line each."""
     lines = ["What an error on a Unix socket means."]
-    groups = list(_grouped(TABLE))
+    groups = list(grouped(TABLE))
     for call in CALLS:
         lines += ["", f"{call}()"]
         lines += [_line(meaning) for calls, meaning in groups if calls == (call,)]
@@ -215,108 +214,3 @@ def overview(width: int = WIDTH) -> str:
 
 def _line(meaning: Meaning) -> str:
     return f"  {meaning.errno:<13} {meaning.short}"
-
-
-# --- docs/errors.md ---
-
-_HEAD = """\
-# What does this errno, or this line of a log, mean?
-
-Made by `udsproxy explain --markdown`. The same in a terminal, with the path of your socket in the commands:
-
-```
-udsproxy explain EAGAIN
-udsproxy explain connect 11
-udsproxy explain '2026/11/23 09:33:42 [error] 115#115: *37 connect() to unix:/run/php/p.sock failed (11: ...'
-udsproxy explain /var/log/nginx/error.log /var/log/php8.2-fpm.log
-udsproxy explain -f /var/log/nginx/error.log
-```
-
-Given logs it first sums them up: each error, how often, from when to when, its busiest minute, and for which scripts;
-then the newest lines of all logs in order of time, and then each error once. `-f` goes on with what is written from
-then on (also after logrotate). The newest 8 MiB of each log are read. A time without a zone is local time; a line
-without a time has that of the line before it; within a second, the log that is named first comes first.
-
-It knows the lines of nginx, php-fpm, Apache, lighttpd, HAProxy, uWSGI, gunicorn, unicorn, puma, Caddy, Traefik, MySQL,
-PostgreSQL, Redis, docker, ssh, supervisor, systemd, SELinux and AppArmor, and how Go, Java, Node.js, PHP, Python, Ruby
-and Rust report an errno; also in JSON, and behind the words of the journal or of docker. Where words and number do not
-fit together (a log of macOS, say), the words count. What a visitor or a script wrote into a line (the request, the
-referrer, a header, the text behind `FastCGI sent in stderr`) decides nothing.
-
-Every errno that Linux returns on a Unix socket for connect, accept, send (write, sendto, sendmsg), recv (read,
-recvfrom, recvmsg), bind and listen, but ENOMEM; the most likely cause first. A test provokes each on a real socket,
-but for those that say why not. `PATH` is your socket's path, `PID` a process's number, `UNIT` a service of systemd;
-php8.2-fpm and www-data are Debian's names.
-
-strace, where it is named, makes a process several times slower while it is attached: in production, for a moment.
-
-## Reproduce
-
-On sockets of your own, never on one in use: a server, and a proxy with the fault in front of it, in a directory of
-their own. Ctrl-C ends both. The clients of `$D/p`, whose path the proxy prints, meet the error.
-
-```
-{}
-```"""
-
-
-def markdown() -> str:
-    """The page docs/errors.md."""
-    lines = [_HEAD.replace("{}", _reproduce("eagain")), "", "| call | returns |", "| --- | --- |"]
-    groups = sorted(_grouped(TABLE), key=lambda group: len(group[0]) > 1)
-    for call in CALLS:
-        names = (
-            f"[{meaning.errno}](#{_anchor(_heading(calls, meaning))})" for calls, meaning in groups if call in calls
-        )
-        lines.append(f"| {call}() | {', '.join(names)} |")
-    lines += ["", "And [lines without an errno](#lines-without-an-errno)."]
-    for call in CALLS:
-        lines += ["", f"## {call}()"]
-        for calls, meaning in groups:
-            if calls == (call,):
-                lines += _section(_heading(calls, meaning), meaning)
-    lines += ["", "## Several calls"]
-    for calls, meaning in groups:
-        if len(calls) > 1:
-            lines += _section(_heading(calls, meaning), meaning, about=f"From {_calls(calls)}. ")
-    lines += ["", "## Lines without an errno"]
-    for symptom in SYMPTOMS:
-        lines += _section(f"`{symptom.words}`", symptom)
-    lines += [
-        "",
-        "## Errors of others",
-        "",
-        "None of these calls returns them on a Unix socket (ENOMEM: all do).",
-        "",
-    ]
-    for name, what in ELSEWHERE.items():
-        lines += _wrapped(
-            f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ", _PAGE_WIDTH
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _heading(calls: tuple[Call, ...], meaning: Meaning) -> str:
-    call = f"{calls[0]}(): " if len(calls) == 1 else ""
-    return f"{call}{meaning.errno} ({meaning.number}, {meaning.words})"
-
-
-def _anchor(heading: str) -> str:
-    """As GitHub makes it."""
-    return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
-
-
-def _section(heading: str, of: Meaning | Symptom, about: str = "") -> Iterator[str]:
-    yield from ("", f"### {heading}", "")
-    yield from _wrapped(about + of.means, width=_PAGE_WIDTH)
-    yield ""
-    for number, cause in enumerate(of.causes, 1):
-        place = f"{number}. " if len(of.causes) > 1 else "- "
-        said = f"{cause.text} **Tell:** {cause.check}" + (f" **Do:** {cause.do}" if cause.do else "")
-        yield from _wrapped(place + said, "", " " * len(place), _PAGE_WIDTH)
-    if of.fault is not None:
-        yield from ("", f"Reproduce: `--fault '{of.fault}'` ([how](#reproduce))")
-    if of.see:
-        yield from ("", "See " + ", ".join(f"[{page}]({page})" for page in of.see) + ".")
-    if isinstance(of, Meaning) and of.unprovoked:
-        yield from ("", f"(No test provokes it: {of.unprovoked}.)")
