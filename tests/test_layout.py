@@ -95,21 +95,40 @@ SHELL_WORDS = st.one_of(
 
 @given(st.lists(SHELL_WORDS, min_size=1, max_size=12), WIDTHS)
 def test_a_folded_command_means_the_same(words: list[str], width: int) -> None:
-    """A shell that is given all of its lines reads the same words. Only a word that is longer than a line makes a
-    line wider than the terminal."""
+    """A shell that is given all of its lines reads the same words. Only quotes make a line wider than the
+    terminal."""
     command = " ".join(words)
-    folded = fold_command(command, width, 4)
+    folded = fold_command(command, width, 4, "  ")
     assert shlex.split(folded.replace("\\\n", "")) == shlex.split(command)
     for line in folded.split("\n"):
-        assert cell_len(line) <= width or len(line.removesuffix(" \\").strip()) > width - 8
+        assert cell_len(line) <= width or "'" in line or '"' in line
+
+
+def test_a_long_word_of_a_command_can_be_copied() -> None:
+    """A word that is longer than a line goes on at the left of the next one: a shell joins them."""
+    assert fold_command("cat /a/long/path/of/a/socket.sock -l", 20, 4, "  ") == (
+        "  cat \\\n    /a/long/path/of\\\n/a/socket.sock -l"
+    )
 
 
 @pytest.mark.parametrize(
-    "command", ["make # a comment that is long enough for two lines", "echo 'it is open and long"]
+    "command",
+    [
+        "make # a comment that is long enough",
+        "echo 'it is open and long",
+        "ps -o pid,args: the ages of the workers",
+    ],
 )
-def test_what_is_no_plain_command_stays_whole(command: str) -> None:
-    """A backslash at the end of a comment, or inside quotes, would not continue the line."""
-    assert fold_command(command, 20, 4) == command
+def test_what_is_no_plain_command_is_text(command: str) -> None:
+    """A backslash at the end of a comment, or inside quotes, would not continue the line; in a text it is odd."""
+    assert fold_command(command, 20, 4) == "\n".join(fold_line(command, 20, 4))
+
+
+def test_a_number_keeps_its_unit() -> None:
+    """A fold is before a number, not between it and its unit."""
+    assert fold("it was there for 3.07 s or more", 21, 0) == "it was there for\n3.07 s or more"
+    assert fold("the answer had 1.2 KiB", 19, 0) == "the answer had\n1.2 KiB"
+    assert fold("of 3 steps, the first", 5, 0).startswith("of 3\nsteps")
 
 
 def test_columns_give_way_in_their_order() -> None:

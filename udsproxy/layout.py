@@ -17,7 +17,10 @@ _SGR = re.compile(r"\x1b\[[\d;]*m")
 _SHELL_WORD = re.compile(r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\])+")
 _EMOJI_STYLE = "\ufe0f"
 """Makes the character before it two cells wide."""
+_QUOTE = re.compile(r"['\"\\]")
 _CONTINUED = " \\"
+_UNIT = re.compile(r"\d (?:[mµ]?s|[KMGT]iB|B)\b")
+"""What is not parted: a number and its unit."""
 
 
 def cells(text: str) -> int:
@@ -118,6 +121,9 @@ def fold_spans(line: str, width: int, indent: int) -> list[tuple[int, int]]:
     room = width
     while (limit := _fits(line, start, room)) < len(line):
         end = line.rfind(" ", words, limit + 1)
+        if end > 0 and _UNIT.match(line, end - 1):
+            before = line.rfind(" ", words, end)
+            end = before if before > 0 else end
         if end < 0 and start < words and line[start] == " ":
             start = words  # rather no indentation than a word that is split
             continue
@@ -139,26 +145,31 @@ def _without_spaces_at_end(line: str, start: int, end: int) -> int:
     return end
 
 
-def fold_command(command: str, width: int | None, indent: int) -> str:
+def fold_command(command: str, width: int | None, indent: int, first: str = "") -> str:
     r"""A command for a shell, folded so that it can be copied: each line but the last ends with a backslash.
 
-    It is folded only between words, never inside quotes; a word that is longer than the line stays whole, for the
-    terminal to wrap. What is no plain command (a comment, an open quote) stays in one piece."""
-    if width is None or cells(command) <= width:
-        return command
+    ``first``: what stands before it, ``indent``: before the lines after that. A fold is between words, never inside
+    quotes. A word that is longer than a line is folded, too: then the next line begins at the left. What is not
+    plainly a command (there is a comment, an open quote, or a comma or a colon after a word) is folded as text.
+    """
+    if width is None or cells(first + command) <= width:
+        return first + command
     words = _SHELL_WORD.findall(command)
-    if " ".join(words) != command or any(word.startswith("#") for word in words):
-        return command
-    lines, used = [words[0]], cells(words[0])
-    for word in words[1:]:
-        wide = cells(word)
-        if used + 1 + wide + len(_CONTINUED) <= width:
-            lines[-1] += f" {word}"
-            used += 1 + wide
-        else:
-            lines.append(" " * indent + word)
-            used = indent + wide
-    return f"{_CONTINUED}\n".join(lines)
+    if " ".join(words) != command or any(word[0] == "#" or word[-1] in ",:" for word in words[:-1]):
+        return "\n".join(fold_line(first + command, width, indent))
+    lines = [first]
+    room = width - len(_CONTINUED)
+    for number, word in enumerate(words):
+        gap = "" if not number else " "
+        if number and cells(lines[-1] + gap + word) > room:
+            lines[-1] += _CONTINUED
+            lines.append(" " * indent)
+            gap = ""
+        lines[-1] += gap + word
+        while cells(lines[-1]) > room and not _QUOTE.search(word):
+            end = _fits(lines[-1], 0, width - 1)
+            lines[-1:] = [lines[-1][:end] + "\\", lines[-1][end:]]
+    return "\n".join(lines)
 
 
 # --- columns ---

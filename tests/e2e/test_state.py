@@ -242,12 +242,24 @@ def test_watch_of_a_server_that_goes_and_comes(stage: Stage) -> None:
     assert "Traceback" not in read(stage.path("out"))
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_width(stage: Stage, columns: int) -> None:
-    """On a narrow terminal there are fewer columns, and never less of a name."""
-    path = stage.path("s" * 60)
+    """On a narrow terminal the list has fewer columns, and a long name loses its middle; `state PATH` folds it, and
+    a pipe has it on one line."""
+    path = stage.path("s" * 80)
     with listening(path, 3, 4):
         text, status = on_terminal("state", columns=columns)
-    assert status == 0
-    assert path in text
-    assert ("OWNER" in text) == (columns == 120)
+        assert status == 0
+        assert "…" + "s" * 10 in text
+        assert ("CONNECTED" in text) == (columns > 60)
+        one, status = on_terminal("state", path, columns=columns)
+        assert status == 0
+        assert path in "".join(line.strip() for line in plain_lines(one))
+        assert path in state()
+    for line in plain_lines(text + one):
+        assert len(line) <= columns
+
+
+def plain_lines(text: str) -> list[str]:
+    """Without escapes."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).splitlines()

@@ -12,7 +12,7 @@ from udsproxy.endpoints.spelling import address_of
 from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE
 from udsproxy.explain.lines import MAX, Found, parse
 from udsproxy.explain.symptoms import SYMPTOMS
-from udsproxy.explain.text import WIDTH, answer
+from udsproxy.explain.text import MAX_WIDTH, answer, overview
 
 NGINX = (
     "2026/11/23 09:33:42 [error] 115#115: *37 {} while {} upstream, client: 203.0.113.7, server: _, "
@@ -413,13 +413,26 @@ def test_never_raises(text: str) -> None:
 @pytest.mark.parametrize("errno", sorted({each.errno for each in TABLE} | set(ELSEWHERE)))
 @pytest.mark.parametrize("call", [None, *CALLS])
 def test_every_answer_fits(call: str | None, errno: str) -> None:
-    """Each errno has an answer, with a call or without; no line is wider than WIDTH, but for a command."""
+    """Each errno has an answer, with a call or without. On a terminal no line is wider than it, or than MAX_WIDTH,
+    and nothing is lost; elsewhere a paragraph is a line."""
     found = parse(f"{call or ''} {errno}")
     assert found is not None
     assert found.errno == errno
-    said = answer(found).splitlines()
-    assert errno in said[0]
-    assert not [line for line in said if len(line) > WIDTH and "`" not in line]
+    whole = answer(found)
+    assert errno in whole.splitlines()[0]
+    for width in (60, 80, 120, 200):
+        said = answer(found, width)
+        assert max(map(len, said.splitlines())) <= min(width, MAX_WIDTH)
+        assert "".join(said.replace(" \\\n", "").split()) == "".join(whole.split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_overview_fits(width: int) -> None:
+    """Its lines are folded beside the names, which stay in a column of their own."""
+    lines = overview(width).splitlines()
+    assert max(map(len, lines)) <= min(width, MAX_WIDTH)
+    names = {each.errno for each in TABLE}
+    assert names <= {line[2:16].strip() for line in lines}
 
 
 def test_each_error_says_what_it_is_first() -> None:

@@ -17,7 +17,7 @@ from udsproxy.cli import completion, people
 from udsproxy.cli.arguments import OTHER, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
-from udsproxy.cli.people import show
+from udsproxy.cli.people import show, tell, width
 from udsproxy.cli.tailing import MAX_READ, STANDARD_INPUT, Log, is_log
 from udsproxy.events import printable
 from udsproxy.explain import page, report, text
@@ -25,7 +25,6 @@ from udsproxy.explain.lines import Found, parse
 from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.taps import SUFFIX, tapped_at
-from udsproxy.terminal import width_of
 
 MAX_ANSWERS = 20
 _MAX_EVENTS = 50
@@ -44,7 +43,7 @@ def explain(
     follow: Annotated[bool, option(OTHER, name=("--follow", "-f"), show_default=False)] = False,
     markdown: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
-    """Explain an error on a Unix socket: its meaning, its causes, and how to tell which one it is.
+    """Explain an error on a Unix socket: what it means, and how to find its cause.
 
     Given logs it sums them up first, in order of time: each error, how often, when, and for which scripts. Without
     ERROR it lists all errors that it knows.
@@ -67,13 +66,13 @@ def explain(
     elif follow or (what and all(map(is_log, what))):
         _explain_logs(what or (STANDARD_INPUT,), follow=follow)
     elif not what:
-        show(text.overview(_width()))
+        show(text.overview(width()))
     else:
         said = " ".join(what)
         found = parse(said, _today())
         if found is None:
             raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
-        show(_on_this_machine(found) + text.answer(found, _width()))
+        tell(_on_this_machine(found) + text.answer(found, width()))
     return DONE
 
 
@@ -101,19 +100,19 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
 
 
 def _show_all(summary: Summary) -> None:
-    width = _width()
+    columns = width()
     tallies = summary.tallies()
-    show("\n".join(report.table(tallies[:MAX_ANSWERS], width)))
+    show("\n".join(report.table(tallies[:MAX_ANSWERS], columns)))
     if summary.others or len(tallies) > MAX_ANSWERS:
         show(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
     if len(tallies) > 1:
-        show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, width)))
+        show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, columns)))
     explained: dict[tuple[str | None, ...], Tally] = {}
     for tally in tallies[:MAX_ANSWERS]:
         explained.setdefault(kind_of(tally.example)[:3], tally)
     for tally in explained.values():
         found = msgspec.structs.replace(tally.example, client=None, request=None, script=None)
-        show(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, width)}")
+        show(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
 
 
 def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> None:
@@ -128,19 +127,19 @@ def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> No
     except KeyboardInterrupt:
         pass
     if summary.runs:
-        show("\n" + "\n".join(report.table(summary.tallies()[:MAX_ANSWERS], _width())))
+        show("\n" + "\n".join(report.table(summary.tallies()[:MAX_ANSWERS], width())))
 
 
 def _show_events(stamped: list[Stamped], summary: Summary) -> None:
-    width = _width()
+    columns = width()
     groups = [list(group) for _, group in groupby(stamped, lambda each: kind_of(each[1]))]
     for number, group in enumerate(groups):
         is_new = max([summary.add(found, at) for at, found in group])
         run = Run(group[-1][1], group[0][0], group[-1][0], len(group))
         if number < _MAX_EVENTS:
-            show("\n".join(report.event(run, width)))
+            show(report.event(run, columns))
         if is_new and len(summary.tallies()) <= MAX_ANSWERS:
-            answer = text.answer(run.example, width - 4)
+            answer = text.answer(run.example, columns and columns - 4)
             show("".join(f"    {line}\n" for line in answer.splitlines()))
     if len(groups) > _MAX_EVENTS:
         show(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
@@ -148,10 +147,6 @@ def _show_events(stamped: list[Stamped], summary: Summary) -> None:
 
 def _today() -> date:
     return datetime.now().astimezone().date()
-
-
-def _width() -> int:
-    return min(text.WIDTH, width_of(sys.stdout) or text.WIDTH)
 
 
 def _on_this_machine(found: Found) -> str:

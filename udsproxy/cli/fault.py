@@ -5,7 +5,7 @@ Rules: what several proxies could be meant by is not guessed; every change says 
 
 from __future__ import annotations
 
-import textwrap
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
@@ -14,7 +14,8 @@ from cyclopts import App, Group, Parameter
 from udsproxy.cli import completion
 from udsproxy.cli.arguments import OTHER, WHICH, FileName, option
 from udsproxy.cli.common import DONE, FAILED, Failure
-from udsproxy.cli.people import say, show
+from udsproxy.cli.people import say, show, tell, width
+from udsproxy.cli.tables import Table
 from udsproxy.control import finding
 from udsproxy.control.client import Client, ControlError
 from udsproxy.control.finding import Running
@@ -30,6 +31,8 @@ fault = App(
     help_format="plaintext",
     group_commands=Group("Commands"),
 )
+
+_LISTED = Table(head=("NAME", "PROXY", "RULE"), gives_way=({"PROXY": 12}, {"NAME": 16}))
 
 Control = Annotated[FileName | None, option(WHICH, "PATH", help="The control socket of the proxy.")]
 Proxy = Annotated[
@@ -50,7 +53,7 @@ def list_faults(*, control: Control = None, proxy: Proxy = None, json: Json = Fa
         found = _ask(each, "GET", "faults")
         states += [{**state, "pid": each.client.pid, "control": printable(each.client.path)} for state in found]
         if several and not json:
-            show(str(each))
+            tell(str(each))
             _print(found, "  ")
     if json:
         show(msgspec.json.format(msgspec.json.encode(states), indent=2).decode())
@@ -64,8 +67,8 @@ def kinds() -> int:
     """List all kinds of faults and how each is written."""
     for name in KINDS:
         written, does = explain_kind(name)
-        show(written)
-        show(textwrap.fill(does, 90, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
+        tell(written, 8)
+        tell(f"    {does}", 0)
     return DONE
 
 
@@ -197,17 +200,18 @@ def _request(client: Client, method: str, *path: str, body: object = None, proxy
 
 
 def _say_changed(what: str, count: int, of: list[Running]) -> None:
-    show(f"{what}: {count}, of {'; '.join(map(str, of))}")
+    tell(f"{what}: {count}, of {'; '.join(map(str, of))}")
 
 
 def _print(states: list[dict[str, Any]], indent: str = "") -> None:
     """Aligned: name, proxy, rule."""
     if not states:
-        show(f"{indent}no faults")
-    names, proxies = ([printable(state[key]) for state in states] for key in ("name", "proxy"))
-    for state, name, proxy in zip(states, names, proxies, strict=True):
+        tell(f"{indent}no faults")
+    rows = []
+    for state in states:
         off = "" if state["enabled"] else "  (off)"
         if "left_s" in state:
             off += f"  ({state['left_s']:.0f} s left)"
-        row = f"{name:<{max(map(len, names))}}  {proxy:<{max(map(len, proxies))}}  {printable(state['text'])}{off}"
-        show(indent + row)
+        rows.append((printable(state["name"]), printable(state["proxy"]), printable(state["text"]) + off))
+    for line in replace(_LISTED, indent=indent).lines(rows, width()):
+        show(line.plain)

@@ -33,7 +33,7 @@ def request(
     requests: Annotated[int, option(LOAD, "N", alias="-n")] = 1,
     concurrency: Annotated[int, option(LOAD, "N", alias="-c")] = 1,
 ) -> int:
-    """Send a FastCGI request to SOCKET and print the answer, or send many and print a summary.
+    """Send a FastCGI request and print the answer, or send many and print a summary.
 
     Parameters
     ----------
@@ -109,14 +109,14 @@ def _print_answer(answer: Answer) -> None:
 
 def _print_load(load: Load) -> int:
     answered, failed = sum(load.statuses.values()), sum(load.failures.values())
-    people.show(
+    people.tell(
         f"{answered + failed} requests in {duration(load.total_s)}, {answered / load.total_s:.0f} answers/s"
     )
     for status, count in sorted(load.statuses.items()):
-        people.show(f"  {count:>7}  status {status}")
+        people.tell(f"  {count:>7}  status {status}")
     for failure, count in load.failures.most_common():
-        people.show(f"  {count:>7}  {printable(failure)}")
+        people.tell(f"  {count:>7}  {printable(failure)}")
     if answered:
         figures = ", ".join(f"{p}% {duration(load.percentile(p))}" for p in (50, 90, 99))
-        people.show(f"  latency: {figures}, longest {duration(load.percentile(100))}")
+        people.tell(f"  latency: {figures}, longest {duration(load.percentile(100))}")
     return FAILED if failed else DONE

@@ -20,7 +20,7 @@ from udsproxy.cli.common import (
     require_proc,
 )
 from udsproxy.cli.options import Options, chosen_seed
-from udsproxy.cli.people import say, show
+from udsproxy.cli.people import say, tell
 from udsproxy.cli.running import run_server
 from udsproxy.config import Config
 from udsproxy.endpoints import UnixPath
@@ -106,9 +106,9 @@ def _read_config(path: str) -> Config:
 
 def _print_config(settings: Config) -> None:
     for proxy in settings.proxies:
-        show(printable(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}"))
+        tell(printable(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}"))
         for rule in proxy.faults:
-            show(printable(f"  fault {format_rule(rule)}"))
+            tell(printable(f"  fault {format_rule(rule)}"))
 
 
 def _reload(server: Server, config_file: str) -> None:

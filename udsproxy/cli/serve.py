@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from udsproxy import endpoints
 from udsproxy.cli.arguments import OTHER, Duration, FileName, option
 from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument, require_proc
-from udsproxy.cli.people import show
+from udsproxy.cli.people import tell
 from udsproxy.events import printable
 from udsproxy.lab import responder
 
@@ -22,7 +22,7 @@ def serve(
     backlog: Annotated[int | None, option(OTHER, "N")] = None,
     delay: Annotated[Duration, option(OTHER)] = "0s",
 ) -> int:
-    """Run a small FastCGI server on SOCKET, to have something to call.
+    """Run a small FastCGI server, to have something to call.
 
     Its workers accept one connection at a time, as php-fpm's do. The answer lists the parameters of the request,
     and the length and the hash of its body.
@@ -51,6 +51,6 @@ def serve(
         except endpoints.ListenError as error:
             raise Failure(LISTENING, str(error)) from None
         where = printable(str(listener.endpoint))
-        show(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
+        tell(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
         responder.serve(listener, workers=workers, delay_s=delay_s)
     return DONE

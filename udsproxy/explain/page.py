@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from udsproxy.events import errno_message
 from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE, Call, Meaning, number_of
 from udsproxy.explain.symptoms import SYMPTOMS, Symptom
-from udsproxy.explain.text import grouped, reproduce, spelled, wrapped
+from udsproxy.explain.text import Paragraph, grouped, lay_out, reproduce, spelled
 
 WIDTH = 112
 """Of its lines; the links in the table are longer."""
@@ -89,9 +89,7 @@ def markdown() -> str:
         "",
     ]
     for name, what in ELSEWHERE.items():
-        lines += wrapped(
-            f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ", WIDTH
-        )
+        lines += _item(f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ")
     return "\n".join(lines) + "\n"
 
 
@@ -105,14 +103,18 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
 
 
+def _item(text: str, first: str = "", rest: str = "") -> list[str]:
+    return lay_out([Paragraph(text, first, rest)], WIDTH).split("\n")
+
+
 def _section(heading: str, of: Meaning | Symptom, about: str = "") -> Iterator[str]:
     yield from ("", f"### {heading}", "")
-    yield from wrapped(about + of.means, width=WIDTH)
+    yield from _item(about + of.means)
     yield ""
     for number, cause in enumerate(of.causes, 1):
         place = f"{number}. " if len(of.causes) > 1 else "- "
         said = f"{cause.text} **Tell:** {cause.check}" + (f" **Do:** {cause.do}" if cause.do else "")
-        yield from wrapped(place + said, "", " " * len(place), WIDTH)
+        yield from _item(place + said, "", " " * len(place))
     if of.fault is not None:
         yield from ("", f"Reproduce: `--fault '{of.fault}'` ([how](#reproduce))")
     if of.see:

@@ -1,15 +1,15 @@
 """The table as text: an answer for a terminal, and the overview.
 
-Rules: no line is wider than `WIDTH`, or than a narrower terminal, but for a word that is. What was pasted has been
-through `printable`; in a command it is quoted for the shell. No command harms what is at that path, though it is
-pasted in a hurry: a failure is reproduced on sockets of one's own.
+Rules: an answer is paragraphs and commands, and `lay_out` makes lines of them that fit a terminal. A command stays
+on one line if it fits, and can be copied in any case. What was pasted has been through `printable`; in a command it
+is quoted for the shell. No command harms what is at that path, though it is pasted in a hurry: a failure is
+reproduced on sockets of one's own.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,43 +17,72 @@ from udsproxy.events import errno_message
 from udsproxy.explain.errors import CALLS, ELSEWHERE, NOTES, TABLE, Call, Cause, Meaning, number_of
 from udsproxy.explain.lines import Found
 from udsproxy.explain.symptoms import SYMPTOMS, Symptom
-from udsproxy.layout import fold, fold_command
+from udsproxy.layout import cells, fold_command, fold_line
 
-WIDTH = 100
+MAX_WIDTH = 100
+"""Lines that are longer are hard to read, on however wide a terminal."""
 _PLACE = re.compile(r"\b(?:PATH|FILE)\b")
-_QUOTED = re.compile(r"`[^`]*`")
+_QUOTED = re.compile(r"([^\s`]*`[^`]*`[^\s`]*)")
 _HARD_SPACE = "\xa0"
-_COMMAND = "$ "
-"""Stands before a command that is a line of its own; it is not printed."""
-_HANG = 16
-"""Of what is folded and no paragraph: the lines of the overview, behind the errno's name."""
 
 
-class _Paragraph(NamedTuple):
-    """Text to be filled; the indent of its first line, and of the others."""
+class Paragraph(NamedTuple):
+    """Text that is folded, and how its first line and the others begin."""
 
     text: str
     first: str = ""
     rest: str = ""
 
 
-_Part = str | _Paragraph
+class Command(NamedTuple):
+    """A line for a shell."""
+
+    text: str
+    indent: str
 
 
-def answer(found: Found, width: int = WIDTH) -> str:
-    """All that is known of it, in lines of that width."""
-    return "\n".join(line for part in _answer(found) for line in _laid_out(part, width))
+Part = str | Paragraph | Command
+"""A part of an answer; a plain string is a paragraph without an indent."""
 
 
-def _laid_out(part: _Part, width: int) -> list[str]:
-    if isinstance(part, _Paragraph):
-        return wrapped(part.text, part.first, part.rest, width)
-    if part.startswith(_COMMAND):
-        return f"    {fold_command(part.removeprefix(_COMMAND), width - 4, 4)}".split("\n")
-    return fold(part, width, hang=_HANG).split("\n")
+def lay_out(parts: Iterable[Part], width: int | None) -> str:
+    """Lines for a terminal of that width; None: for none, where each part is one line."""
+    return "\n".join(line for part in parts for line in _lines(part, width))
 
 
-def _answer(found: Found) -> Iterator[_Part]:
+def _lines(part: Part, width: int | None) -> Iterator[str]:
+    if isinstance(part, Command):
+        yield fold_command(part.text, width, len(part.indent) + 4, part.indent)
+        return
+    text, first, rest = part if isinstance(part, Paragraph) else Paragraph(part)
+    if width is None:
+        yield first + text
+        return
+    room, begun = width - len(rest), first
+    for number, piece in enumerate(_QUOTED.split(text)):
+        if not number % 2:
+            begun += piece
+        elif cells(piece) <= room:
+            begun += piece.replace(" ", _HARD_SPACE)  # it stays on one line, to be copied
+        else:
+            if begun.strip():
+                yield from _folded(begun.rstrip(" "), width, rest)
+            yield fold_command(piece, width, len(rest) + 4, rest)
+            begun = rest
+    if begun.strip() or not text:
+        yield from _folded(begun.rstrip(" "), width, rest)
+
+
+def _folded(line: str, width: int, rest: str) -> list[str]:
+    return [part.replace(_HARD_SPACE, " ") for part in fold_line(line, width, len(rest))]
+
+
+def answer(found: Found, width: int | None = None) -> str:
+    """All that is known of it, for a terminal of that width; None: for none."""
+    return lay_out(_answer(found), width and min(width, MAX_WIDTH))
+
+
+def _answer(found: Found) -> Iterator[Part]:
     named = _Named(found)
     if found.symptom is not None:
         yield found.symptom.words
@@ -78,15 +107,15 @@ def _answer(found: Found) -> Iterator[_Part]:
     yield _title(found.errno)
     yield from _about(found)
     if (note := NOTES.get((found.call, found.errno)) if found.call else None) is not None:
-        yield _Paragraph(note)
+        yield Paragraph(note)
         return
     if not meanings:
-        yield _Paragraph(
+        yield Paragraph(
             ELSEWHERE.get(found.errno, "None of these calls returns it on a Unix socket: " + ", ".join(CALLS) + ".")
         )
         return
     if found.call is not None:
-        yield _Paragraph(f"{found.call}() does not return it on a Unix socket. What does:")
+        yield Paragraph(f"{found.call}() does not return it on a Unix socket. What does:")
     yield from _of_each_call(meanings, named)
 
 
@@ -106,7 +135,7 @@ class _Named:
         return _PLACE.sub(lambda place: self._names.get(place[0], place[0]), text)
 
 
-def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[_Part]:
+def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[Part]:
     """The first in full, as it is the most likely one, the others in short."""
     groups = list(grouped(meanings))
     for number, (calls, meaning) in enumerate(groups):
@@ -115,15 +144,15 @@ def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[_Part]:
         if number == 0:
             yield from _full(meaning, named)
         else:
-            yield _Paragraph(meaning.means)
+            yield Paragraph(meaning.means)
             for place, cause in enumerate(meaning.causes, 1):
-                yield _Paragraph(cause.text, _place(place, meaning.causes), "    ")
+                yield Paragraph(cause.text, _place(place, meaning.causes), "    ")
     if len(groups) > 1:
         yield ""
         yield f"In full: udsproxy explain {groups[1][0][0]} {groups[1][1].errno}"
 
 
-def _about(found: Found) -> Iterator[_Part]:
+def _about(found: Found) -> Iterator[Part]:
     """What the line has besides the error."""
     errno = None if found.symptom is None or found.errno is None else _title(found.errno)
     script = None if found.script is None else f"script {found.script}"
@@ -131,25 +160,25 @@ def _about(found: Found) -> Iterator[_Part]:
     if found.client is not None:
         parts.append(f"client {found.client}")
     if parts:
-        yield _Paragraph("In this line: " + ", ".join(parts))
+        yield Paragraph("In this line: " + ", ".join(parts))
     if found.tcp is not None:
-        yield _Paragraph(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
+        yield Paragraph(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
 
 
-def _full(of: Meaning | Symptom, named: _Named) -> Iterator[_Part]:
+def _full(of: Meaning | Symptom, named: _Named) -> Iterator[Part]:
     causes = named.possible(of.causes)
-    yield _Paragraph(of.means)
+    yield Paragraph(of.means)
     yield ""
     yield "Causes, most likely first:" if len(causes) > 1 else "Cause:"
     for number, cause in enumerate(causes, 1):
-        yield _Paragraph(named.put(cause.text), _place(number, causes), "    ")
-        yield _Paragraph(f"tell: {named.put(cause.check)}", "    ", "          ")
+        yield Paragraph(named.put(cause.text), _place(number, causes), "    ")
+        yield Paragraph(f"tell: {named.put(cause.check)}", "    ", "          ")
         if cause.do:
-            yield _Paragraph(f"do:   {named.put(cause.do)}", "    ", "          ")
+            yield Paragraph(f"do:   {named.put(cause.do)}", "    ", "          ")
     if of.fault is not None:
         yield ""
         yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
-        yield _COMMAND + reproduce(of.fault)
+        yield Command(reproduce(of.fault), "    ")
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
 
@@ -181,36 +210,26 @@ def grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Mea
         yield tuple(each.call for each in group), group[0]
 
 
-def wrapped(text: str, first: str = "", rest: str = "", width: int = WIDTH) -> list[str]:
-    """What stands in backticks stays on one line, to be copied, unless it is longer than that."""
-    room = width - max(len(first), len(rest))
-    kept = _QUOTED.sub(lambda said: said[0].replace(" ", _HARD_SPACE) if len(said[0]) <= room else said[0], text)
-    lines = textwrap.wrap(
-        kept, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
-    )
-    return [line.replace(_HARD_SPACE, " ") for line in lines]
-
-
 # --- the overview ---
 
 
-def overview(width: int = WIDTH) -> str:
-    """Each call with its errnos, a line each."""
-    lines = ["What an error on a Unix socket means."]
+def overview(width: int | None = None) -> str:
+    """Each call with its errnos, a line each. ``width``: as of `answer`."""
+    lines: list[Part] = ["What an error on a Unix socket means."]
     groups = list(grouped(TABLE))
     for call in CALLS:
         lines += ["", f"{call}()"]
         lines += [_line(meaning) for calls, meaning in groups if calls == (call,)]
     lines += ["", "several calls"]
     lines += [
-        f"{_line(meaning)} ({', '.join(calls) if len(calls) < len(CALLS) - 1 else 'all'})"
+        _line(meaning, f" ({', '.join(calls) if len(calls) < len(CALLS) - 1 else 'all'})")
         for calls, meaning in groups
         if len(calls) > 1
     ]
-    lines += ["", "logged without an errno", *(f"  {symptom.words}" for symptom in SYMPTOMS)]
+    lines += ["", "logged without an errno", *(Paragraph(symptom.words, "  ", "    ") for symptom in SYMPTOMS)]
     lines += ["", "In full: udsproxy explain connect EAGAIN; or paste a line of a log, in quotes."]
-    return "\n".join(fold(line, width, hang=_HANG) for line in lines)
+    return lay_out(lines, width and min(width, MAX_WIDTH))
 
 
-def _line(meaning: Meaning) -> str:
-    return f"  {meaning.errno:<13} {meaning.short}"
+def _line(meaning: Meaning, calls: str = "") -> Paragraph:
+    return Paragraph(meaning.short + calls, f"  {meaning.errno:<13} ", " " * 16)
