@@ -46,7 +46,7 @@ def test_each_error_with_its_times_and_scripts() -> None:
     assert report.table([tally], 100) == [
         "COUNT  FIRST     LAST      ERROR",
         "    4  12:00:00  12:03:20  connect(): EAGAIN, /run/p.sock",
-        "                           2 of them in the minute of 12:01, /a.php (3), /b.php (1)",
+        "       2 of them in the minute of 12:01, /a.php (3), /b.php (1)",
     ]
 
 
