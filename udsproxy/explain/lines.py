@@ -90,6 +90,9 @@ _PATHS = tuple(
         rf"(?i: \(2\) for |\(2\) for |\(errno::\w+\) - | - )()({_NAMED})",
         rf"\bE[A-Z]{{3,15}}:? (?:[a-z ]{{1,40}} )?()({_NAMED})",
         rf"(?i:\bcannot bind to )()({_NAMED})",
+        rf"(?i:\b(?:local)?socket:? )()({_NAMED})",
+        rf"(?i:\bconnect(?:ing)?(?: to)? )()({_NAMED})",
+        r"(?i:\bWSGI daemon process '[^']{1,80}' on )()'(/[^']{1,108})'",
         rf"()(?<![\w.~-])({_NAMED}\.sock(?:et)?(?:-\d+)?)\b",
     )
 )
@@ -209,7 +212,7 @@ def _cannot_bind(line: LogLine) -> bool:
 def _path(said: str) -> str | None:
     for form in _PATHS:
         if (found := form.search(said)) is not None:
-            return _shown(_plain(found[1] + found[2]))
+            return _shown(_plain(found[1] + found[2].rstrip(".")))
     return None
 
 

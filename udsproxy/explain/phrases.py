@@ -45,11 +45,13 @@ CALLS_IN_WORDS: tuple[Phrase, ...] = (
     _phrase(r"\bunable to bind\b|\b(?:can(?:'|no)t|could not|failed to) bind\b|\bbind .{0,120}failed\b", "bind"),
     _phrase(r"\bbind on unix socket\b|\bfailed to create listening socket\b|\badd_unix_listener\b", "bind"),
     _phrase(r"some protocols failed to start their listeners|still could not bind\(\)", "bind"),
+    _phrase(r"\berror adding listener addr=", "bind"),  # unicorn
     _phrase(r"SQLSTATE\[HY000\] \[2002\]|\(HY000/2002\)", "connect"),
     _phrase(r"\b(?:connect(?:ing|ion)?|connected) (?:to|on)\b|\bdial(?:ing)? (?:unix|tcp)\b", "connect"),
     _phrase(
         r"\b(?:connect(?:ion)?|establishing connection) failed\b|\b(?:could not|can(?:'|no)t) connect\b", "connect"
     ),
+    _phrase(r"\bconnect [/@]|\bunable to connect to WSGI daemon\b", "connect"),
     _phrase(r"\binitial connection step\b|\blayer4 connection problem\b|\bconnecting to agent\b", "connect"),
     _phrase(r"\bunable to connect to cgi daemon\b|\bcontrol socket connect\(", "connect"),
     _phrase(r"\brecv failure\b", "recv"),

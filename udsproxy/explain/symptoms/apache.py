@@ -33,7 +33,8 @@ APACHE: tuple[Symptom, ...] = (
         "The server closed before a whole answer had come: 70014 is APR_EOF. It is the twin of nginx's "
         "`upstream prematurely closed`.",
         (DIED, TERMINATED, RESTARTED, NOT_FASTCGI),
-        pattern=r"^\(70014\)|end of file found|AH01067: Failed to read FastCGI header",
+        pattern=r"^\(70014\)|end of file found|AH01067: Failed to read FastCGI header"
+        r"|(?:end of script output before|premature end of script) headers",
         programs=("apache",),
         fault="close",
     ),
@@ -117,7 +118,7 @@ APACHE: tuple[Symptom, ...] = (
             ),
         ),
         pattern=r"^\(\d{1,3}\)[^:]{1,80}: (?!.*(?:attempt to connect|backend|dispatching|remote server|cgi daemon"
-        r"|fcgid|make_sock|could not bind|fastcgi|proxy|socket|reading|sending|writing"
+        r"|fcgid|make_sock|could not bind|unable to connect|fastcgi|proxy|socket|reading|sending|writing"
         r"|AH(?:008[5-9]|009\d|010\d|011[0-5]|012\d|024\d)\d))",
         elsewhere=True,
         rest=True,

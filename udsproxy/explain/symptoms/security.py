@@ -11,15 +11,16 @@ from udsproxy.explain.symptoms.model import Symptom
 SECURITY: tuple[Symptom, ...] = (
     Symptom(
         "SELinux: permissive=1",
-        "SELinux would have forbidden this and only recorded it (permissive): it is not why something failed.",
+        "SELinux or AppArmor would have forbidden this and only recorded it (permissive, or complain mode): it is not "
+        "why something failed.",
         (
             Cause(
-                "SELinux, or this domain, is in permissive mode.",
-                "`getenforce`; `semanage permissive -l`.",
+                "SELinux, or this domain, is in permissive mode; or the profile of AppArmor is in complain mode.",
+                "`getenforce`; `semanage permissive -l`; `aa-status`.",
                 "Nothing now. Before `setenforce 1`, allow it.",
             ),
         ),
-        pattern=r"\bavc: .*permissive=1|^SELinux: permissive=1",
+        pattern=r"\bavc: .*permissive=1|apparmor=\"ALLOWED\"|^SELinux: permissive=1",
     ),
     Symptom(
         "SELinux: avc: denied, tclass=unix_stream_socket",
@@ -34,6 +35,7 @@ SECURITY: tuple[Symptom, ...] = (
             ),
         ),
         pattern=r"\bavc: +denied .*tclass=unix_(?:stream|dgram)_socket"
+        r"|SELinux is preventing .* on the unix_(?:stream|dgram)_socket"
         r"|^SELinux: avc: denied, tclass=unix_stream_socket",
     ),
     Symptom(
@@ -49,6 +51,7 @@ SECURITY: tuple[Symptom, ...] = (
             ),
         ),
         pattern=r"\bavc: +denied +\{[^}]*\b(?:write|getattr|read|open)\b[^}]*\}.*tclass=sock_file"
+        r"|SELinux is preventing .* from (?:write|getattr|read|open) access on the sock_file"
         r"|^SELinux: avc: denied \{ write \}, tclass=sock_file",
     ),
     Symptom(
@@ -62,7 +65,8 @@ SECURITY: tuple[Symptom, ...] = (
                 "A directory that the policy expects, below /run, and `restorecon -Rv` it.",
             ),
         ),
-        pattern=r"\bavc: +denied .*tclass=sock_file|^SELinux: avc: denied \{ create \}, tclass=sock_file",
+        pattern=r"\bavc: +denied .*tclass=sock_file|SELinux is preventing .* on the sock_file"
+        r"|^SELinux: avc: denied \{ create \}, tclass=sock_file",
     ),
     Symptom(
         "SELinux: avc: denied, tclass=tcp_socket",
@@ -74,7 +78,8 @@ SECURITY: tuple[Symptom, ...] = (
                 "`setsebool -P httpd_can_network_connect 1`, or a Unix socket in place of the port.",
             ),
         ),
-        pattern=r"\bavc: +denied .*tclass=(?:tcp|udp)_socket|^SELinux: avc: denied, tclass=tcp_socket",
+        pattern=r"\bavc: +denied .*tclass=(?:tcp|udp)_socket|SELinux is preventing .* on the (?:tcp|udp)_socket"
+        r"|^SELinux: avc: denied, tclass=tcp_socket",
     ),
     Symptom(
         'apparmor="DENIED"',

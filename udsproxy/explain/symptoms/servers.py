@@ -111,6 +111,21 @@ SERVERS: tuple[Symptom, ...] = (
         programs=("uwsgi",),
     ),
     Symptom(
+        "chown(): Operation not permitted",
+        "uWSGI could not give its socket's file to chown-socket, or change its mode: the socket itself was made.",
+        (
+            Cause(
+                "uWSGI does not start as root, and only root may give a file to another user.",
+                "`ps -o user,cmd -C uwsgi`",
+                "Take chown-socket out, and use chmod-socket = 660 with a group that nginx is in; or start it "
+                "as root, with uid and gid.",
+            ),
+        ),
+        pattern=r"^(?:chown|chmod|lchown)\(\): ",
+        elsewhere=True,
+        programs=("uwsgi",),
+    ),
+    Symptom(
         "gunicorn: Can't connect to",
         "gunicorn says connect, and means bind(): it could not make its own socket, and gives up after five tries.",
         (
