@@ -63,6 +63,14 @@ def test_two_logs_in_order_of_time() -> None:
     ]
 
 
+def test_two_logs_in_one_stream() -> None:
+    """Nor does it matter that they come one behind the other (``cat``)."""
+    separate = summary_of([nginx(1), nginx(3)], [php_fpm(0), php_fpm(2)])
+    together = summary_of([nginx(1), nginx(3), php_fpm(0), php_fpm(2)])
+    assert report.table(together.tallies(), 100) == report.table(separate.tallies(), 100)
+    assert report.in_order(together.runs, 100) == report.in_order(separate.runs, 100)
+
+
 def test_a_line_without_a_time_has_that_of_the_line_before() -> None:
     """A traceback belongs to the line that began it, whatever that line says."""
     log = [

@@ -31,9 +31,9 @@ udsproxy explain -f /var/log/nginx/error.log
 
 Given logs it first sums them up: each error, how often, from when to when, its busiest minute, and for which
 scripts; then the newest lines of all logs in order of time, and then each error once. `-f` goes on with what is
-written from then on (also after logrotate). The newest 8 MiB of each log are read. A time without a zone is
-local time; a line without a time has that of the line before it; within a second, the log that is named first
-comes first.
+written from then on (also after logrotate). Of each log the newest 8 MiB (100,000 lines) are read. A time
+without a zone is local time; a line without a time has that of the line before it; within a second, the log
+that is named first comes first.
 
 It knows the lines of nginx, php-fpm, Apache, lighttpd, HAProxy, uWSGI, gunicorn, unicorn, puma, Caddy, Traefik,
 MySQL, PostgreSQL, Redis, docker, ssh, supervisor, systemd, SELinux and AppArmor, and how Go, Java, Node.js,
