@@ -439,6 +439,29 @@ class Dropped(Event, frozen=True, kw_only=True):
     nbytes: int | None = None
 
 
+class ScriptTimes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How long the requests of one script took. Percentiles are within 5 %."""
+
+    script: str | None = None
+    """None: all others."""
+    proxy: str | None = None
+    """Where there are several."""
+    count: int
+    errors: int
+    """Requests that have no proper end, or whose status is 500 or more."""
+    total_sum_s: float
+    total_p50_s: float
+    total_p95_s: float
+    total_p99_s: float
+    total_max_s: float
+    queue_p50_s: float | None = None
+    """Of the waits in the upstream's accept queue that are known."""
+    queue_p95_s: float | None = None
+    queue_p99_s: float | None = None
+    partial: bool | None = None
+    """Some of its requests may be among the others: there are too many scripts."""
+
+
 class Summary(Event, frozen=True, kw_only=True):
     """What was seen, from start to end."""
 
@@ -453,3 +476,7 @@ class Summary(Event, frozen=True, kw_only=True):
     c2s_bytes: int
     s2c_bytes: int
     total_s: float
+    scripts: tuple[ScriptTimes, ...] | None = None
+    """Those that took most time in all, ten at most."""
+    others: ScriptTimes | None = None
+    """All other scripts."""

@@ -108,8 +108,10 @@ def fold(text: str, width: int | None, hang: int = 2) -> str:
     return "\n".join(lines)
 
 
-def fold_line(line: str, width: int, indent: int) -> list[str]:
+def fold_line(line: str, width: int | None, indent: int) -> list[str]:
     """One line, folded; all parts but the first are indented."""
+    if width is None:
+        return [line]
     first, *others = fold_spans(line, width, indent)
     return [line[slice(*first)], *(" " * indent + line[slice(*span)] for span in others)]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.tools import program
 from udsproxy.cli import app
 from udsproxy.cli.helping import print_help
 from udsproxy.cli.man import page_of
@@ -48,6 +49,17 @@ def test_every_argument_is_explained() -> None:
                 assert "Parameters" not in str(argument.parameter.group), (command, argument)
                 said = argument.parameter.help or ""
                 assert re.fullmatch(r"[A-Z].{9,}\.", said, re.DOTALL), (command, argument.name, said)
+
+
+def test_summaries_are_short() -> None:
+    """The first sentence of each fits into one line, and into the list that a shell shows."""
+    for command in COMMANDS[1:]:
+        found = app
+        for name in command:
+            found = found[name]
+        summary = found.help.partition("\n\n")[0]
+        assert summary.endswith(".")
+        assert len(summary) <= 80, summary
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -99,10 +111,14 @@ def test_man_page(command: tuple[str, ...], tmp_path: Path) -> None:
     """groff and mandoc find nothing wrong with it (but that it has no date)."""
     page = tmp_path / "page.1"
     page.write_text(page_of(app, command) + "\n", "ascii")
-    done = subprocess.run(["groff", "-ww", "-man", "-Tutf8", page], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [program("groff"), "-ww", "-man", "-Tutf8", page], check=True, capture_output=True, text=True
+    )
     assert done.stderr == ""
     assert PAGES[command].examples[0].line in re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-    linted = subprocess.run(["mandoc", "-Tlint", "-Wwarning", page], check=False, capture_output=True, text=True)
+    linted = subprocess.run(
+        [program("mandoc"), "-Tlint", "-Wwarning", page], check=False, capture_output=True, text=True
+    )
     assert [line for line in linted.stdout.splitlines() if "missing date" not in line] == []
 
 

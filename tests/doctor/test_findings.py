@@ -10,7 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udsproxy.doctor.about_load import Load
-from udsproxy.doctor.facts import Entry, Facts, Nginx, Pass, Peer, Pool, Process, Upstream, User
+from udsproxy.doctor.facts import (
+    Entry,
+    ErrorLog,
+    Facts,
+    Logged,
+    Nginx,
+    Pass,
+    Peer,
+    Pool,
+    Process,
+    Refused,
+    Upstream,
+    User,
+)
 from udsproxy.doctor.findings import examine
 from udsproxy.doctor.seen import Traffic
 from udsproxy.inspection.forwarding import Hop
@@ -53,6 +66,22 @@ def nginx(*peers: Peer, keepalive: int = 0, keep_conn: bool = False, next_upstre
         pid=6, conf="/etc/nginx.conf", user="www-data", workers=workers, upstreams=upstreams, passes=passes
     )
 
+
+def logged(kind: str, since_start: int, level: str = "error") -> dict[str, object]:
+    """Facts with an error log that has ten lines of that kind."""
+    words = "connect() failed (11: Resource temporarily unavailable)"
+    lines = (Logged(kind, words, 10, "2026-11-29 03:12:44", since_start),) if kind else ()
+    log = ErrorLog("/var/log/nginx/error.log", "2026-11-28 00:00:01", True, level, lines)
+    return {"nginx": (msgspec.structs.replace(nginx(), logs=(log,)),)}
+
+
+def acl(mask: int, uid: int = 33) -> tuple[Entry, ...]:
+    """The socket's file with an ACL for a user."""
+    entries = ((1, 6, 0), (2, 6, uid), (4, 6, 0), (0x10, mask, 0), (0x20, 0, 0))
+    return DIRECTORY, Entry(PATH, 0, 0, 0o600 | mask << 3, entries, "root:root")
+
+
+VARIABLE = Pass("fastcgi_pass", "/etc/nginx.conf:9", variable="unix:/run/php/$pool.sock", is_sure=False)
 
 GOOD = Facts(
     path=PATH,
@@ -120,6 +149,16 @@ def unit(backlog: int | None) -> dict[str, object]:
 
 
 CASES = [
+    Case(
+        "problem",
+        "4 of 4 workers hold idle connections of nginx, pid 7, nginx, pid 8",
+        {"servers": (MASTER, *FULL), "idle": ("nginx, pid 7",) * 3 + ("nginx, pid 8",), "queue": 2},
+    ),
+    Case(
+        "problem",
+        "www-data (nginx's worker, pid 7) has a stale bind mount at this path: it gets ECONNREFUSED",
+        {"clients": (msgspec.structs.replace(WWW, sees=False, stale_mount=True),)},
+    ),
     Case("note", "systemd, pid 1, holds this socket: x.socket, Backlog=511", BY_SYSTEMD),
     Case("note", "systemd, pid 1, holds this socket", BY_SYSTEMD | {"unit": None}),
     Case("note", "no worker runs yet: systemd starts x.service when somebody connects", BY_SYSTEMD),
@@ -245,7 +284,67 @@ CASES = [
     Case("problem", "all 4 workers of pool www are busy now", {"servers": FULL}),
     Case("warning", "pm = static, pm.max_children = 4, and 2 workers", {"servers": WORKERS[:2]}),
     Case("problem", "process.max = 2 is less", {"pool": msgspec.structs.replace(pool(), process_max=2)}),
-    Case("note", "pm = ondemand", {"pool": pool(pm="ondemand")}),
+    Case(
+        "warning",
+        "process.max = 128, and the 10 pools may have 500 workers together",
+        {"pool": msgspec.structs.replace(pool(), process_max=128, pools=10, all_children=500)},
+    ),
+    Case(
+        "note",
+        "listen.backlog = 2 is raised to 511: pm = ondemand",
+        {"pool": pool(pm="ondemand", listen__backlog="2")},
+    ),
+    Case(
+        "note",
+        "listen.backlog = -1 is raised to 511: pm = ondemand",
+        {"pool": pool(pm="ondemand", listen__backlog="-1")},
+    ),
+    Case(
+        "warning",
+        "listen.backlog = 2 is not in force: the kernel has 511",
+        {"pool": pool(pm="static", listen__backlog="2")},
+    ),
+    Case("warning", "room for 3 in the queue", {"backlog": 2, "pool": pool(pm="ondemand", listen__backlog="2")}),
+    Case("problem", "nginx logged error 11 for this socket 7 times since", logged("connect 11", 7)),
+    Case(
+        "note",
+        "nginx logged error 11 for this socket 10 times, the last at 2026-11-29 03:12:44, before the server was",
+        logged("connect 11", 0),
+    ),
+    Case("warning", "nginx logged error 2 for this socket 1 time since", logged("connect 2", 1)),
+    Case("warning", "nginx logged error 104 for this socket 3 times", logged("recv 104", 3)),
+    Case("problem", "nginx logged `connect() failed", logged("no live upstreams", 3)),
+    Case("warning", "nginx logged error 99 for this socket", logged("sendmsg 99", 3)),
+    Case("fine", "nginx's error log has no failure of this socket since 2026-11-28 00:00:01", logged("", 0)),
+    Case("note", "error_log /var/log/nginx/error.log crit: error 11 is not in it", logged("", 0, "crit")),
+    Case(
+        "problem",
+        "nginx cannot be started anew: /etc/nginx/sites-enabled/x is a link to /y, which is not there",
+        {"refused": (Refused("nginx", "/etc/nginx/sites-enabled/x", "/n:1", "a link to /y, which is not there"),)},
+    ),
+    Case(
+        "warning",
+        "upstream php (/etc/nginx.conf:1): unix:/run/php/y.sock cannot be reached: no such file",
+        {"nginx": (nginx(HERE, msgspec.structs.replace(THERE, missing="no such file")),)},
+    ),
+    Case(
+        "problem",
+        "upstream php (/etc/nginx.conf:1): unix:/run/php/y.sock cannot be reached: no such file",
+        {"nginx": (nginx(HERE, msgspec.structs.replace(THERE, missing="no such file", max_fails=0)),)},
+    ),
+    Case(
+        "note",
+        "fastcgi_pass unix:/run/php/$pool.sock at /etc/nginx.conf:9 may lead to this socket",
+        {"nginx": (msgspec.structs.replace(nginx(), passes=(VARIABLE,)),)},
+    ),
+    Case("problem", "www-data (nginx's worker, pid 7) cannot connect: EACCES", {"entries": acl(4)}),
+    Case("fine", "www-data (nginx's worker, pid 7) may connect", {"entries": acl(6)}),
+    Case(
+        "note",
+        "listen.owner: ignored, for listen.acl_users = deploy",
+        {"pool": pool(listen__acl_users="deploy", listen__owner="www-data")},
+    ),
+    Case("note", "pm = ondemand: workers", {"pool": pool(pm="ondemand")}),
     Case("note", "pm = dynamic: a burst finds about 1 idle worker, of 4", {"pool": pool(pm="dynamic")}),
     Case("warning", "pm = dynamic", {"pool": pool(pm="dynamic", pm__max_children="50")}),
     Case("note", "pm.max_requests = 0", {"pool": pool(pm__max_requests="0")}),
@@ -310,6 +409,34 @@ def test_a_problem_says_what_to_do_and_how_to_check_it() -> None:
                 assert each.check, each
 
 
+def advice(facts: Facts, title: str) -> str:
+    """What the finding of that title says is to be done."""
+    (found,) = [each for each in examine(facts, LOAD) if each.title.startswith(title)]
+    return found.do
+
+
+def test_advice_names_the_place_that_counts() -> None:
+    """A setting is to be changed where its last value stands; where it has none, where the pool begins."""
+    places = {"listen.backlog": "/etc/z.conf:3"}
+    changed = msgspec.structs.replace(pool(listen__backlog="2"), file="/etc/www.conf:1", places=places)
+    facts = msgspec.structs.replace(GOOD, backlog=2, pool=changed)
+    assert "/etc/z.conf:3" in advice(facts, "room for 3")
+    assert "/etc/z.conf:3" in advice(msgspec.structs.replace(facts, **logged("connect 11", 1)), "nginx logged")
+    del changed.settings["request_terminate_timeout"]
+    assert "/etc/www.conf:1" in advice(facts, "request_terminate_timeout = 0")
+
+
+def test_advice_for_an_acl() -> None:
+    """The mask, where that is the cause; else the list that php-fpm makes the ACL from, and never the owner, which
+    it ignores then."""
+    changed = pool(listen__acl_users="deploy", listen__owner="www-data")
+    facts = msgspec.structs.replace(GOOD, pool=msgspec.structs.replace(changed, owner=None, group=None))
+    masked = advice(msgspec.structs.replace(facts, entries=acl(4)), "www-data (nginx's worker, pid 7) cannot")
+    assert masked.startswith(f"setfacl -m m::rw {PATH}")
+    other = advice(msgspec.structs.replace(facts, entries=acl(6, 1000)), "www-data (nginx's worker, pid 7) cannot")
+    assert other.startswith("listen.acl_users = deploy,www-data (")
+
+
 def test_the_worst_comes_first() -> None:
     """Problems, warnings, notes, and what is fine."""
     facts = msgspec.structs.replace(GOOD, queue=512, clients=(), nginx=(nginx(HERE, Peer("a:9", False)),))
@@ -345,7 +472,15 @@ OPTIONAL = st.none() | st.integers(0, 5000)
             ),
             process_max=st.integers(0, 9),
         ),
-        nginx=st.sampled_from([(), (nginx(),), (nginx(HERE, THERE, keepalive=3, keep_conn=True),)]),
+        nginx=st.sampled_from(
+            [
+                (),
+                (nginx(),),
+                (nginx(HERE, THERE, keepalive=3, keep_conn=True),),
+                logged("connect 11", 3)["nginx"],
+                logged("", 3)["nginx"],
+            ]
+        ),
         clients=st.sampled_from([(), (WWW,)]),
     ),
     st.builds(

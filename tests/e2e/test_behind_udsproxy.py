@@ -174,6 +174,39 @@ def test_other_ends(stage: Stage, served: str, start_proxy: StartProxy) -> None:
     proxy.signal(signal.SIGCONT)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount is made")
+def test_a_run_with_mounts_of_its_own(stage: Stage, served: str) -> None:
+    """Where it forwards to is looked up as it finds that path, which leads elsewhere, or nowhere, here."""
+    path, inside = stage.path("front.sock"), stage.path("inside", "s.sock")
+    script = f'mount --bind {os.path.dirname(served)} {os.path.dirname(inside)} && exec "$@"'
+    wrap = [program("unshare"), "-m", "sh", "-c", script, "sh"]
+    options = ("--control", "none")
+    proxy = Running(stage, path, ["run", path, inside, *options], log=("--log", "none"), wrap=wrap)
+    until(lambda: os.path.exists(path), "it to listen")
+    assert not os.path.exists(inside)
+    assert hops(path) == [("run", path, proxy.pid, inside)]
+    assert look(path)["sockets"][-1]["processes"][0]["pid"] == os.getpid()
+    assert titles(path, "problem") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount is made")
+def test_a_tap_of_a_server_with_mounts_of_its_own(stage: Stage, start_tap: StartTap) -> None:
+    """In the list it is not said that the server's file has been replaced, though it knows that by another path."""
+    path, inside = stage.path("outside", "s.sock"), stage.path("inside", "s.sock")
+    for directory in (path, inside):
+        os.makedirs(os.path.dirname(directory), exist_ok=True)
+    script = f'mount --bind {os.path.dirname(path)} {os.path.dirname(inside)} && exec "$@"'
+    server = [program("socat"), f"UNIX-LISTEN:{inside},fork", "EXEC:cat"]
+    stage.spawn("server", [program("unshare"), "-m", "sh", "-c", script, "sh", *server], stage.path("said"))
+    until(lambda: os.path.exists(path), "it to listen")
+    with EchoServer(inside):  # (another server has that path here)
+        start_tap(path)
+        lines = [line for line in called(state_command)[1].splitlines() if "  socat  " in line and inside in line]
+        assert [line.partition(inside)[2] for line in lines] == ["  (a tap has put its file aside)"]
+        assert hops(path)[0][0] == "tap"
+        assert look(path)["sockets"][-1]["processes"][0]["comm"] == "socat"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user's process is started")
 def test_the_word_of_another_user(stage: Stage, served: str) -> None:
     """What another user's process says of itself is told as that, until a connection of its confirms it."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udsproxy.endpoints.spelling import address_of
 from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE
 from udsproxy.explain.lines import MAX, Found, parse
 from udsproxy.explain.symptoms import SYMPTOMS
@@ -331,6 +332,52 @@ def test_hostile_text() -> None:
     found = parse('connect(3, {sa_family=AF_UNIX, sun_path="/a;$(reboot)"}, 9) = -1 EAGAIN')
     assert found is not None
     assert "udsproxy tap '/a;$(reboot)'`" in answer(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('connect(3, {sa_family=AF_UNIX, sun_path=@"app"}, 6) = -1 ECONNREFUSED (Connection refused)', "@app"),
+        ('connect(3, {sa_family=AF_UNIX, sun_path=@"a\\0b"}, 6) = -1 ECONNREFUSED (Connection refused)', "@a\\0b"),
+        ("dial unix @app: connect: connection refused", "@app"),
+        ("could not connect to '\\x00app': [Errno 111] Connection refused: socket '\\x00app'", "@app"),
+        ("connect() to unix:@app failed (111: Connection refused) while connecting to upstream", "@app"),
+    ],
+)
+def test_abstract_names(text: str, path: str) -> None:
+    """They are written as `state` prints them, whatever a program makes of the NUL before them."""
+    found = parse(text)
+    assert found is not None
+    assert found.path == path
+    assert address_of(path).startswith("@")
+
+
+def test_only_causes_that_can_be() -> None:
+    """What is true of files is not said of an abstract name, nor the other way round; of neither all is said."""
+    by_path = answer(Found(call="connect", errno="ECONNREFUSED", path="/run/x.sock"))
+    by_name = answer(Found(call="connect", errno="ECONNREFUSED", path="@x"))
+    unknown = answer(Found(call="connect", errno="ECONNREFUSED"))
+    assert "bind mount" in by_path
+    assert "namespace" not in by_path
+    assert "network namespace" in by_name
+    assert "bind mount" not in by_name
+    assert "bind mount" in unknown
+    assert "network namespace" in unknown
+
+
+@pytest.mark.parametrize("words", ["stale", "//deleted", "Mount the directory", "NFS", "FUSE", "overlay"])
+def test_a_refused_connection_has_the_causes_of_containers(words: str) -> None:
+    """A stale bind mount of the socket's file wants the directory mounted; other filesystems hide the listener."""
+    assert words in " ".join(answer(Found(call="connect", errno="ECONNREFUSED")).split())
+
+
+def test_accept_on_what_is_no_socket() -> None:
+    """Descriptor 0 is none where a server that expects its socket from a spawner was started by hand."""
+    said = " ".join(answer(Found(call="accept", errno="ENOTSOCK")).split())
+    assert "started by hand" in said
+    assert "spawn-fcgi" in said
+    assert "systemd" in said
+    assert "started by hand" not in answer(Found(call="connect", errno="ENOTSOCK"))
 
 
 WORDS = st.sampled_from(

@@ -53,10 +53,10 @@ def doctor(
     time: Annotated[Duration | None, option(INPUT)] = None,
     stall: Annotated[Duration, option(INPUT)] = "1s",
 ) -> int:
-    """Find what will go wrong at a socket: backlog, permissions, workers, and nginx in front of it.
+    """Find what will go wrong at a socket: backlog, permissions, workers, nginx.
 
-    It only looks: it connects to nothing and changes nothing. Run it as root to see the processes of other users.
-    The exit status is 1 if there is a problem.
+    It reads the settings of php-fpm and nginx, too. It connects to nothing and changes nothing. Run it as root to
+    see the processes of other users. The exit status is 1 if there is a problem.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def _traffic(log: str, path: str) -> Traffic:
 
     def is_here(endpoint: str) -> bool:
         at = endpoint.removeprefix("unix:")
-        return at == path or (
+        return at in (path, printable(path)) or (
             at.startswith("/") and len(at) < 4096 and "\0" not in at and os.path.realpath(at) == wanted
         )
 

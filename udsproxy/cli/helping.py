@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from textwrap import indent, wrap
+from textwrap import fill, indent
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -30,7 +30,8 @@ class Formatter(DefaultFormatter):
         super().__call__(console, options, panel.copy(entries=entries))
 
     def render_description(self, console: Console, options: ConsoleOptions, description: Any) -> None:
-        super().render_description(console, options, Text(f"{filled(description)}\n"))
+        paragraphs = [fill(each, console.width) for each in filled(description).split("\n\n")]
+        super().render_description(console, options, Text("\n\n".join(paragraphs) + "\n"))
 
 
 def filled(text: InlineText | Text | str | None) -> str:
@@ -59,7 +60,7 @@ def print_help(app: App, command: Sequence[str]) -> None:
     app.help_print(list(command), console=console)
     console.print(Text("\nExamples:", style="bold"))
     for example in PAGES[tuple(command)].examples:
-        console.print(Text(indent("\n".join(wrap(example.does, console.width - 2)), "  ")), soft_wrap=True)
+        console.print(Text(indent(fill(example.does, console.width - 2), "  ")), soft_wrap=True)
         console.print(Text(fold_command(example.line, width(), 8, "    ")), soft_wrap=True)  # to be copied
 
 

@@ -13,7 +13,7 @@ from udsproxy.cli import completion
 from udsproxy.cli.arguments import CONNECTIONS, FAULTS, LOG, REPORTS, SHOWN, Duration, FileName, Size, option
 from udsproxy.cli.common import USAGE, Failure, duration_option, size_option
 from udsproxy.cli.people import say
-from udsproxy.config import Color, Config, Decode, LogConfig, LogFormat, ProxyConfig
+from udsproxy.config import DEFAULT_LOG_KEEP, Color, Config, Decode, LogConfig, LogFormat, ProxyConfig
 from udsproxy.endpoints import Endpoint
 from udsproxy.events import printable
 from udsproxy.faults.spelling import parse_all
@@ -28,10 +28,14 @@ class Options:
     Parameters
     ----------
     log
-        The format of the log. console is for people, json writes one object per line, socat writes what socat -v
-        prints, none writes nothing.
+        What is shown on standard output. console is for people, json writes one object per line, socat writes what
+        socat -v prints, none writes nothing.
     log_file
-        Write the log to FILE (made with mode 600) instead of standard output.
+        Write JSON lines to FILE (made with mode 600) as well. With --log json, they are written there only.
+    log_size
+        Rotate the log file before it grows beyond this size: FILE becomes FILE.1, FILE.1 becomes FILE.2, and so on.
+    log_keep
+        How many rotated files to keep. Default: 5.
     color
         Colour on the console. auto: if standard output is a terminal and NO_COLOR is not set.
     name
@@ -72,6 +76,8 @@ class Options:
 
     log: Annotated[LogFormat, option(LOG)] = "console"
     log_file: Annotated[FileName | None, option(LOG)] = None
+    log_size: Annotated[Size | None, option(LOG)] = None
+    log_keep: Annotated[int | None, option(LOG, "N")] = None
     color: Annotated[Color, option(LOG)] = "auto"
     name: Annotated[str | None, option(LOG, "NAME")] = None
 
@@ -114,20 +120,33 @@ class Options:
         """Raises `Failure`."""
         return Config(
             proxies=(proxy,),
-            log=LogConfig(
+            log=self._log(),
+            grace_s=grace_s,
+            seed=self.seed,
+            control=self.control,
+        )
+
+    def _log(self) -> LogConfig:
+        """Raises `Failure`."""
+        if self.log_size is not None and self.log_file is None:
+            raise Failure(USAGE, "--log-size is of a log file: --log-file FILE is missing")
+        if self.log_keep is not None and self.log_size is None:
+            raise Failure(USAGE, "--log-keep is of a log file that is rotated: --log-size SIZE is missing")
+        try:
+            return LogConfig(
                 format=self.log,
                 file=self.log_file,
+                size=None if self.log_size is None else size_option("--log-size", self.log_size),
+                keep=DEFAULT_LOG_KEEP if self.log_keep is None else self.log_keep,
                 verbosity=self.verbose,
                 hexdump=size_option("--hexdump", self.hexdump),
                 redact=self.redact,
                 show=self.show,
                 show_secrets=self.show_secrets,
                 color=self.color,
-            ),
-            grace_s=grace_s,
-            seed=self.seed,
-            control=self.control,
-        )
+            )
+        except ConfigError as error:
+            raise Failure(USAGE, str(error)) from None
 
 
 def chosen_seed(settings: Config) -> int:

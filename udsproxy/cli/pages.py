@@ -82,12 +82,16 @@ PAGES: dict[tuple[str, ...], Page] = {
         ),
     ),
     ("explain",): Page(
-        ("[OPTIONS] [ERROR...]",),
+        ("[ERROR...]", "[-f] FILE...", "[-f] -"),
         (
             Example("Explain what connect() means by EAGAIN:", "udsproxy explain connect EAGAIN"),
             Example(
-                "Explain the errors in the log of nginx:",
-                "tail -n 100 /var/log/nginx/error.log | udsproxy explain -",
+                "Sum up two logs, in order of time, and explain their errors:",
+                "udsproxy explain /var/log/nginx/error.log /var/log/php8.2-fpm.log",
+            ),
+            Example(
+                "Explain errors as they are logged:",
+                "udsproxy explain -f /var/log/nginx/error.log",
             ),
         ),
     ),

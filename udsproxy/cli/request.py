@@ -33,7 +33,7 @@ def request(
     requests: Annotated[int, option(LOAD, "N", alias="-n")] = 1,
     concurrency: Annotated[int, option(LOAD, "N", alias="-c")] = 1,
 ) -> int:
-    """Send a FastCGI request to SOCKET and print the answer, or send many and print a summary.
+    """Send a FastCGI request and print the answer, or send many and print a summary.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ def serve(
     backlog: Annotated[int | None, option(OTHER, "N")] = None,
     delay: Annotated[Duration, option(OTHER)] = "0s",
 ) -> int:
-    """Run a small FastCGI server on SOCKET, to have something to call.
+    """Run a small FastCGI server, to have something to call.
 
     Its workers accept one connection at a time, as php-fpm's do. The answer lists the parameters of the request,
     and the length and the hash of its body.

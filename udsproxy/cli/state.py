@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -25,6 +25,7 @@ from udsproxy.cli.arguments import OTHER, Duration, FileName, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
 from udsproxy.cli.tables import Table, folded
 from udsproxy.events import pid_text, printable
+from udsproxy.inspection.abilities import CALLS, how_to_have
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.forwarding import Hop, follow, run_at
 from udsproxy.inspection.machine import Machine
@@ -72,7 +73,7 @@ def state(
     interval: Annotated[Duration, option(OTHER)] = "1s",
     json: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
-    """Show a socket's accept queue, the processes behind it, and what each of them does now.
+    """Show a socket's accept queue, the processes behind it, and what each is doing.
 
     Without PATH it lists all listening Unix sockets, the fullest queue first. No proxy is needed, and nothing is
     changed. Run it as root to see the processes of other users.
@@ -120,7 +121,9 @@ def _look(paths: Sequence[str], doer: Doer) -> _Report:
         machine.close()
     doer.forget({process.pid for each in report.sockets for process in each.processes})
     if doer.hidden:
-        not_seen.append(f"the system calls of {_counted(len(doer.hidden), 'process')} (run as root to see them)")
+        not_seen.append(
+            f"the system calls of {_counted(len(doer.hidden), 'process')} ({how_to_have([CALLS])} to see them)"
+        )
     return msgspec.structs.replace(report, not_seen=not_seen)
 
 
@@ -215,6 +218,8 @@ def _overview(
         elif tap is not None and tap.server_is_aside:
             name += f"  (not at its path, a tap was killed: {tap.restore})"
             lost.append(each)
+        elif each.file == "aside":
+            name += "  (a tap has put its file aside)"
         elif each.file in ("removed", "replaced"):
             name += f"  (its file has been {each.file})"
         if each.namespace is not None:
@@ -260,21 +265,33 @@ def _head(each: SocketState) -> Text:
 def _front(each: SocketState, hop: Hop) -> list[Text]:
     """The socket of a udsproxy, of which only what is its own is of interest: the server is told of behind it."""
     lines = [_head(each), Text(f"  {hop.text}", style="red" if hop.stopped else "")]
-    lines += _queue_lines(each) if each.queue else []
-    clients = Counter("has left" if one.client_left else one.client or "?" for one in each.connections)
+    if each.waiting:
+        # (Each has its place in the server's queue, too: what is told there are these.)
+        lines.append(Text(f"  waiting: {_names(each.waiting)}"))
+    clients = ["one that has left" if one.client_left else one.client or "?" for one in each.connections]
     if clients:
-        names = [name if count == 1 else f"{count} of {name}" for name, count in clients.most_common(_MOST_COMMS)]
-        more = ", ..." if len(clients) > _MOST_COMMS else ""
-        lines.append(Text(f"  connected: {len(each.connections)}: {', '.join(names)}{more}"))
+        lines.append(Text(f"  connected: {_names(clients)}"))
     return lines
+
+
+def _names(clients: Iterable[str]) -> str:
+    """``2 of nginx, pid 7, redis-cli, pid 9``."""
+    counts = Counter(clients).most_common(_MOST_COMMS + 1)
+    names = ", ".join(name if count == 1 else f"{count} of {name}" for name, count in counts[:_MOST_COMMS])
+    return f"{names}, ..." if len(counts) > _MOST_COMMS else names
 
 
 def _details(each: SocketState, tap: Tapped | None, width: int | None) -> list[Text]:
     lines = [_head(each)]
     if tap is not None:
         lines.append(_tap_line(tap, "  "))
-    if each.state == "stale":
+    if each.state == "stale" and each.mounted is not None and each.mounted.is_sure:
+        lines.append(Text(f"  {each.mounted.text}: clients get ECONNREFUSED", style="red"))
+        lines.append(Text(f"  {each.mounted.cure}"))
+    elif each.state == "stale":
         lines.append(Text("  nobody listens behind this file: clients get ECONNREFUSED", style="red"))
+        if each.mounted is not None:
+            lines.append(Text(f"  {each.mounted.text}"))
     elif each.state == "unseen":
         why = "its server is in another network namespace (a container), and to look there takes root"
         lines.append(Text(f"  somebody has a socket here, and it is not shown: {why}", style="yellow"))
@@ -312,10 +329,8 @@ def _queue_lines(each: SocketState) -> list[Text]:
     if each.full:
         line += ", full: the next client gets EAGAIN, or waits in connect()"
     lines = [Text(line, style="red" if each.full else "yellow" if each.queue else "")]
-    clients = Counter(each.waiting or ()).most_common(_MOST_COMMS + 1)
-    if clients:
-        names = ", ".join(name if count == 1 else f"{count} of {name}" for name, count in clients[:_MOST_COMMS])
-        lines.append(Text(f"    waiting: {names}{', ...' if len(clients) > _MOST_COMMS else ''}"))
+    if each.waiting:
+        lines.append(Text(f"    waiting: {_names(each.waiting)}"))
     if each.gone:
         lines.append(Text(f"    {each.gone} of them {_has(each.gone)} left, and will be served all the same"))
     return lines
@@ -342,7 +357,7 @@ def _process_lines(each: SocketState, width: int | None) -> list[Text]:
         (pid_text(process.pid, process.inner_pid), process.comm, _now(process)) for process in order[:_MOST_ROWS]
     ]
     table = _PROCESSES.lines(rows, width, head_style="dim")
-    return [Text(line), *_stop_lines(servers), *table, *_more(len(each.processes))]
+    return [Text(line), *_stop_lines(servers), *_idle_lines(servers), *table, *_more(len(each.processes))]
 
 
 def _stop_lines(servers: list[Process]) -> list[Text]:
@@ -356,6 +371,18 @@ def _stop_lines(servers: list[Process]) -> list[Text]:
     by_signal = [process.pid for process in stopped if process.stopped and process.stopped.how == "signal"]
     let = f"; kill -CONT {' '.join(map(str, by_signal[:_MOST_ROWS]))}" if by_signal else ""
     return [Text(f"    {number} stopped ({how}): {wait}{let}", style="red")]
+
+
+def _idle_lines(servers: list[Process]) -> list[Text]:
+    """Where none of those that serve would accept anybody, although none works."""
+    clients = [process.idle_client for process in servers if process.idle_client is not None]
+    if not clients:
+        return []
+    number = len(servers)
+    hold = "holds an idle connection" if number == 1 else "hold idle connections"
+    names = _names(clients) if len(set(clients)) > 1 else clients[0]
+    pinned = f"{number} of {number} workers {hold} of {names}"
+    return [Text(f"    {pinned}: whoever connects waits, although none of them works", style="red")]
 
 
 def _now(process: Process) -> str:

@@ -77,7 +77,7 @@ def _workers(facts: Facts, rate: float, time_s: float, load: Load) -> Finding:
         )
         why += f"busiest second; p99 {_time(seen.p99_s)}.)"
     has = facts.most_workers
-    check = f"udsproxy state {shlex.quote(facts.server_path)} --watch: how many are busy"
+    check = f"udsproxy state {shlex.quote(facts.path)} --watch: how many are busy"
     if has is None:
         return Finding("note", title, why, "", check)
     do = f"pm.max_children = {needed}, as memory allows; or make requests shorter."

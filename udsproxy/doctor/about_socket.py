@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from udsproxy.doctor.facts import Facts, Process
+from udsproxy.doctor.facts import Facts, Pool, Process
 from udsproxy.doctor.finding import Finding, plural
 from udsproxy.doctor.php_fpm import number
 
 _NEAR = 0.8
 """Of the limit of descriptors."""
 _AT = 0.95
+_OLD_DEFAULT = 511
+"""Of listen.backlog, before php-fpm 8.2 (FPM_BACKLOG_DEFAULT in fpm_sockets.h); since then it is -1."""
 
 _MISSING = {
     "ENOENT": ("no such path", "Nobody has made it, or it was removed: php-fpm removes its socket when it stops."),
@@ -54,7 +56,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "note",
             f"its server is in another network namespace ({facts.namespace})",
             "A container, most likely. ss and /proc/net/unix do not show its socket here.",
-            check=f"udsproxy state {shlex.quote(facts.server_path)}",
+            check=f"udsproxy state {shlex.quote(facts.path)}",
         )
     if facts.type == "datagram":
         yield from _datagrams(facts)
@@ -82,6 +84,9 @@ def _unreachable(facts: Facts) -> Finding:
         do = "Start the server; compare its listen = with what the client has."
         if facts.unit is not None:
             do = f"systemctl start {facts.unit.name}: its ListenStream= ({facts.unit.file}) is this path."
+            why += (
+                f" {facts.unit.service} alone, or started by hand, has no socket: its accept() fails with ENOTSOCK."
+            )
         if failure == "ENAMETOOLONG":
             do = "Choose a shorter path, in server and client."
         elif facts.link is not None and not behind:
@@ -89,8 +94,15 @@ def _unreachable(facts: Facts) -> Finding:
         return Finding("problem", f"{title}{behind}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
     if failure != "ECONNREFUSED":
         return Finding("problem", f"it cannot be reached: clients get {failure}", "", "Mend the path.", check)
+    mounted = facts.mounted
+    if facts.state == "stale" and mounted is not None and mounted.is_sure:
+        title = "a stale bind mount" if mounted.why == "replaced" else "the server is not reached by this path"
+        title = f"{title}{behind}: clients get ECONNREFUSED"
+        return Finding("problem", title, f"{_sentence(mounted.text)}.", mounted.cure, f"findmnt -T {path}")
     if facts.state == "stale":
         why = "The file is there, and no process has its socket: the server was killed, or has not removed it."
+        if mounted is not None:
+            why += f" Or: {mounted.text}."
         return Finding(
             "problem",
             f"nobody listens{behind}: clients get ECONNREFUSED",
@@ -124,12 +136,16 @@ def _unreachable(facts: Facts) -> Finding:
     )
 
 
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _start(facts: Facts) -> str:
     return "Start the server: " if facts.unit is None else f"systemctl restart {facts.unit.name}: "
 
 
 def _queue_now(facts: Facts) -> Iterator[Finding]:
-    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.server_path)
+    queue, backlog, path = facts.queue or 0, facts.backlog, shlex.quote(facts.path)
     if backlog is None:
         return
     if queue > backlog:
@@ -167,16 +183,25 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
     has, most = facts.backlog, facts.somaxconn
     if has is None:
         return
-    by_pool = facts.pool is not None and facts.systemd is None  # (else about_systemd)
-    asked = number(facts.pool.settings.get("listen.backlog"), -1) if facts.pool is not None and by_pool else None
+    pool = facts.pool if facts.systemd is None else None  # (else about_systemd)
+    asked = None if pool is None or "listen.backlog" in pool.unknown else _asked(pool, has)
+    at = "" if pool is None else f" ({pool.at('listen.backlog')})"
     check = f"{in_ss(facts)}   (the second number is what the kernel has)"
     restart = "restart php-fpm: a reload keeps the old socket, and its backlog"
-    if asked is not None and asked >= 0 and most is not None and asked > most:
+    if pool is not None and asked is not None and _is_raised(pool, asked, has, most):
+        yield Finding(
+            "note",
+            f"listen.backlog = {asked} is raised to {has}: pm = ondemand",
+            f"php-fpm before 8.2 takes no less than {_OLD_DEFAULT} for an ondemand pool, and says so when it "
+            f"starts.{at}",
+            check=check,
+        )
+    elif asked is not None and asked >= 0 and most is not None and asked > most:
         yield Finding(
             "problem",
             f"listen.backlog = {asked} is cut to {has}",
-            f"The kernel silently cuts it to net.core.somaxconn ({most}) when listen() is called; "
-            "ss and this program show what is left of it.",
+            f"The kernel silently cuts it to net.core.somaxconn ({most}) when listen() is called; ss and this "
+            f"program show what is left of it.{at}",
             f"sysctl -w net.core.somaxconn={asked} (and in /etc/sysctl.d), then {restart}.",
             check,
         )
@@ -185,7 +210,7 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             "problem" if asked > has else "warning",
             f"listen.backlog = {asked} is not in force: the kernel has {has}",
             "The file was changed since php-fpm started"
-            + (f", or net.core.somaxconn was {has} then." if asked > has else "."),
+            + (f", or net.core.somaxconn was {has} then.{at}" if asked > has else f".{at}"),
             f"{restart[0].upper()}{restart[1:]}.",
             check,
         )
@@ -193,7 +218,7 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"the backlog is {has}, and could be {most}",
-            "listen.backlog = -1 (the default) is net.core.somaxconn as it was when php-fpm started.",
+            "listen.backlog = -1 (the default since PHP 8.2) is net.core.somaxconn as it was when php-fpm started.",
             f"{restart[0].upper()}{restart[1:]}.",
             check,
         )
@@ -214,13 +239,25 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             f"room for {has + 1} in the queue, and {plural(workers, 'worker')}",
             "When all workers wait for the same thing (a lock, a database), the queue is full before as many "
             "requests more have come as the pool serves at once.",
-            f"listen.backlog = {workers} or more ({restart})."
-            if by_pool
+            f"listen.backlog = {workers} or more{at}; {restart}."
+            if pool is not None
             else f"Backlog={workers} or more in its unit.",
             check,
         )
     else:
         yield Finding("fine", f"room for {has + 1} in the queue, and {plural(workers, 'worker')}")
+
+
+def _asked(pool: Pool, has: int) -> int:
+    """What the configuration asks for. Where it does not, the default depends on php-fpm's version."""
+    given = pool.settings.get("listen.backlog")
+    return _OLD_DEFAULT if given is None and has == _OLD_DEFAULT else number(given, -1)
+
+
+def _is_raised(pool: Pool, asked: int, has: int, most: int | None) -> bool:
+    """fpm_conf.c: "listen.backlog(%d) was too low for the ondemand process manager. I updated it for you"."""
+    raised = min(_OLD_DEFAULT, _OLD_DEFAULT if most is None else most)
+    return pool.settings.get("pm") == "ondemand" and asked < _OLD_DEFAULT and asked != has and has == raised
 
 
 def _datagrams(facts: Facts) -> Iterator[Finding]:

@@ -1,8 +1,10 @@
-"""Findings about who stands at the path, and about what stands still: a tap, or a server that is stopped. Pure."""
+"""Findings about who stands at the path, and about what stands still: a tap, a server that is stopped, workers that
+stay with idle connections. Pure."""
 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Facts, Process
@@ -10,6 +12,7 @@ from udsproxy.doctor.finding import Finding
 from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.taps import Tapped
 
+_MAX_NAMES = 3
 _MAX_PIDS = 32
 """In one command."""
 
@@ -24,6 +27,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
     yield from _stopped(facts.servers, "clients wait", "its clients wait")
     for each in facts.nginx:
         yield from _stopped(each.workers, "it asks nobody", "its clients wait")
+    if facts.idle:
+        yield _idle(facts)
 
 
 def _tap(tap: Tapped) -> Finding:
@@ -71,7 +76,7 @@ def _tap(tap: Tapped) -> Finding:
         )
     if not tap.stopped:
         why = f"The server's own socket is {tap.aside} meanwhile: server and queue here are of that one."
-        return Finding("note", stands, why, check=f"udsproxy state {shlex.quote(tap.aside)}")
+        return Finding("note", stands, why, check=f"udsproxy state {shlex.quote(tap.path)}")
     return Finding(
         "problem",
         f"{stands}; it is stopped: clients wait",
@@ -82,8 +87,31 @@ def _tap(tap: Tapped) -> Finding:
     )
 
 
+def _idle(facts: Facts) -> Finding:
+    number, clients = len(facts.workers), Counter(facts.idle)
+    names = ", ".join(name for name, _ in clients.most_common(_MAX_NAMES)) + (
+        ", ..." if len(clients) > _MAX_NAMES else ""
+    )
+    hold = "holds an idle connection" if number == 1 else "hold idle connections"
+    can_grow = facts.most_workers is not None and facts.most_workers > number
+    do = "Have the clients keep fewer connections open than there are workers, or close them after each request."
+    if facts.php_fpm is not None:
+        do = (
+            "fastcgi_keep_conn off; or a keepalive in the upstream block that is, times nginx's worker processes, "
+            "less than pm.max_children. (A php-fpm worker stays with its connection until that is closed.)"
+        )
+    return Finding(
+        "warning" if can_grow and not facts.queue else "problem",
+        f"{number} of {number} workers {hold} of {names}",
+        "Each waits for the next request on a connection that is kept open (keep-alive), or for the rest of one. "
+        "Meanwhile it accepts nobody: whoever connects waits in the queue, although no worker works.",
+        do,
+        f"udsproxy state {shlex.quote(facts.path)}",
+    )
+
+
 def _hop(hop: Hop) -> Finding:
-    check = "" if hop.to is None or hop.to.startswith("tcp:") else f"udsproxy state {shlex.quote(hop.to)}"
+    check = f"udsproxy state {shlex.quote(hop.path)}"
     if not hop.stopped:
         if hop.to is None:
             why = "So its server is not looked at."

@@ -7,6 +7,7 @@ from itertools import chain
 from udsproxy.doctor import (
     about_clients,
     about_load,
+    about_log,
     about_nginx,
     about_php_fpm,
     about_socket,
@@ -24,6 +25,7 @@ def examine(facts: Facts, load: Load) -> list[Finding]:
         about_standstill.findings(facts),
         about_socket.findings(facts),
         about_systemd.findings(facts),
+        about_log.findings(facts),
         about_clients.findings(facts),
         about_php_fpm.findings(facts),
         about_nginx.findings(facts),

@@ -7,6 +7,7 @@ through `printable`.
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import date, datetime
 
@@ -66,17 +67,19 @@ _CALL_FORMS = tuple(
 )
 _CALL_WORD = re.compile(rf"^({_CALL})\b", re.IGNORECASE)
 
-_NAMED = r"(?:/[^\s\"'<>|,:;()\[\]]+|@[^\s\"'<>|,:;()\[\]]+)"
+_NAMED = r"(?:(?:/|@|\\x00|\\0)[^\s\"'<>|,:;()\[\]]+)"
+_NUL = re.compile(r"^(?:@?\\x00|@?\\0|@@)")
+"""How strace, Python and others write the first byte of an abstract name, for which there is an @ here."""
 _PATHS = tuple(
     re.compile(form)
     for form in (
-        r"\bsun_path=(@?)\"([^\"]{1,108})\"",
+        r"\bsun_path=(@?)\"([^\"]{1,500})\"",
         rf"\bunix:(?://)?()({_NAMED})",
         rf"\bunix \S{{0,110}}->()({_NAMED})",
         rf"(?i:\bunix domain socket )()({_NAMED})",
         rf"(?i:\bunix socket )(?:path )?()({_NAMED})",
         rf"\bunix (?:unix@)?()({_NAMED})",
-        r"(?i:\b(?:socket|path|address|AF=1) ?=?)()[\"']([/@][^\"']{1,108})[\"']",
+        r"(?i:\b(?:socket|path|address|AF=1) ?=?)()[\"']((?:[/@]|\\x00|\\0)[^\"']{1,200})[\"']",
         rf"(?i:\bcannot bind unix socket )(?:\([^()]{{1,60}}\) )?()\[({_NAMED})\]",
         rf"(?i:\b(?:addr=|bound to: |can't connect to |connection in use: |redis at |bind to path ))()({_NAMED})",
         rf"(?i:\bconnection to )()({_NAMED})",
@@ -90,7 +93,8 @@ _PATHS = tuple(
 )
 _FILE = re.compile(r"\((/[^()\"]{1,200})\)")
 _TCP = re.compile(r"\b(?:connect(?:ing)?(?:\(\))? to|dial tcp) (\[?[\da-fA-F.:]{6,45}:\d{1,5})\b")
-_OWN_FILES = frozenset({"failed to open error_log"})
+_LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)([ =])\d{3,}(?=[ ,.;\]]|$)")
+"""None that could be an errno."""
 
 
 def parse(text: str, today: date | None = None) -> Found | None:
@@ -103,20 +107,17 @@ def parse(text: str, today: date | None = None) -> Found | None:
 
 def understand(line: LogLine) -> Found | None:
     """What the line is about; None where it has no error."""
-    errno = _errno(line)
-    symptom = next((each for each in SYMPTOMS if each.is_in(line)), None)
-    if symptom is not None and symptom.weak and errno is not None:
-        symptom = None
-    if errno is None and symptom is None and not _cannot_bind(line):
+    decided = _decided(line.program, _LONG_NUMBER.sub(r"\g<1>0", line.said), line.call, line.number, line.words)
+    if decided is None:
         return None
-    call = None if symptom is not None else _call(line, errno)
-    is_file = symptom is not None and symptom.words in _OWN_FILES
+    call, errno, symptom = decided
+    elsewhere = symptom is not None and symptom.elsewhere
     return Found(
         call=call,
-        errno=errno if symptom is None or symptom.shows_errno else None,
+        errno=errno if symptom is None or elsewhere else None,
         symptom=symptom,
-        path=None if is_file else _shown(line.path) or _path(line.said),
-        file=_shown(line.file) or (_first(_FILE, line.said) if is_file else None),
+        path=None if elsewhere else _shown(line.path) or _path(line.said),
+        file=_shown(line.file) or (_first(_FILE, line.said) if elsewhere else None),
         client=_shown(line.client),
         request=_shown(line.request),
         script=_shown(line.script),
@@ -124,6 +125,21 @@ def understand(line: LogLine) -> Found | None:
         program=line.program,
         at=line.at,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _decided(
+    program: str, said: str, in_call: str | None, number: int | None, words: str | None
+) -> tuple[Call | None, str | None, Symptom | None] | None:
+    """Logs repeat themselves: what a line says is found once, whatever long numbers (a process, a count) it has."""
+    line = LogLine(said=said, program=program, call=in_call, number=number, words=words)
+    errno = _errno(line)
+    symptom = next((each for each in SYMPTOMS if each.is_in(line)), None)
+    if symptom is not None and symptom.weak and errno is not None:
+        symptom = None
+    if errno is None and symptom is None and not _cannot_bind(line):
+        return None
+    return None if symptom is not None else _call(line, errno), errno, symptom
 
 
 def _alone(line: str) -> Found | None:
@@ -186,7 +202,7 @@ def _cannot_bind(line: LogLine) -> bool:
 def _path(said: str) -> str | None:
     for form in _PATHS:
         if (found := form.search(said)) is not None:
-            return _shown(found[1] + found[2])
+            return _shown(_NUL.sub("@", found[1] + found[2]))
     return None
 
 

@@ -62,11 +62,11 @@ class Doer:
             return None
         (self.hidden.add if seen.hidden and seen.state in "SD" else self.hidden.discard)(pid)
         before, since = self._before.get(pid, (None, now))
-        same = before is not None and _is_same_wait(before, seen)
+        same = before is not None and is_same_wait(before, seen)
         if not same:
             since = now
         self._before[pid] = seen, since
-        what, call, target = _tell(pid, seen, machine)
+        what, call, target = tell(pid, seen, machine)
         return Doing(
             what=what,
             call=call,
@@ -102,13 +102,14 @@ def waits_at(pid: int, inode: int, numbers: set[int]) -> bool | None:
             if any(watched == inode for _, watched in procfs.read_epoll(pid, args[0])):
                 return True
         elif call in syscalls.POLLS | syscalls.SELECTS | syscalls.TAKES and numbers.intersection(
-            _descriptors(pid, call, args)
+            waited_for(pid, call, args)
         ):
             return True
     return None if unknown or not threads else False
 
 
-def _is_same_wait(before: Activity, now: Activity) -> bool:
+def is_same_wait(before: Activity, now: Activity) -> bool:
+    """Has it not gone on since it was looked at before?"""
     if now.state == "R":
         return before.state == "R" and before.switches == now.switches
     return (before.call, before.args, before.wchan, before.switches, before.ticks) == (
@@ -116,7 +117,8 @@ def _is_same_wait(before: Activity, now: Activity) -> bool:
     )  # fmt: skip
 
 
-def _tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None, Target | None]:
+def tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None, Target | None]:
+    """What a process does that was seen so: what kind of thing, in which system call, on what."""
     if seen.state == "R":
         return "cpu", None, None
     if seen.is_held:
@@ -140,11 +142,14 @@ def _tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None,
         target = _addressed(pid, address, nbytes, machine)
         if target is not None:
             return target.what, call, target
-    numbers = _descriptors(pid, call, args)
+    numbers = waited_for(pid, call, args)
     targets = [_describe(pid, number, machine) for number in numbers[:_MOST_DESCRIBED]]
     if not targets:
         polls = call in syscalls.POLLS | syscalls.SELECTS | syscalls.EPOLLS
         return ("sleep" if polls else "disk" if seen.state == "D" else "unknown"), call, None
+    if call in ("accept", "accept4") and targets[0].what in ("file", "pipe"):
+        # (A server that expects its socket from systemd, or from a web server, and was started by hand.)
+        return "unknown", call, Target("unknown", f"{targets[0].text}, which is no socket: ENOTSOCK")
     accepting = [each for each in targets if each.what == "accept"]
     if accepting:
         return "accept", call, accepting[0]
@@ -179,8 +184,8 @@ _WCHANS: dict[str, What] = {
 }
 
 
-def _descriptors(pid: int, call: str, args: tuple[int, ...]) -> list[int]:
-    """The descriptors that it waits for."""
+def waited_for(pid: int, call: str, args: tuple[int, ...]) -> list[int]:
+    """The descriptors that a process waits for in a system call."""
     if call in syscalls.ON_DESCRIPTOR:
         return [args[0]] if args[0] < 1 << 31 else []
     if call in syscalls.POLLS:

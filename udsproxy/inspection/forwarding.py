@@ -9,30 +9,24 @@ told as its own word.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
-import stat
-import tomllib
 from typing import Literal, NamedTuple
 
 import msgspec
 
-from udsproxy import endpoints
-from udsproxy.endpoints import Endpoint, Tcp, UnixAbstract
+from udsproxy.endpoints import Tcp, UnixAbstract
 from udsproxy.events import printable
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine, spelled
 from udsproxy.inspection.sockets import Process, SocketState, state_of
 from udsproxy.inspection.taps import SUFFIX, Holder, Tapped, tapped_at
-from udsproxy.kernel import process_table, procfs
+from udsproxy.inspection.upstreams import absolute, upstream_of, words_of_run
+from udsproxy.kernel import procfs
 from udsproxy.kernel.diag_codec import UnixSocket
-from udsproxy.kernel.socket_file import SocketFile, open_as
 
 MAX_HOPS = 16
 _MAX_HOLDERS = 16
 """Processes of one socket that are looked at: a udsproxy holds its socket alone."""
-_MAX_CONFIG = 1 << 20
-"""Bytes of a configuration file."""
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -132,7 +126,7 @@ def follow(machine: Machine, address: str, doer: Doer | None) -> Route:
         tap=tap,
         address=None if place is None else place.shown,
         paths=tuple(paths),
-        servers=tuple(states),
+        servers=tuple(_with_real_clients(each, hops, fronts) for each in states),
         error=error,
     )
 
@@ -141,6 +135,23 @@ def run_at(machine: Machine, state: SocketState) -> Hop | None:
     """The ``run`` that listens with this socket; None: there is none."""
     found = None if state.address is None else _run(machine, _Place(state.address), state)
     return None if found is None else msgspec.structs.replace(found[0], inode=state.inode)
+
+
+def _with_real_clients(state: SocketState, hops: list[Hop], fronts: list[SocketState]) -> SocketState:
+    """Whose connections its workers stay with: not udsproxy's, but its clients', for each of whom it has one.
+    (Where these are several, and more than the workers, it is not known which of them.)"""
+    whose = {each.pid: each.idle_client for each in state.processes if each.idle_client is not None}
+    for hop, front in zip(reversed(hops), reversed(fronts), strict=False):
+        pid = None if hop.process is None else f"pid {hop.process.pid}"
+        is_its = all(pid in each.split(", ") for each in whose.values())
+        clients = [each.client for each in front.connections if each.client is not None]
+        if not is_its or len(clients) < len(whose) or (len(clients) > len(whose) and len(set(clients)) > 1):
+            break
+        whose = dict(zip(whose, clients, strict=False))
+    processes = (
+        msgspec.structs.replace(each, idle_client=whose.get(each.pid, each.idle_client)) for each in state.processes
+    )
+    return msgspec.structs.replace(state, processes=tuple(processes)) if whose else state
 
 
 def _look(machine: Machine, place: _Place, doer: Doer | None) -> tuple[list[SocketState], OSError | None]:
@@ -168,7 +179,7 @@ def _run(machine: Machine, place: _Place, listener: SocketState) -> tuple[Hop, _
     if sock is None:
         return None
     for process in listener.processes[:_MAX_HOLDERS]:
-        words = _words_of_run(process.pid)
+        words = words_of_run(process.pid)
         if words is not None:
             return _forwarding(machine, place, sock, process, words)
     return None
@@ -178,7 +189,7 @@ def _forwarding(
     machine: Machine, place: _Place, sock: UnixSocket, process: Process, words: list[str]
 ) -> tuple[Hop, _Place | None]:
     holder = Holder(process.pid, process.comm, process.stopped)
-    asked = _upstream(process.pid, sock, words)
+    asked = upstream_of(process.pid, sock, words)
     reached = _reached_by(machine, process.pid)
     if isinstance(asked, Tcp):
         trusted = _is_trusted(process.pid)
@@ -193,81 +204,6 @@ def _forwarding(
     seen = _is_trusted(process.pid) or not there.isdisjoint(each.inode for each in reached)
     to = printable(str(asked)) if isinstance(asked, UnixAbstract) else behind.shown
     return Hop(kind="run", path=place.shown, to=to, process=holder, seen=seen), behind
-
-
-def _words_of_run(pid: int) -> list[str] | None:
-    """What follows ``udsproxy run`` in a command line; None: it is another's."""
-    words = process_table.read_arguments(pid)
-    for number, (word, command) in enumerate(itertools.pairwise(words)):
-        if os.path.basename(word) == "udsproxy" and command == "run":
-            return words[number + 2 :]
-    return None
-
-
-def _upstream(pid: int, sock: UnixSocket, words: list[str]) -> Endpoint | None:
-    """What is behind this socket, as the process was told; None: that cannot be read."""
-    for number, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option == "--config":
-            return _configured(pid, sock, value if equals else "".join(words[number + 1 : number + 2]))
-    for number, word in enumerate(words):
-        listen = _endpoint(word)
-        if listen is not None and _is_of(pid, sock, listen):
-            return _next_endpoint(words[number + 1 :])
-    return None
-
-
-def _next_endpoint(words: list[str]) -> Endpoint | None:
-    """The first that is neither an option nor its value, as far as that can be told."""
-    before = ""
-    for word in words:
-        if not word.startswith("-") and (not before.startswith("-") or "=" in before):
-            return _endpoint(word)
-        before = word
-    return None
-
-
-def _configured(pid: int, sock: UnixSocket, file: str) -> Endpoint | None:
-    try:
-        fd = open_as(pid, file)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            with open(f"/proc/self/fd/{fd}", "rb") as opened:
-                text = opened.read(_MAX_CONFIG).decode()
-        finally:
-            os.close(fd)
-        tables = tomllib.loads(text).get("proxy", [])
-        pairs = [(str(table["listen"]), str(table["upstream"])) for table in tables]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
-    for listen, upstream in pairs:
-        endpoint = _endpoint(listen)
-        if endpoint is not None and _is_of(pid, sock, endpoint):
-            return _endpoint(upstream)
-    return None
-
-
-def _endpoint(text: str) -> Endpoint | None:
-    try:
-        return endpoints.parse(text)
-    except endpoints.EndpointError:
-        return None
-
-
-def _is_of(pid: int, sock: UnixSocket, listen: Endpoint) -> bool:
-    """Is this the socket that the process has made for this endpoint? (Its name is the path, whatever has become of
-    the file: `udsproxy.endpoints.naming`.)"""
-    if isinstance(listen, Tcp) or sock.name is None:
-        return False
-    if isinstance(listen, UnixAbstract):
-        return sock.name == b"\0" + os.fsencode(listen.name)
-    if sock.name.partition(b"\0")[0] == os.fsencode(_absolute(pid, listen.path)):
-        return True
-    try:
-        return SocketFile.at(listen.path, pid).is_of(sock) is True
-    except (OSError, ValueError):
-        return False
 
 
 def _reached_by(machine: Machine, pid: int) -> list[UnixSocket]:
@@ -287,18 +223,9 @@ def _is_trusted(pid: int) -> bool:
     return ids is not None and ids[0] in (0, os.geteuid())
 
 
-def _absolute(pid: int, path: str) -> str:
-    if os.path.isabs(path):
-        return os.path.normpath(path)
-    try:
-        return os.path.normpath(os.path.join(os.readlink(f"/proc/{pid}/cwd"), path))
-    except OSError:
-        return path
-
-
 def _as_found_by(pid: int, path: str) -> _Place:
     """A path of another process: ours, unless that has file systems of its own."""
-    absolute = _absolute(pid, path)
+    found = absolute(pid, path)
     try:
         same = all(
             os.path.samestat(os.stat(f"/proc/{pid}/{of}"), os.stat(f"/proc/self/{of}"))
@@ -306,4 +233,4 @@ def _as_found_by(pid: int, path: str) -> _Place:
         )
     except OSError as error:
         same = error.errno not in (errno.EACCES, errno.EPERM)
-    return _Place(absolute, None if same else pid)
+    return _Place(found, None if same else pid)

@@ -16,7 +16,7 @@ import msgspec
 
 from udsproxy.events import printable
 from udsproxy.inspection.machine import Machine
-from udsproxy.inspection.sockets import SUFFIX as SUFFIX
+from udsproxy.inspection.socket_files import SUFFIX as SUFFIX
 from udsproxy.inspection.sockets import SocketState, state_of
 from udsproxy.inspection.stops import Stop
 from udsproxy.kernel import process_table

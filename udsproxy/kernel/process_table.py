@@ -16,6 +16,8 @@ import msgspec
 from udsproxy.kernel.procfs import read_parent
 
 _MOST_TITLE = 4096
+_MAX_BEFORE = 6
+"""Of the arguments: the interpreter, its options, and the script."""
 _NOFILE = re.compile(r"^Max open files +(\d+|unlimited) +(\d+|unlimited)", re.MULTILINE)
 
 
@@ -36,6 +38,11 @@ def read_title(pid: int) -> str:
 def read_arguments(pid: int) -> list[str]:
     """The same, each argument by itself (`os.fsdecode`)."""
     return [os.fsdecode(word) for word in _read_command_line(pid).removesuffix(b"\0").split(b"\0")]
+
+
+def is_udsproxy(pid: int) -> bool:
+    """Has it been started as a udsproxy, by what its command line says? (As a script, or by ``python -m``.)"""
+    return "udsproxy" in map(os.path.basename, read_arguments(pid)[:_MAX_BEFORE])
 
 
 def _read_command_line(pid: int) -> bytes:

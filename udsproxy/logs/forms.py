@@ -33,7 +33,11 @@ _LEVEL = r"[A-Za-z]{1,9}"
 _C_FILE = r"\(?[\w./]{1,40}\.c[.:]\d{1,5}\)?:? "
 
 FORMS_OF_LINES: tuple[Form, ...] = (
-    _form("audit", r"(?P<said>.{0,80}\b(?:avc: {1,2}(?:denied|granted)|apparmor=\").*)"),
+    _form(
+        "audit",
+        r"(?P<said>(?:\[ *[\d.]{1,20}\] )?(?:audit: )?(?:type=\w{1,12} )?(?:(?:msg=)?audit\([\d.:]{1,40}\): )?"
+        r"(?:AVC )?(?:avc: {1,2}(?:denied|granted)|apparmor=\").*)",
+    ),
     _form(
         "php-fpm",
         rf"(?:\[(?P<at>{FORMS['php']})\] )(?:DEBUG|NOTICE|WARNING|ERROR|ALERT): "

@@ -43,6 +43,7 @@ from udsproxy.protocols.budget import Budget, Ledger
 from udsproxy.protocols.decoder import AcceptWait, DatagramDecoder, Decoder, Pending, RawDecoder, Scope
 from udsproxy.protocols.registry import make_decoder
 from udsproxy.protocols.screen import ClosedScreen, Screen, make_screens
+from udsproxy.protocols.script_times import ByScript
 from udsproxy.protocols.secrets import Masking
 
 QUEUE_BYTES = 16 * 1024 * 1024
@@ -355,6 +356,7 @@ class Tap:
             ),
             0,
         )
+        self._scripts = ByScript(several=len(decode) > 1)
         self._name = name
         self._sinks = sinks
         self.quiet = not sinks
@@ -449,7 +451,16 @@ class Tap:
     def so_far(self, total_s: float, at: int) -> Summary:
         """What was seen until now."""
         dropped = self.total_dropped + sum(sink.total_dropped for sink in self._sinks)
-        return Summary(at=at, proxy=self._name, total_s=total_s, dropped=dropped, **self.summary)
+        scripts, others = self._scripts.told()
+        return Summary(
+            at=at,
+            proxy=self._name,
+            total_s=total_s,
+            dropped=dropped,
+            scripts=scripts,
+            others=others,
+            **self.summary,
+        )
 
     def finish(self, total_s: float, at: int) -> Summary:
         """Say what was seen in all. What still waits is dropped and counted."""
@@ -513,6 +524,7 @@ class Tap:
 
     def _count_request(self, event: Request) -> None:
         self.summary["requests"] += 1
+        self._scripts.add(event)
         if event.incomplete is not None:
             self.summary["incomplete"] += 1
 

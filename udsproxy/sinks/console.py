@@ -32,6 +32,7 @@ from udsproxy.events import (
 from udsproxy.layout import shortened
 from udsproxy.sinks import rows
 from udsproxy.sinks.rows import BOLD, CYAN, DIM, GREEN, RED, YELLOW, Cells, Note
+from udsproxy.sinks.script_table import script_table
 from udsproxy.sinks.text import WallClock, duration, hexdump_lines, local_time, size
 from udsproxy.terminal import Width
 
@@ -262,7 +263,9 @@ class ConsoleRenderer:
         return f"{self._start(event)} {self._paint(text, RED)}"
 
     def _summary(self, event: Summary) -> str:
-        return f"{self._start(event)} {self._paint('seen', BOLD)} {summary_text(event)}"
+        heading, *rows = script_table(event, self._layout.width) or [""]
+        table = [self._paint(heading, BOLD), *rows] if rows else []
+        return "\n".join([f"{self._start(event)} {self._paint('seen', BOLD)} {summary_text(event)}", *table])
 
     def _begin(self, event: Event) -> str:
         """The summary comes after a Ctrl-C, of which the terminal has written ``^C`` where the line begins."""

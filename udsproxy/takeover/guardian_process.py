@@ -27,6 +27,7 @@ import sys
 import time
 
 from udsproxy.kernel.directory import Directory, Identity, identity_of
+from udsproxy.kernel.files import reopen_log
 from udsproxy.layout import fold
 from udsproxy.takeover.names import Known, Names, put_back, stand_down
 from udsproxy.terminal import width_reader
@@ -182,15 +183,17 @@ def _tell(line: str, told: dict[str, object]) -> None:
         os.write(2, _folded(line, 2))
     if not isinstance(log, int):
         return
-    if told["as_json"]:
-        now = time.time_ns()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06}Z"
-        event = {"ts": stamp, "event": "restored", "proxy": told["proxy"], "message": line}
-        text = (json.dumps(event, separators=(",", ":")) + "\n").encode()
-    else:
-        text = _folded(line, log)
+    file = told["file"]
+    if isinstance(file, str):
+        with contextlib.suppress(OSError):  # it may have been rotated
+            there = reopen_log(log, file)
+            log = log if there is None else there
+    now = time.time_ns()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06}Z"
+    event = {"ts": stamp, "event": "restored", "proxy": told["proxy"], "message": line}
+    text = json.dumps(event, separators=(",", ":")) + "\n"
     with contextlib.suppress(OSError):
-        os.write(log, _end_of_line(log).encode() + text)
+        os.write(log, (_end_of_line(log) + text).encode(errors="backslashreplace"))
 
 
 def _folded(line: str, fd: int) -> bytes:

@@ -13,14 +13,15 @@ BIND: tuple[Meaning, ...] = (
         (
             Cause(
                 "The file of an earlier run is left over: a socket's file stays until somebody removes it.",
-                "`ss -xl | grep PATH` shows no listener (in the containers that share the directory "
+                "`udsproxy state PATH` says that nobody listens (in the containers that share the directory "
                 "neither), and clients get ECONNREFUSED.",
                 "With the server stopped, put it out of the way, and start again: `mv PATH PATH.old`. The "
                 "program should do so itself, after a connect() that was refused.",
+                only="path",
             ),
             Cause(
                 "The server runs already, or two pools have the same path.",
-                "`ss -xlp | grep PATH` names the process; `grep -rn 'listen =' /etc/php`.",
+                "`udsproxy state PATH` names the process; `grep -rn 'listen =' /etc/php`.",
                 "Stop one, or give it another path.",
             ),
             Cause(
@@ -32,6 +33,7 @@ BIND: tuple[Meaning, ...] = (
                 "It is a symbolic link, even one that leads nowhere; bind() does not follow it.",
                 "`ls -l PATH`",
                 "Bind where it leads, or choose another path.",
+                only="path",
             ),
         ),
     ),

@@ -28,8 +28,8 @@ CONNECT: tuple[Meaning, ...] = (
             ),
             Cause(
                 "A burst came that is longer than the queue, and is over a moment later.",
-                "`ss -xl`: Send-Q of the listening socket is its backlog, Recv-Q how many wait now. In "
-                "`udsproxy tap PATH`, `queue no longer full` soon follows `queue full`.",
+                "`udsproxy state PATH` has the backlog, and how many wait now. In `udsproxy tap PATH`, `queue "
+                "no longer full` soon follows `queue full`.",
                 "Raise listen.backlog, and net.core.somaxconn to no less (the smaller one counts), then "
                 "restart the server.",
             ),
@@ -61,7 +61,7 @@ CONNECT: tuple[Meaning, ...] = (
             ),
             Cause(
                 "Client and server have different paths (often after an update: php8.1-fpm.sock, php8.2-fpm.sock).",
-                "`ss -xl | grep php` has the path that is listened on; compare it with fastcgi_pass.",
+                "`udsproxy state` lists the paths that are listened on; compare them with fastcgi_pass.",
                 "Make both the same.",
             ),
             Cause(
@@ -71,7 +71,7 @@ CONNECT: tuple[Meaning, ...] = (
             ),
             Cause(
                 "Somebody removed the file; the server listens on, and cannot be reached.",
-                "`ss -xl | grep PATH` shows a listener, `ls PATH` no file.",
+                "`udsproxy state PATH` says that its file has been removed.",
                 "Restart the server; find who cleans up (systemd-tmpfiles, a deployment).",
             ),
             Cause(
@@ -89,15 +89,49 @@ CONNECT: tuple[Meaning, ...] = (
         (
             Cause(
                 "The server was killed, and its socket's file is left over.",
-                "`ss -xl | grep PATH` shows no listener; `journalctl -k | grep -i 'killed process'` for the"
-                " kernel's memory killer, `journalctl -u php8.2-fpm` for a crash.",
+                "`udsproxy state PATH` says that nobody listens; `journalctl -k | grep -i 'killed process'` "
+                "for the "
+                "kernel's memory killer, `journalctl -u php8.2-fpm` for a crash.",
                 "Start it: it replaces the file. (One that does not has EADDRINUSE then: `udsproxy explain "
-                "bind EADDRINUSE`.)",
+                "bind "
+                "EADDRINUSE`.)",
+                only="path",
+            ),
+            Cause(
+                "The server is not running: an abstract name goes away with it.",
+                "`udsproxy state PATH`",
+                "Start it.",
+                only="abstract",
+            ),
+            Cause(
+                "The file itself is mounted into a container (a bind mount), and the server was restarted "
+                "since: the "
+                "mount is stale. It still has the old file, whose server is gone.",
+                "`findmnt -T PATH`, in the container: PATH itself is the mount, and its source ends with "
+                "`//deleted`. "
+                "`ls -i PATH` shows another number inside than outside.",
+                "Mount the directory instead of the file (`-v /run/php:/run/php`), and start the container "
+                "anew. To "
+                "restart the server changes nothing.",
+                only="path",
+            ),
+            Cause(
+                "The client sees the file through another filesystem than the server: NFS, FUSE (a folder that "
+                "is "
+                "shared with a virtual machine), or another layer of an overlay (an image's file, or the "
+                "directory "
+                "below /var/lib/docker). A socket can be reached only through the filesystem it was bound on, "
+                "on the "
+                "same machine.",
+                "`findmnt -T PATH`, for the server and for the client (`sudo nsenter -t PID -m findmnt -T PATH`).",
+                "A directory on tmpfs or on a disk that both mount (a volume); over a network use TCP.",
+                only="path",
             ),
             Cause(
                 "A tap of this path was killed, and its guardian too: what is there is the tap's.",
                 "`ls -l PATH.udsproxy`: that is the server's own socket then; `udsproxy doctor PATH` says so.",
                 "`udsproxy tap --restore PATH`",
+                only="path",
             ),
             Cause(
                 "The server starts: it has called bind(), and listen() not yet.",
@@ -112,11 +146,13 @@ CONNECT: tuple[Meaning, ...] = (
                 "The file is no socket.",
                 "`ls -l PATH`: a socket's line begins with s.",
                 "Correct the path.",
+                only="path",
             ),
             Cause(
-                "The abstract name is of another network namespace (a container has its own).",
-                "`ss -xl | grep NAME` on both sides.",
-                "Use a path; a file can be shared.",
+                "The abstract name belongs to another network namespace (each container has its own).",
+                "`udsproxy state PATH`, here and there: `sudo nsenter -t PID -n udsproxy state PATH`.",
+                "Use a path: a file can be shared.",
+                only="abstract",
             ),
         ),
         fault="refuse",
@@ -163,7 +199,7 @@ CONNECT: tuple[Meaning, ...] = (
             ),
             Cause(
                 "The path is that of another program's socket.",
-                "`ss -xap | grep PATH` names the process.",
+                "`udsproxy state PATH` names the process.",
                 "Correct the path.",
             ),
         ),

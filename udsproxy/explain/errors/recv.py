@@ -35,7 +35,7 @@ RECV: tuple[Meaning, ...] = (
             ),
             Cause(
                 "A proxy on the way (socat, nginx stream) turned another failure of the server's into this one.",
-                "`ss -xlp | grep PATH` shows who listens.",
+                "`udsproxy state PATH` shows who listens.",
                 "`udsproxy tap PATH`, or `udsproxy run`, passes failures on as they are.",
             ),
         ),

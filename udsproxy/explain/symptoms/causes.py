@@ -21,7 +21,7 @@ RESTARTED = Cause(
 )
 NOT_FASTCGI = Cause(
     "What listens there does not speak FastCGI: an HTTP server, say, behind fastcgi_pass.",
-    "`ss -xlp | grep PATH` names the process; `udsproxy tap PATH -vv` shows its bytes.",
+    "`udsproxy state PATH` names the process; `udsproxy tap PATH -vv` shows its bytes.",
     "proxy_pass for HTTP, uwsgi_pass for uwsgi, fastcgi_pass for FastCGI.",
 )
 CORRUPT = Cause(

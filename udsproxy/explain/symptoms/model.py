@@ -15,7 +15,8 @@ class Symptom(msgspec.Struct, frozen=True):
 
     ``words`` is what is logged; ``pattern`` finds it in the program's own words, where ``words`` would not do.
     ``programs`` are those that write it: a line that is known to be another program's is not it. A ``weak`` one
-    counts only where the line has no errno. ``shows_errno``: which errno it was is told beside it.
+    counts only where the line has no errno. ``elsewhere``: it is not the socket's failure, so that the
+    line's errno is told, and the socket's path is not.
     """
 
     words: str
@@ -26,7 +27,7 @@ class Symptom(msgspec.Struct, frozen=True):
     fault: str | None = None
     see: tuple[str, ...] = ()
     weak: bool = False
-    shows_errno: bool = False
+    elsewhere: bool = False
 
     def is_in(self, line: LogLine) -> bool:
         """Whether ``line`` says so."""

@@ -286,7 +286,7 @@ OWN: tuple[Symptom, ...] = (
         (
             Cause(
                 "The server behind proxy_pass speaks FastCGI, uwsgi or another protocol.",
-                "`ss -xlp | grep PATH` names the process; `udsproxy tap PATH -vv` shows its bytes.",
+                "`udsproxy state PATH` names the process; `udsproxy tap PATH -vv` shows its bytes.",
                 "fastcgi_pass for FastCGI (php-fpm), uwsgi_pass for uwsgi.",
             ),
             Cause(
@@ -329,7 +329,7 @@ OWN: tuple[Symptom, ...] = (
             ),
         ),
         pattern=r"^socket\(\) (?:\S+ )?failed",
-        shows_errno=True,
+        elsewhere=True,
         programs=("nginx",),
     ),
     Symptom(
@@ -378,7 +378,7 @@ OWN: tuple[Symptom, ...] = (
         ),
         pattern=r"^(?:open|stat|lstat|fstat|opendir|readdir|mkdir|chmod|chown|utimes|rename|unlink|realpath|access|exec\w*"
         r"|pread|pwrite|pwritev|read|ftruncate|link|openat)\(\) …",
-        shows_errno=True,
+        elsewhere=True,
         programs=("nginx",),
     ),
     Symptom(
@@ -448,7 +448,7 @@ OWN: tuple[Symptom, ...] = (
         r"|handling (?:client|QUIC)|reading PROXY protocol|logging request"
         r"|proxying and (?:reading from|sending to) client)|^client (?:closed|timed out)"
         r"|^failed while sending to client",
-        shows_errno=True,
+        elsewhere=True,
         programs=("nginx",),
     ),
 )

@@ -37,7 +37,7 @@ PHP_FPM: tuple[Symptom, ...] = (
         (
             Cause(
                 "php-fpm runs already, or two pools have the same path.",
-                "`ss -xlp | grep PATH`; `grep -rn 'listen =' /etc/php`.",
+                "`udsproxy state PATH`; `grep -rn 'listen =' /etc/php`.",
                 "Stop one, or give it another path.",
             ),
             Cause(
@@ -127,7 +127,7 @@ PHP_FPM: tuple[Symptom, ...] = (
         (
             Cause(
                 "listen = of the pool has more than 107 bytes.",
-                "`ss -xl | grep php` has the path that is listened on.",
+                "`udsproxy state` lists the paths that are listened on.",
                 "Use a shorter path, below /run.",
             ),
         ),
@@ -140,7 +140,7 @@ PHP_FPM: tuple[Symptom, ...] = (
         (
             Cause(
                 "listen.backlog of the pool is smaller than that.",
-                "`ss -xl`: Send-Q of the listening socket is the backlog that counts.",
+                "`udsproxy state PATH` has the backlog that counts.",
                 "Nothing, or another pm where a short queue is wanted.",
             ),
         ),
@@ -171,7 +171,7 @@ PHP_FPM: tuple[Symptom, ...] = (
         ),
         pattern=r"(?:failed|unable) to (?:re-?)?open(?:ed)? (?:the )?(?:error_log|error log|access[_ ]log|slowlog"
         r"|configuration|pid)",
-        shows_errno=True,
+        elsewhere=True,
         programs=("php-fpm",),
     ),
     Symptom(
