@@ -1,20 +1,9 @@
-"""The kernel's tracing (tracefs), mounted for who is run so, and for nobody else; and who uses it."""
+"""Who uses the kernel's tracing."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-
-TRACED = (
-    (
-        *("unshare", "--mount", "sh", "-c"),
-        'test -e /sys/kernel/tracing/events || mount -t tracefs tracefs /sys/kernel/tracing; exec "$@"',
-        "sh",
-    )
-    if os.geteuid() == 0
-    else ()
-)
-"""A command that runs the one behind it so."""
 
 
 def traces(pid: int) -> bool:

@@ -49,6 +49,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An exchange that takes longer is looked at; None: none is."""
     incident_s: float | None = 0.1
     """The upstream's queue may be not empty for so long before that is an incident; None: there are none."""
+    nginx_log: str | None = None
+    """nginx's error log: what it says of connect() to this socket is told with incidents."""
     faults: tuple[Rule, ...] = ()
     """Each with a name of its own."""
 
@@ -77,6 +79,10 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
                 isinstance(self.listen, Tcp) or isinstance(self.upstream, Tcp)
             ):
                 raise ConfigError(f"fault {kind}: it is for Unix sockets, on both sides")
+        if self.nginx_log is not None and (self.incident_s is None or isinstance(self.upstream, Tcp)):
+            raise ConfigError(
+                "nginx's log is read for incidents, at a Unix upstream: it cannot be given where there are none"
+            )
         if self.connect_timeout_s <= 0:
             raise ConfigError(f"connect timeout {self.connect_timeout_s:g}: more than 0 is needed")
 
@@ -220,6 +226,7 @@ def _proxy_of(table: _Table, everywhere: list[Rule]) -> ProxyConfig:
     credentials = table.choice("credentials", WhoConnects, "client")
     slow_s = table.limit("slow", "1s")
     incident_s = table.limit("incident", "100ms")
+    nginx_log = table.take("nginx_log", str, None)
     name = printable(name) if name else default_name(listen)
     faults = [*(rule for rule in everywhere if rule.is_for(name)), *_rules_of(table)]
     try:
@@ -233,6 +240,7 @@ def _proxy_of(table: _Table, everywhere: list[Rule]) -> ProxyConfig:
             credentials=credentials,
             slow_s=slow_s,
             incident_s=incident_s,
+            nginx_log=nginx_log,
             faults=tuple(named_apart(faults)),
         )
     except ConfigError as error:

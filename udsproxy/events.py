@@ -190,7 +190,7 @@ class Accepted(Event, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What held an exchange, ``at_s`` after it began."""
+    """What held an exchange, ``at_s`` after it began: of a connection's first, after connect()."""
 
     at_s: float
     queued: bool = False
@@ -202,7 +202,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def text(self) -> str:
         """``php-fpm, pid 7: poll() on tcp 10.0.0.5:3306 (mysqld, pid 9)``."""
         if self.queued:
-            return "in the accept queue: no worker has taken it"
+            return "in the queue, not yet accepted"
         who = "its worker cannot be seen"
         if self.worker is not None:
             who = f"{self.worker.comm or '?'}, pid {pid_text(self.worker.pid, self.worker.inner_pid)}"
@@ -214,7 +214,8 @@ class Slow(Event, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "slow"
 
-    request: int
+    request: int | None = None
+    """None: its client is in the queue, and nothing that it sent has been read."""
     method: str | None = None
     uri: str | None = None
     script: str | None = None
@@ -314,7 +315,8 @@ class UpstreamError(Event, frozen=True, kw_only=True):
 
 class Queue(Event, frozen=True, kw_only=True):
     """The upstream's accept queue, those who wait in ours for it included, has become full (``queue`` is more than
-    ``backlog``: the next client gets EAGAIN), or no longer is. ``active``: connections that are open."""
+    ``backlog``: the next client gets EAGAIN), or no longer is. ``active``: clients besides these: whom the server
+    has accepted, and who are still connected."""
 
     name: ClassVar[str] = "queue"
 
@@ -360,8 +362,8 @@ class Level(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Incident(Event, frozen=True, kw_only=True):
-    """The upstream's queue was not empty for long, or clients met errors: once when that begins, once when it is
-    over. ``what`` says it in a sentence."""
+    """The upstream's queue was full, or not empty for long, or clients met errors: once when that begins, once when
+    it is over. ``what`` says it in a sentence, which names no clock time."""
 
     name: ClassVar[str] = "incident"
 
@@ -379,19 +381,21 @@ class Incident(Event, frozen=True, kw_only=True):
     workers: int | None = None
     refused: int | None = None
     """connect() calls of clients that got EAGAIN; None: the kernel does not tell us."""
+    nginx: dict[str, int] | None = None
+    """How many connect() nginx says have failed, by error number; None: none, or its log is not read."""
     errors: dict[str, int] | None = None
     """What else clients met, and how often."""
     gone_waiting: int | None = None
     """Clients that have left and whose connections are still in the queue."""
     gone_running: int | None = None
-    """Clients that have left and whose requests a worker still runs."""
+    """Workers that still run the request of a client that has left."""
     began_with: InFlight | None = None
     """The oldest exchange when it began."""
     slowest: InFlight | None = None
     """The oldest that was seen."""
     in_flight: tuple[Load, ...] | None = None
     waiting_on: tuple[WaitingOn, ...] | None = None
-    """Most first; the average of all times that it was looked."""
+    """Most first; the average of all looks. They are ``busy`` in all, or fewer."""
     levels: tuple[Level, ...] | None = None
     unseen: str | None = None
     """What could not be told, and why."""

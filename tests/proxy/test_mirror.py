@@ -79,6 +79,24 @@ async def test_nobody_accepts(
 
 
 @pytest.mark.parametrize("backlog", [0, 2, 16])
+async def test_who_is_connected_besides(
+    site: Site, crowd: Callable[[int], Crowd], backlog: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A full queue is told with how many clients the server has accepted besides, each client counted once: also
+    where two of those who wait for it came before it could take them."""
+    at = crowd(backlog)
+    async with running(site.server(grace_s=0.05)):
+        for _ in range(2):
+            assert at.come() == 0
+            await trio.sleep(0.05)
+            at.accept()
+            await trio.sleep(0.05)
+        assert await at.come_until_full() == backlog + 1
+    full = site.events("queue")[0]
+    assert (full["queue"], full["backlog"], full["active"]) == (backlog + 1, backlog, 2)
+
+
+@pytest.mark.parametrize("backlog", [0, 2, 16])
 async def test_clients_of_the_upstream_itself(
     site: Site, crowd: Callable[[int], Crowd], backlog: int, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -199,7 +199,7 @@ def test_what_holds_a_request_is_in_words() -> None:
     )
     assert "kernel: a < b" in render(console(verbosity=1), worker)
     assert "kernel" not in line
-    assert "in the accept queue: no worker has taken it" in render(console(), queued)
+    assert "in the queue, not yet accepted" in render(console(), queued)
     first, *more = render(console(), incident).splitlines()
     assert re.search(r"incident since \d\d:\d\d:11\.250: from then on$", first)
     assert [each.strip() for each in more] == [

@@ -17,7 +17,7 @@ from udsproxy.cli import completion, people
 from udsproxy.cli.arguments import OTHER, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
-from udsproxy.cli.people import show, tell
+from udsproxy.cli.people import show, tell, width
 from udsproxy.cli.tailing import MAX_READ, STANDARD_INPUT, Log, is_log
 from udsproxy.events import printable
 from udsproxy.explain import report, text
@@ -66,13 +66,13 @@ def explain(
     elif follow or (what and all(map(is_log, what))):
         _explain_logs(what or (STANDARD_INPUT,), follow=follow)
     elif not what:
-        show(text.overview(_width()))
+        show(text.overview(width()))
     else:
         said = " ".join(what)
         found = parse(said, _today())
         if found is None:
             raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
-        tell(_on_this_machine(found) + text.answer(found, _width()))
+        tell(_on_this_machine(found) + text.answer(found, width()))
     return DONE
 
 
@@ -94,25 +94,25 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
     for log in logs:
         if log.is_cut:
             name = "standard input" if log.name == STANDARD_INPUT else printable(log.name)
-            tell(f"\nOnly the newest {MAX_READ // 2**20} MiB of {name} were read.")
+            show(f"\nOnly the newest {MAX_READ // 2**20} MiB of {name} were read.")
     if follow:
         _follow(logs, readers, summary)
 
 
 def _show_all(summary: Summary) -> None:
-    width = _width()
+    columns = width()
     tallies = summary.tallies()
-    show("\n".join(report.table(tallies[:MAX_ANSWERS], width)))
+    show("\n".join(report.table(tallies[:MAX_ANSWERS], columns)))
     if summary.others or len(tallies) > MAX_ANSWERS:
         show(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
     if len(tallies) > 1:
-        show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, width)))
+        show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, columns)))
     explained: dict[tuple[str | None, ...], Tally] = {}
     for tally in tallies[:MAX_ANSWERS]:
         explained.setdefault(kind_of(tally.example)[:3], tally)
     for tally in explained.values():
         found = msgspec.structs.replace(tally.example, client=None, request=None, script=None)
-        tell(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, width)}")
+        show(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
 
 
 def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> None:
@@ -127,19 +127,19 @@ def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> No
     except KeyboardInterrupt:
         pass
     if summary.runs:
-        show("\n" + "\n".join(report.table(summary.tallies()[:MAX_ANSWERS], _width())))
+        show("\n" + "\n".join(report.table(summary.tallies()[:MAX_ANSWERS], width())))
 
 
 def _show_events(stamped: list[Stamped], summary: Summary) -> None:
-    width = _width()
+    columns = width()
     groups = [list(group) for _, group in groupby(stamped, lambda each: kind_of(each[1]))]
     for number, group in enumerate(groups):
         is_new = max([summary.add(found, at) for at, found in group])
         run = Run(group[-1][1], group[0][0], group[-1][0], len(group))
         if number < _MAX_EVENTS:
-            show("\n".join(report.event(run, width)))
+            show(report.event(run, columns))
         if is_new and len(summary.tallies()) <= MAX_ANSWERS:
-            answer = text.answer(run.example, width and width - 4)
+            answer = text.answer(run.example, columns and columns - 4)
             show("".join(f"    {line}\n" for line in answer.splitlines()))
     if len(groups) > _MAX_EVENTS:
         show(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
@@ -147,11 +147,6 @@ def _show_events(stamped: list[Stamped], summary: Summary) -> None:
 
 def _today() -> date:
     return datetime.now().astimezone().date()
-
-
-def _width() -> int | None:
-    width = people.width()
-    return None if width is None else min(width, text.MAX_WIDTH)
 
 
 def _on_this_machine(found: Found) -> str:

@@ -57,7 +57,10 @@ class Options:
     slow
         Show what the worker is doing when a request takes longer than this. none: never.
     incident
-        Report an incident when the server's queue is not empty for longer than this. none: never.
+        Report an incident when the server's queue is full, when it is not empty for longer than this, or when a
+        client is refused. none: never.
+    nginx_log
+        The error log of nginx. What it says about connect() to this socket is counted with the incident.
     fault
         Inject a fault, for example 'refuse for=30s' or 'latency=250ms p=0.1'. May be given several times. The
         command udsproxy fault kinds lists all faults.
@@ -90,6 +93,7 @@ class Options:
 
     slow: Annotated[Duration, option(REPORTS)] = "1s"
     incident: Annotated[Duration, option(REPORTS)] = "100ms"
+    nginx_log: Annotated[FileName | None, option(REPORTS)] = None
 
     fault: Annotated[tuple[str, ...], option(FAULTS, "FAULT", completer=completion.faults, show_default=False)] = ()
     seed: Annotated[int | None, option(FAULTS, "N")] = None
@@ -111,6 +115,7 @@ class Options:
                 credentials=self.credentials,
                 slow_s=config.parse_limit(self.slow),
                 incident_s=config.parse_limit(self.incident),
+                nginx_log=self.nginx_log,
                 faults=parse_all(self.fault),
             )
         except ConfigError as error:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from udsproxy.explain.lines import Found
 from udsproxy.explain.summary import Run, Tally, script_of
-from udsproxy.layout import fold_line, shortened
+from udsproxy.layout import fold, shortened
 
 _MAX_SCRIPTS = 5
 _MAX_SCRIPT = 60
@@ -34,10 +34,10 @@ def table(tallies: Iterable[Tally], width: int | None) -> list[str]:
     lines = [f"COUNT  {'FIRST':<{clock.cells}}  {'LAST':<{clock.cells}}  ERROR"]
     for row in rows:
         head = f"{row.count:>5}  {clock.text(row.first)}  {clock.text(row.last)}  "
-        lines += fold_line(head + title(row.example), width, indent)
+        lines.append(fold(head + title(row.example), width, indent))
         below = ", ".join(_below(row, clock))
         if below:
-            lines += fold_line(" " * indent + below, width, indent)
+            lines.append(fold(" " * indent + below, width, 0))
     return lines
 
 
@@ -54,22 +54,22 @@ def in_order(runs: Iterable[Run], width: int | None) -> list[str]:
     """The newest lines, oldest first; those of one kind in a row are one."""
     rows = list(runs)
     clock = _Clock(at for each in rows for at in (each.first, each.last))
-    return [line for row in rows for line in _run(row, clock, width)]
+    return [_run(row, clock, width) for row in rows]
 
 
-def event(run: Run, width: int | None) -> list[str]:
+def event(run: Run, width: int | None) -> str:
     """A run as it is shown while a log is followed."""
     return _run(run, _Clock(()), width)
 
 
-def _run(row: Run, clock: _Clock, width: int | None) -> list[str]:
+def _run(row: Run, clock: _Clock, width: int | None) -> str:
     count = "" if row.count == 1 else f"{row.count} x "
     program = f"{row.example.program}: " if row.example.program else ""
     script = script_of(row.example)
     said = f"{clock.text(row.first)}  {program}{count}{title(row.example)}"
     if script is not None:
         said += f", {shortened(script, _MAX_SCRIPT)}"
-    return fold_line(said, width, clock.cells + 2)
+    return fold(said, width, clock.cells + 2)
 
 
 class _Clock:

@@ -1,6 +1,6 @@
 """The table as text: an answer for a terminal, the overview, and docs/errors.md.
 
-Rules: an answer is paragraphs and commands, of which `_laid_out` makes lines that fit a terminal. A command stays
+Rules: an answer is paragraphs and commands, and `lay_out` makes lines of them that fit a terminal. A command stays
 on one line if it fits, and can be copied in any case. What was pasted has been through `printable`; in a command it
 is quoted for the shell. No command harms what is at that path, though it is pasted in a hurry: a failure is
 reproduced on sockets of one's own.
@@ -17,7 +17,7 @@ from udsproxy.events import errno_message
 from udsproxy.explain.errors import CALLS, ELSEWHERE, NOTES, TABLE, Call, Cause, Meaning, number_of
 from udsproxy.explain.lines import Found
 from udsproxy.explain.symptoms import SYMPTOMS, Symptom
-from udsproxy.layout import cells, fold, fold_command, fold_line
+from udsproxy.layout import cells, fold_command, fold_line
 
 MAX_WIDTH = 100
 """Lines that are longer are hard to read, on however wide a terminal."""
@@ -27,63 +27,67 @@ _QUOTED = re.compile(r"([^\s`]*`[^`]*`[^\s`]*)")
 _HARD_SPACE = "\xa0"
 _COMMAND = "$ "
 """Stands before a command that is a line of its own; it is not printed."""
+_HANG = 16
+"""Of what is folded and no paragraph: the lines of the overview, behind the errno's name."""
 
 
-class _Paragraph(NamedTuple):
-    """Text to be filled; the indent of its first line, and of the others."""
+class Paragraph(NamedTuple):
+    """Text that is folded, and how its first line and the others begin."""
 
     text: str
     first: str = ""
     rest: str = ""
 
 
-_Part = str | _Paragraph
+class Command(NamedTuple):
+    """A line for a shell."""
+
+    text: str
+    indent: str
 
 
-def answer(found: Found, width: int | None = None) -> str:
-    """All that is known of it, for a terminal of that width; None: for none, where a paragraph is one line."""
-    return "\n".join(line for part in _answer(found) for line in _laid_out(part, _limited(width)))
+Part = str | Paragraph | Command
+"""A part of an answer; a plain string is a paragraph without an indent."""
 
 
-def _limited(width: int | None) -> int | None:
-    return None if width is None else min(width, MAX_WIDTH)
+def lay_out(parts: Iterable[Part], width: int | None) -> str:
+    """Lines for a terminal of that width; None: for none, where each part is one line."""
+    return "\n".join(line for part in parts for line in _lines(part, width))
 
 
-def _laid_out(part: _Part, width: int | None) -> Iterator[str]:
-    if isinstance(part, _Paragraph):
-        yield from _filled(part, width)
-    elif part.startswith(_COMMAND):
-        yield fold_command(part.removeprefix(_COMMAND), width, 8, "    ")
-    else:
-        yield fold(part, width)
-
-
-def _filled(paragraph: _Paragraph, width: int | None) -> Iterator[str]:
-    """What stands in backticks stays on one line, to be copied, unless it is longer than that."""
-    text, begun, rest = paragraph
-    if width is None:
-        yield begun + text
+def _lines(part: Part, width: int | None) -> Iterator[str]:
+    if isinstance(part, Command):
+        yield fold_command(part.text, width, len(part.indent) + 4, part.indent)
         return
+    text, first, rest = part if isinstance(part, Paragraph) else Paragraph(part)
+    if width is None:
+        yield first + text
+        return
+    room, begun = width - len(rest), first
     for number, piece in enumerate(_QUOTED.split(text)):
         if not number % 2:
             begun += piece
-        elif cells(piece) <= width - len(rest):
-            begun += piece.replace(" ", _HARD_SPACE)
+        elif cells(piece) <= room:
+            begun += piece.replace(" ", _HARD_SPACE)  # it stays on one line, to be copied
         else:
             if begun.strip():
-                yield from _folded(begun, width, rest)
+                yield from _folded(begun.rstrip(" "), width, rest)
             yield fold_command(piece, width, len(rest) + 4, rest)
             begun = rest
     if begun.strip() or not text:
-        yield from _folded(begun, width, rest)
+        yield from _folded(begun.rstrip(" "), width, rest)
 
 
-def _folded(line: str, width: int, rest: str) -> Iterator[str]:
-    for part in fold_line(line.rstrip(" "), width, len(rest)):
-        yield part.replace(_HARD_SPACE, " ")
+def _folded(line: str, width: int, rest: str) -> list[str]:
+    return [part.replace(_HARD_SPACE, " ") for part in fold_line(line, width, len(rest))]
 
 
-def _answer(found: Found) -> Iterator[_Part]:
+def answer(found: Found, width: int | None = None) -> str:
+    """All that is known of it, for a terminal of that width; None: for none."""
+    return lay_out(_answer(found), width and min(width, MAX_WIDTH))
+
+
+def _answer(found: Found) -> Iterator[Part]:
     named = _Named(found)
     if found.symptom is not None:
         yield found.symptom.words
@@ -108,15 +112,15 @@ def _answer(found: Found) -> Iterator[_Part]:
     yield _title(found.errno)
     yield from _about(found)
     if (note := NOTES.get((found.call, found.errno)) if found.call else None) is not None:
-        yield _Paragraph(note)
+        yield Paragraph(note)
         return
     if not meanings:
-        yield _Paragraph(
+        yield Paragraph(
             ELSEWHERE.get(found.errno, "None of these calls returns it on a Unix socket: " + ", ".join(CALLS) + ".")
         )
         return
     if found.call is not None:
-        yield _Paragraph(f"{found.call}() does not return it on a Unix socket. What does:")
+        yield Paragraph(f"{found.call}() does not return it on a Unix socket. What does:")
     yield from _of_each_call(meanings, named)
 
 
@@ -136,7 +140,7 @@ class _Named:
         return _PLACE.sub(lambda place: self._names.get(place[0], place[0]), text)
 
 
-def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[_Part]:
+def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[Part]:
     """The first in full, as it is the most likely one, the others in short."""
     groups = list(_grouped(meanings))
     for number, (calls, meaning) in enumerate(groups):
@@ -145,15 +149,15 @@ def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[_Part]:
         if number == 0:
             yield from _full(meaning, named)
         else:
-            yield _Paragraph(meaning.means)
+            yield Paragraph(meaning.means)
             for place, cause in enumerate(meaning.causes, 1):
-                yield _Paragraph(cause.text, _place(place, meaning.causes), "    ")
+                yield Paragraph(cause.text, _place(place, meaning.causes), "    ")
     if len(groups) > 1:
         yield ""
         yield f"In full: udsproxy explain {groups[1][0][0]} {groups[1][1].errno}"
 
 
-def _about(found: Found) -> Iterator[_Part]:
+def _about(found: Found) -> Iterator[Part]:
     """What the line has besides the error."""
     errno = None if found.symptom is None or found.errno is None else _title(found.errno)
     script = None if found.script is None else f"script {found.script}"
@@ -161,25 +165,25 @@ def _about(found: Found) -> Iterator[_Part]:
     if found.client is not None:
         parts.append(f"client {found.client}")
     if parts:
-        yield _Paragraph("In this line: " + ", ".join(parts))
+        yield Paragraph("In this line: " + ", ".join(parts))
     if found.tcp is not None:
-        yield _Paragraph(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
+        yield Paragraph(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
 
 
-def _full(of: Meaning | Symptom, named: _Named) -> Iterator[_Part]:
+def _full(of: Meaning | Symptom, named: _Named) -> Iterator[Part]:
     causes = named.possible(of.causes)
-    yield _Paragraph(of.means)
+    yield Paragraph(of.means)
     yield ""
     yield "Causes, most likely first:" if len(causes) > 1 else "Cause:"
     for number, cause in enumerate(causes, 1):
-        yield _Paragraph(named.put(cause.text), _place(number, causes), "    ")
-        yield _Paragraph(f"tell: {named.put(cause.check)}", "    ", "          ")
+        yield Paragraph(named.put(cause.text), _place(number, causes), "    ")
+        yield Paragraph(f"tell: {named.put(cause.check)}", "    ", "          ")
         if cause.do:
-            yield _Paragraph(f"do:   {named.put(cause.do)}", "    ", "          ")
+            yield Paragraph(f"do:   {named.put(cause.do)}", "    ", "          ")
     if of.fault is not None:
         yield ""
         yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
-        yield _COMMAND + _reproduce(of.fault)
+        yield Command(_reproduce(of.fault), "    ")
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
 
@@ -216,7 +220,7 @@ def _grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Me
 
 def overview(width: int | None = None) -> str:
     """Each call with its errnos, a line each. ``width``: as of `answer`."""
-    lines: list[_Part] = ["What an error on a Unix socket means."]
+    lines: list[Part] = ["What an error on a Unix socket means."]
     groups = list(_grouped(TABLE))
     for call in CALLS:
         lines += ["", f"{call}()"]
@@ -227,13 +231,13 @@ def overview(width: int | None = None) -> str:
         for calls, meaning in groups
         if len(calls) > 1
     ]
-    lines += ["", "logged without an errno", *(f"  {symptom.words}" for symptom in SYMPTOMS)]
+    lines += ["", "logged without an errno", *(Paragraph(symptom.words, "  ", "    ") for symptom in SYMPTOMS)]
     lines += ["", "In full: udsproxy explain connect EAGAIN; or paste a line of a log, in quotes."]
-    return "\n".join(line for part in lines for line in _laid_out(part, _limited(width)))
+    return lay_out(lines, width and min(width, MAX_WIDTH))
 
 
-def _line(meaning: Meaning, calls: str = "") -> _Paragraph:
-    return _Paragraph(meaning.short + calls, f"  {meaning.errno:<13} ", " " * 16)
+def _line(meaning: Meaning, calls: str = "") -> Paragraph:
+    return Paragraph(meaning.short + calls, f"  {meaning.errno:<13} ", " " * 16)
 
 
 # --- docs/errors.md ---
@@ -297,7 +301,7 @@ def markdown() -> str:
         "",
     ]
     for name, what in ELSEWHERE.items():
-        lines += _item(f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "  ")
+        lines += _item(f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ")
     return "\n".join(lines) + "\n"
 
 
@@ -311,18 +315,18 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
 
 
-def _item(text: str, indent: str) -> Iterator[str]:
-    return _filled(_Paragraph(text, "", indent), _PAGE_WIDTH)
+def _item(text: str, first: str = "", rest: str = "") -> Iterator[str]:
+    return _lines(Paragraph(text, first, rest), _PAGE_WIDTH)
 
 
 def _section(heading: str, of: Meaning | Symptom, about: str = "") -> Iterator[str]:
     yield from ("", f"### {heading}", "")
-    yield from _item(about + of.means, "")
+    yield from _item(about + of.means)
     yield ""
     for number, cause in enumerate(of.causes, 1):
         place = f"{number}. " if len(of.causes) > 1 else "- "
         said = f"{cause.text} **Tell:** {cause.check}" + (f" **Do:** {cause.do}" if cause.do else "")
-        yield from _item(place + said, " " * len(place))
+        yield from _item(place + said, "", " " * len(place))
     if of.fault is not None:
         yield from ("", f"Reproduce: `--fault '{of.fault}'` ([how](#reproduce))")
     if of.see:

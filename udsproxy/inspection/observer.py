@@ -4,8 +4,8 @@ It is asked on standard input and answers on standard output, a line each (`udsp
 when standard input does: with the proxy, however that ends.
 
 Rules: it is less urgent than everything else (nice). It looks at all processes no more often than costs a twentieth
-of the time; at the workers that it knows each time. What it counts ends when nobody asks any more, also where who
-asked stands still.
+of the time; at the workers that it knows each time. Counting ends when nobody asks any more, also where who asked
+stands still.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import os
 import select
 import signal
-from collections import Counter
+import sys
 from collections.abc import Iterator
 from time import monotonic
 
@@ -22,9 +22,9 @@ import msgspec
 
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
+from udsproxy.inspection.refused import Refusers
 from udsproxy.inspection.workers import Ask, Sample, take_sample
 from udsproxy.kernel import namespaces, own_processes, procfs
-from udsproxy.kernel.refusals import Refusals
 
 _NICE = 5
 _SHARE = 20
@@ -34,6 +34,8 @@ _AGAIN_S = 0.5
 """But no less."""
 _ASKED_S = 10.0
 """So long it counts without being asked."""
+_ROUND_S = 0.001
+"""Between two looks at who was refused."""
 _STDIN, _STDOUT = 0, 1
 _READ = 64 * 1024
 
@@ -41,35 +43,39 @@ _READ = 64 * 1024
 class Looker:
     """Answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusers: Refusers | None = None) -> None:
         self._doer = Doer()
         self._holders: dict[int, list[tuple[int, int]]] = {}
         self._spaces = namespaces.Namespaces(())
         self._whole_at = -1e9
         self._took = 0.0
-        self._refusals: Refusals | None = None
-        self._why_not: str | None = None
+        self.refusers = refusers or Refusers()
         self._workers: dict[int, set[int]] = {}
         """Of each listener that was asked for."""
-        self._untold: dict[str, Counter[int]] = {}
-        """Who wants refusals counted, and those (by process) that they have not been told of."""
 
     def answer(self, ask: Ask, now: float) -> Sample:
-        counted = self._count(ask)
-        sample = Sample(number=ask.number)
-        if ask.listener:
-            holders = self._look(ask.listener, now)
-            machine = Machine(spaces=self._spaces)
-            try:
-                machine.holders = holders
-                sample = take_sample(ask, machine, self._doer, now)
-            finally:
-                machine.close()
-            if len(self._workers) > _MOST_LISTENERS:
-                self._workers.clear()
-            self._workers[ask.listener] = {worker.pid for worker in sample.workers}
-            self._doer.forget(set[int]().union(*self._workers.values()))
-        return msgspec.structs.replace(sample, refused=counted, why_not=self._why_not)
+        with contextlib.ExitStack() as stack:
+            made: list[Machine] = []
+
+            def machine() -> Machine:
+                """Of this moment; made when it is first needed."""
+                if not made:
+                    made.append(Machine(spaces=self._spaces))
+                    stack.callback(made[0].close)
+                return made[0]
+
+            # First: a caller's memory still has the address that it called.
+            refused = self.refusers.told(ask, machine)
+            sample = Sample(number=ask.number)
+            if ask.listener:
+                holders = self._look(ask.listener, now)
+                machine().holders = holders
+                sample = take_sample(ask, machine(), self._doer, now)
+                if len(self._workers) > _MOST_LISTENERS:
+                    self._workers.clear()
+                self._workers[ask.listener] = {worker.pid for worker in sample.workers}
+                self._doer.forget(set[int]().union(*self._workers.values()))
+        return msgspec.structs.replace(sample, refused=refused, why_not=self.refusers.why_not)
 
     def _look(self, listener: int, now: float) -> dict[int, list[tuple[int, int]]]:
         if now - self._whole_at > max(_AGAIN_S, _SHARE * self._took):
@@ -89,41 +95,10 @@ class Looker:
         self._holders = others
         return others
 
-    def _count(self, ask: Ask) -> int | None:
-        if self._why_not is not None or (self._refusals is None and not ask.count_refusals):
-            return None
-        mine = self._untold.pop(ask.proxy, Counter())
-        try:
-            if self._refusals is None:
-                self._refusals = Refusals()
-            self._refusals.count(on=ask.count_refusals or bool(self._untold))
-        except OSError as error:
-            why = "that takes root" if os.geteuid() else error.strerror
-            self._why_not = f"the kernel's tracing cannot be used: {why}"
-            self.close()
-            return None
-        found = self._refusals.taken()
-        for each in (mine, *self._untold.values()):
-            each.update(found)
-        if ask.count_refusals:
-            self._untold[ask.proxy] = Counter()
-        return sum(mine[pid] for pid in set(ask.clients)) if ask.clients else None
-
-    def rest(self) -> None:
-        """Nobody has asked for a while."""
-        self._untold.clear()
-        if self._refusals is not None:
-            with contextlib.suppress(OSError):
-                self._refusals.count(on=False)
-
-    def close(self) -> None:
-        if self._refusals is not None:
-            self._refusals.close()
-            self._refusals = None
-
 
 def main() -> None:
-    """Answer until there is nobody to ask."""
+    """Answer until there is nobody to ask. Arguments: since when our parent has counted refusals (ns), and the
+    descriptors that it counts with; or none."""
     # Who runs us has the signals of a terminal, and ends us by closing our standard input.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -131,7 +106,8 @@ def main() -> None:
     own_processes.forbid_dumps()
     with contextlib.suppress(OSError):
         os.nice(_NICE)
-    looker = Looker()
+    since, *inherited = (int(each) for each in sys.argv[1:] or ("0",))
+    looker = Looker(Refusers(inherited, since))
     try:
         for line in _lines(looker):
             answer = msgspec.json.encode(looker.answer(msgspec.json.decode(line, type=Ask), monotonic())) + b"\n"
@@ -140,19 +116,28 @@ def main() -> None:
     except BrokenPipeError:
         pass
     finally:
-        looker.close()
+        looker.refusers.close()
 
 
 def _lines(looker: Looker) -> Iterator[bytes]:
-    """What comes on standard input, to its end; the looker rests where nothing does."""
-    rest = b""
+    """What comes on standard input, to its end. Meanwhile refusals are read as they come, in rounds; where nobody
+    asks for long they are counted no longer."""
+    rest, refusers, asked_at = b"", looker.refusers, monotonic()
     while True:
-        if not select.select([_STDIN], [], [], _ASKED_S)[0]:
-            looker.rest()
+        # (Not a short timeout where nothing is counted: an idle observer sleeps.)
+        readable = select.select([_STDIN, *refusers.descriptors], [], [], _ASKED_S)[0]
+        if _STDIN not in readable:
+            if monotonic() - asked_at > _ASKED_S:
+                refusers.rest()
+            elif readable:
+                refusers.read()
+                # Who is refused again and again has to pay for one wake-up a round, not for each.
+                select.select([_STDIN], [], [], _ROUND_S)
             continue
         data = os.read(_STDIN, _READ)
         if not data:
             return
+        asked_at = monotonic()
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
 

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 
 import msgspec
+from msgspec.structs import replace
 
 from udsproxy.events import Doing
 from udsproxy.inspection.doing import Doer
@@ -36,8 +37,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stack: bool = False
     count_refusals: bool = False
     """Count the connect() calls that get EAGAIN until this is said otherwise."""
+    door: int = 0
+    """The inode of the socket that clients connect to: ours."""
     clients: tuple[int, ...] = ()
-    """The processes whose these may be."""
+    """The processes that connected there lately: a refusal of theirs counts where it cannot be told at which socket
+    it was."""
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,6 +60,33 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return self.doing is None or self.doing.what not in ("accept", "ended")
 
 
+class Counted(msgspec.Struct, frozen=True):
+    """connect() calls that got EAGAIN since the last answer. Times: CLOCK_MONOTONIC, ns."""
+
+    count: int = 0
+    first: int = 0
+    last: int = 0
+    missed: int = 0
+    """How many more there were on this machine of which nothing is known."""
+    since: int = 0
+    """When they began to be counted."""
+
+
+class Did(msgspec.Struct, frozen=True):
+    """What some workers were seen to do, without who is behind it; and who, where that was seen."""
+
+    doing: Doing | None
+    who: str | None
+
+    @property
+    def key(self) -> str:
+        return "something that we may not see" if self.doing is None else _PID.sub("", self.doing.text)
+
+    def text(self, who: str | None) -> str:
+        """With that one behind it."""
+        return self.key if self.doing is None else _PID.sub("", replace(self.doing, who=who).text)
+
+
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer."""
 
@@ -66,14 +97,14 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     gone_waiting: int = 0
     """Clients in the queue that have left: a worker will be given them all the same."""
     gone_running: int = 0
-    """Connections that a worker holds, and whose client has left."""
+    """Busy workers that hold a connection whose client has left. (They may have answered it.)"""
     waiting: tuple[int, ...] = ()
     """The connections, of these that were asked for, that nobody has accepted."""
     workers: tuple[WorkerState, ...] = ()
     activator: str | None = None
     """``systemd, pid 1``: it holds the socket, and no worker runs yet."""
-    refused: int | None = None
-    """How many connect() calls got EAGAIN since the last answer; None: that is not counted."""
+    refused: Counted | None = None
+    """None: that is not counted."""
     why_not: str | None = None
     """Why it is not."""
 
@@ -81,15 +112,18 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def busy(self) -> int:
         return sum(worker.is_busy for worker in self.workers)
 
-    def what_they_do(self) -> list[tuple[str, int]]:
-        """What the busy ones do, and how many of them do the same, the largest number first. What differs from one
-        worker to the next is left out: pids, and the address of a connection's own end."""
-        told = Counter(
-            _PID.sub("", worker.doing.common_text) if worker.doing is not None else "something that we may not see"
+    def what_they_do(self) -> Counter[Did]:
+        """What the busy ones do, and how many of them each. (Not with which pid: a server forks many.)"""
+        return Counter(
+            Did(None, None)
+            if worker.doing is None
+            else Did(
+                replace(worker.doing, who=None, local=None, for_s=None, stack=None, threads=None),
+                None if worker.doing.who is None else _PID.sub("", worker.doing.who),
+            )
             for worker in self.workers
             if worker.is_busy
         )
-        return told.most_common()
 
 
 def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
@@ -114,24 +148,29 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
         pid = next((pid for pid in sorted(holders) if machine.parent_of(pid) not in holders), 0)
         if pid:
             held.setdefault(pid, []).append(number)
+    workers = tuple(
+        WorkerState(
+            pid=pid,
+            comm=machine.name_of(pid),
+            inner_pid=machine.inner_pid_of(pid),
+            doing=doer.doing(pid, machine, now, stack=ask.stack) if ask.doing else None,
+            connections=tuple(held.get(pid, ())),
+        )
+        for pid in dict.fromkeys([*servers, *held])
+    )
+    left = {
+        pid
+        for each in machine.accepted_from(listener)
+        if not each.peer
+        for pid, _ in machine.holders.get(each.inode, ())
+    }
     return Sample(
         number=ask.number,
         queue=listener.queue,
         backlog=listener.backlog if machine.has_diag else None,
         gone_waiting=sum(not inode for inode in listener.waiting),
-        gone_running=sum(
-            not each.peer for each in machine.accepted_from(listener) if each.inode in machine.holders
-        ),
+        gone_running=sum(each.pid in left and each.is_busy for each in workers) if ask.doing else 0,
         waiting=tuple(waiting),
         activator=activator if not servers and not held else None,
-        workers=tuple(
-            WorkerState(
-                pid=pid,
-                comm=machine.name_of(pid),
-                inner_pid=machine.inner_pid_of(pid),
-                doing=doer.doing(pid, machine, now, stack=ask.stack) if ask.doing else None,
-                connections=tuple(held.get(pid, ())),
-            )
-            for pid in dict.fromkeys([*servers, *held])
-        ),
+        workers=workers,
     )

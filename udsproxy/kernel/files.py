@@ -59,6 +59,19 @@ def reopen_log(fd: int, path: str) -> int | None:
     return open_log(path)
 
 
+def open_to_follow(path: str) -> int:
+    """A descriptor to read a file that others write. Raises OSError: it cannot be read, or is no file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no file")
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None) or errno.EINVAL
+        raise OSError(number, getattr(error, "strerror", None) or "it is no path", path) from None
+
+
 def read_config(path: str) -> bytes:
     """A file of settings, whole. Raises OSError: it cannot be read, is no file, is too long; or we are root, and
     another user may write it."""

@@ -35,7 +35,7 @@ class AcceptWait:
     """How long a connection was in the upstream's accept queue, as far as that is known: between two times, which
     come nearer to each other as more is seen."""
 
-    __slots__ = ("_held_until", "_least", "_most", "connected_at", "ended", "told")
+    __slots__ = ("_had_sent", "_held_until", "_least", "_most", "connected_at", "ended", "told")
 
     def __init__(self, connected_at: int, least: int = 0, most: int | None = None) -> None:
         """In ns; ``least`` and ``most`` count from ``connected_at``."""
@@ -47,15 +47,19 @@ class AcceptWait:
         self._least = least
         self._most = most
         self._held_until = 0
+        self._had_sent = False
 
-    def hold(self, until: int) -> None:
-        """Until then the client was in our own queue, and nothing that it sent was read."""
+    def hold(self, until: int, *, had_sent: bool = False) -> None:
+        """Until then the client was in our own queue, and nothing that it sent was read. ``had_sent``: there was
+        something to be read by then."""
         self._held_until = until
+        self._had_sent = had_sent
 
     def sent_at(self, read_at: int) -> int:
         """When the client sent what was read then, as far as we can tell: what was there when it was let in it had
         sent at once."""
-        return self.connected_at if read_at - self._held_until < _AT_ONCE_NS else read_at
+        at_once = self._had_sent or read_at - self._held_until < _AT_ONCE_NS
+        return self.connected_at if at_once else read_at
 
     def end(self, waited_at: int, seen_at: int | None) -> None:
         """At the one time it waited (where that is later than `connected_at`), at the other no longer."""

@@ -424,6 +424,8 @@ class FastCGIDecoder:
             return f"more than {MAX_OPEN} requests open at once"
         if not self._ledger.take(_EXCHANGE_BYTES + _ALLOWANCE):
             return "another request began, and the memory for what is observed is full"
+        if not self._has_begun and self._scope.wait is not None:
+            at = self._scope.wait.sent_at(at)  # (one clock: from the client's connect())
         exchange = self._open[request_id] = _Exchange(request_id, at)
         exchange.kept = _EXCHANGE_BYTES + _ALLOWANCE
         self._has_begun = True
@@ -621,7 +623,6 @@ class FastCGIDecoder:
         began = exchange.began_at
         if self.exchanges == 1 and self._scope.wait is not None:
             self.answered_at = first
-            began = self._scope.wait.sent_at(began)
             known = self._scope.wait.known(first)
             if known is not None:
                 waited_s, error_s = known

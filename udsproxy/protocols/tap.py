@@ -370,6 +370,8 @@ class Tap:
             UpstreamError: partial(self._count, "upstream_errors"),
             DecodeError: partial(self._count, "decode_errors"),
         }
+        self.watchers: dict[str, Callable[[Event], None]] = {}
+        """Of each proxy that is watched: is told of each `Request` and each `Close`, in their order."""
         self._masking = masking
         self.budget = Budget()
         """Of what is kept of all connections."""
@@ -527,9 +529,15 @@ class Tap:
         self._scripts.add(event)
         if event.incomplete is not None:
             self.summary["incomplete"] += 1
+        self._tell_watcher(event)
 
     def _count_close(self, event: Close) -> None:
         self.count_connection(event.c2s_bytes, event.s2c_bytes)
+        self._tell_watcher(event)
+
+    def _tell_watcher(self, event: Event) -> None:
+        if (watcher := self.watchers.get(event.proxy)) is not None:
+            watcher(event)
 
     def _count(self, what: str, _event: Event) -> None:
         self.summary[what] += 1

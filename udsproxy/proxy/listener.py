@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import errno
+import os
 import random
 import socket
 from collections import deque
@@ -46,6 +47,7 @@ from udsproxy.proxy.doors import (
     Upstream,
 )
 from udsproxy.proxy.mirror import Mirrored, backlog_of, listener_inode, look_at
+from udsproxy.proxy.nginx_log import NginxLog
 from udsproxy.proxy.observer import Observer
 from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
@@ -178,26 +180,33 @@ class AcceptLoop:
             if self._door is not None and self._door.holds:
                 self._look()
 
-    def watched_by(self, observer: Observer) -> Watch | None:
-        """What watches this proxy, where somebody looks and there is something to see."""
+    def watched_by(self, observer: Observer, log: NginxLog | None) -> Watch | None:
+        """What watches this proxy, where somebody looks and there is something to see. ``log``: nginx's."""
         config = self._config
         is_queued = not isinstance(config.upstream, Tcp) and self.listener.kind != socket.SOCK_DGRAM
         if self._tap.quiet or not (config.is_watched and is_queued):
             return None
-        self._watch = Watch(
-            config.name,
-            self.connections,
-            self._tap,
-            observer,
-            self._find_upstream,
-            lambda: self._gone is not None,
-            config.slow_s,
-            config.incident_s,
-        )
+        self._watch = Watch(config, self.connections, self._tap, observer, self, log)
         return self._watch
 
-    def _find_upstream(self) -> int:
-        """The inode of the socket that listens there; 0: it is not known."""
+    @property
+    def is_gone(self) -> bool:
+        """Clients are refused because the upstream is not there."""
+        return self._gone is not None
+
+    @property
+    def own_inode(self) -> int:
+        """Of the socket that clients connect to; 0: there is none now."""
+        number = self.listener.sock.fileno()
+        return 0 if self.listener.withdrawn or number < 0 else os.fstat(number).st_ino
+
+    def queued(self, before: int) -> list[tuple[int, int]]:
+        """Who came before that time (ns) and is still in our queue, as far as we see: the number of the connection
+        to be, and since when (ns)."""
+        return list(self._door.queued(before)) if isinstance(self._door, Mirrored) else []
+
+    def upstream_inode(self) -> int:
+        """Of the socket that listens there; 0: it is not known."""
         if isinstance(self._door, Mirrored) and self._door.there:
             return self._door.there
         if monotonic_ns() - self._found_at > _KNOWN_NS and not isinstance(self._config.upstream, Tcp):
@@ -417,7 +426,7 @@ class AcceptLoop:
                 self._relay,
                 self._look,
                 self._heed,
-                self._tell_queue,
+                lambda queue, backlog: self._tell_queue(queue, backlog, self.connections.active),
             )
         gate = self._gate
         if gate.workers is not None:
@@ -446,6 +455,7 @@ class AcceptLoop:
                     self._look,
                     self._is_resting,
                     self._tell_queue,
+                    self._tell_level,
                     partial(self._tell_error, "connect", errno.EXDEV),
                 )
             except Unseen as unseen:
@@ -741,11 +751,14 @@ class AcceptLoop:
     def tell_fault(self, rule: Rule, detail: str) -> None:
         self._tap.put(rule.event(monotonic_ns(), self._config.name, detail))
 
-    def _tell_queue(self, queue: int, backlog: int) -> None:
-        active = self.connections.active
+    def _tell_queue(self, queue: int, backlog: int, accepted: int) -> None:
         self._tap.put(
-            Queue(at=monotonic_ns(), proxy=self._config.name, queue=queue, backlog=backlog, active=active)
+            Queue(at=monotonic_ns(), proxy=self._config.name, queue=queue, backlog=backlog, active=accepted)
         )
+
+    def _tell_level(self, queue: int, backlog: int) -> None:
+        if self._watch is not None:
+            self._watch.level(queue, backlog)
 
     def _look_who_asks(self, clients: list[int]) -> None:
         if self._nursery is not None and self.listener.kind == socket.SOCK_STREAM and not self.listener.withdrawn:

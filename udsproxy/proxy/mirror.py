@@ -24,7 +24,7 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic_ns
 
 from udsproxy.endpoints import Listener, Socket, UnixAbstract, UnixPath, connect, unix_socket
@@ -102,7 +102,7 @@ def _as_asked(address: UnixPath | UnixAbstract) -> str | bytes:
 class _Ahead:
     """A connection that was made for a client who is still in our queue."""
 
-    __slots__ = ("as_", "connect_s", "connected_at", "inode", "sock")
+    __slots__ = ("as_", "connect_s", "connected_at", "inode", "number", "sock")
 
     def __init__(self, sock: Socket, connect_s: float, as_: Credentials | None) -> None:
         """``as_``: who is expected to be that client."""
@@ -111,6 +111,8 @@ class _Ahead:
         self.connect_s = connect_s
         self.connected_at = monotonic_ns()
         self.inode = os.fstat(sock.fileno()).st_ino
+        self.number: int | None = None
+        """The connection's, where it had to be told of before it was accepted."""
 
 
 class Mirrored:
@@ -126,14 +128,16 @@ class Mirrored:
         relay: Relay,
         ready: Callable[[], None],
         is_resting: Callable[[], bool],
-        tell_queue: Callable[[int, int], None],
+        tell_queue: Callable[[int, int, int], None],
+        tell_level: Callable[[int, int], None],
         tell_settled: Callable[[str], None],
     ) -> None:
         """``held``: clients who were accepted, and for whom no connection could be made yet. ``ready``: makes the
         accept loop call `admit`. ``is_resting``: nobody is to be accepted now (a fault that a connection has met
-        may have said so). ``tell_queue``: is given queue and backlog when the queue has become full, and when it
-        no longer is. ``tell_settled``: is told what it took to find the upstream's
-        socket, where that was more than a look.
+        may have said so). ``tell_queue``: is given queue, backlog, and how many clients the upstream has accepted
+        besides, when the queue has become full, and when it no longer is. ``tell_level``: is given queue and
+        backlog at each change. ``tell_settled``: is told what it took to find the upstream's socket, where that was
+        more than a look.
 
         Raises `Unseen`; OSError (a descriptor is needed).
         """
@@ -145,6 +149,7 @@ class Mirrored:
         self._ready = ready
         self._is_resting = is_resting
         self._tell_queue = tell_queue
+        self._tell_level = tell_level
         self._tell_settled = tell_settled
         self.edge = False
         """We are near the limit."""
@@ -154,6 +159,8 @@ class Mirrored:
         self._waits.counted = True
         self._held = held
         self._full = False
+        self._level = 0
+        """How many waited, as it was told."""
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts."""
         self._pause = _FIRST_LOOK_NS
@@ -165,7 +172,7 @@ class Mirrored:
         self._others = 0
         """How many in the upstream's queue are not for clients in ours, when last looked at."""
         self._before = 0
-        """How many of these came in at once, before we were near."""
+        """How many of these have a connection here: they came in before we were near, or as themselves."""
         self._servers = 0
         """How many were seen at work at once."""
         self._taken_at = 0
@@ -258,6 +265,9 @@ class Mirrored:
                 return False
             sock, connect_s = connected
             self._connections.open(client, sock, self._connections.number(), connect_s)
+            # As far as we know it waits in the upstream's queue: no server is at work for it.
+            self._others += 1
+            self._before += 1
         return True
 
     def _crowded(self) -> bool:
@@ -365,6 +375,9 @@ class Mirrored:
             if not self._is_accepted(each):
                 break
             taken += 1
+        if taken:
+            # Clients leave our queue now, and it was longest before.
+            self._tell(self._waiting() + self.backlog - self._listener.backlog)
         self._count_servers(now, taken, len(ahead) - taken)
         # First the limit, then the places that become free: the other way round somebody could get one of these who
         # would have been refused.
@@ -381,11 +394,11 @@ class Mirrored:
                 continue
             wait = AcceptWait(first.connected_at)
             wait.end(self._stepped_at, now)
-            wait.hold(now)
-            connections.open(client, first.sock, connections.number(), first.connect_s, wait)
+            wait.hold(now, had_sent=_has_sent(client))
+            number = connections.number() if first.number is None else first.number
+            connections.open(client, first.sock, number, first.connect_s, wait)
         self._stepped_at = now
-        found = self._diag.own.queue_of(self._own)
-        waiting = 0 if found is None else found[0]
+        waiting = self._waiting()
         came = False
         while len(ahead) < waiting:
             as_ = self._upstream.last
@@ -398,7 +411,7 @@ class Mirrored:
         self._others = max(0, queue - len(ahead))
         self._before = min(self._before, self._others)
         self._set_limit()
-        self._tell(max(0, waiting + self._others - self._resting()))
+        self._tell(waiting + self._others - self._resting())
         self._waits.wait_ahead(ahead[0].connected_at if ahead else None)
         if came or taken:
             self._pause = _FIRST_LOOK_NS
@@ -458,8 +471,36 @@ class Mirrored:
         else:
             self._set_limit()
 
+    def _waiting(self) -> int:
+        """How many are in our own queue."""
+        found = self._diag.own.queue_of(self._own)
+        return 0 if found is None else found[0]
+
     def _tell(self, queue: int) -> None:
+        """``queue``: who waits in the upstream's queue, or would without us. (Servers at rest have a client each in
+        a moment: those do not count. That there are fewer of them is found out late.)"""
+        queue = min(max(0, queue), self.backlog + 1)
+        if queue != self._level:
+            self._level = queue
+            self._tell_level(queue, self.backlog)
         full = queue > self.backlog
         if full != self._full:
             self._full = full
-            self._tell_queue(queue, self.backlog)
+            clients = self._connections.active + self._waiting()
+            self._tell_queue(queue, self.backlog, max(0, clients - queue))
+
+    def queued(self, before: int) -> Iterator[tuple[int, int]]:
+        """Who came before that time (ns) and is still in our queue: the number of the connection to be, and since
+        when (ns)."""
+        for each in self._ahead:
+            if each.connected_at > before:
+                return
+            if each.number is None:
+                each.number = self._connections.number()
+            yield each.number, each.connected_at
+
+
+def _has_sent(client: Socket) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(client.recv(1, _PEEK))
+    return False

@@ -11,14 +11,15 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Callable
-from time import monotonic
+from collections.abc import Callable, Sequence
+from time import monotonic, monotonic_ns
 
 import msgspec
 import trio
 
 from udsproxy.inspection.workers import Ask, Sample
 from udsproxy.kernel import own_processes
+from udsproxy.kernel.refusals import Refusals
 
 _MOST_BYTES = 8 * 1024 * 1024
 _READ = 64 * 1024
@@ -35,7 +36,10 @@ _LONG_S = 60.0
 class Observer:
     """Ask it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts: bool = False) -> None:
+        """``counts``: it is to count refused clients, from now on (before there is a client)."""
+        self._early: Refusals | None = None
+        """What counts until it does."""
         self.tell_failure: Callable[[str], None] = lambda _: None
         self._lock: trio.Lock | None = None
         self._number = 0
@@ -49,12 +53,21 @@ class Observer:
         self._failure: str | None = None
         """What is to be told when somebody asks."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._start()
+        handed: list[int] = []
+        if counts:
+            with contextlib.suppress(OSError):
+                self._early = Refusals(for_child=True)
+                self._early.count(on=True)
+                handed = self._early.descriptors
+        self._start(handed)
 
-    def _start(self) -> None:
+    def _start(self, handed: Sequence[int] = ()) -> None:
+        """``handed``: descriptors that count refusals."""
+        since = [str(monotonic_ns()), *map(str, handed)] if handed else []
         try:
             self._process = subprocess.Popen(  # noqa: S603 - it is our own program
-                own_processes.command("udsproxy.inspection.observer"),
+                own_processes.command("udsproxy.inspection.observer", *since),
+                pass_fds=handed,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -64,6 +77,13 @@ class Observer:
             )
         except OSError as error:
             self._failure = f"the observer was not started: {error.strerror}"
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """It counts itself by now, or never will."""
+        if self._early is not None:
+            early, self._early = self._early, None
+            early.close()
 
     async def run(self, expect_child: Callable[[], None]) -> None:
         """Take its answers, and see that it is there. Until cancelled. ``expect_child``: is called before it is
@@ -116,6 +136,7 @@ class Observer:
     def _take(self, answer: Sample) -> None:
         """(Only one can come: nothing else has been asked.)"""
         self._owed = 0
+        self._let_go()
         if self._waiting is not None and answer.number == self._number:
             self._answer = answer
         self._wake()
@@ -173,6 +194,7 @@ class Observer:
     def _hang_up(self) -> None:
         """It ends when it sees that nobody is there to ask."""
         self._owed = 0
+        self._let_go()
         if self._to is not None:
             self._to.close()
             self._to = None

@@ -29,12 +29,14 @@ from udsproxy.protocols.secrets import Masking
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import ConnectionState
 from udsproxy.proxy.listener import AcceptLoop
+from udsproxy.proxy.nginx_log import NginxLog
 from udsproxy.proxy.observer import Observer
 from udsproxy.proxy.relay import Relay
 from udsproxy.proxy.running_faults import RunningFaults
 from udsproxy.proxy.socket_types import require_fit, type_of
 from udsproxy.sinks import STANDARD_OUTPUT, make_sinks
 from udsproxy.sinks.sink import TextSink
+from udsproxy.units import ConfigError
 
 _LAST_WORK_NS = 3_000_000_000
 """How long the end goes on decoding and rendering what has been seen."""
@@ -86,6 +88,8 @@ class Server:
         self._loops: list[AcceptLoop] = []
         self._tap: Tap | None = None
         self._observer: Observer | None = None
+        self._nginx_logs: dict[str, NginxLog] = {}
+        """Of the proxies that have one."""
         self._relay: Relay | None = None
         self.started = trio.Event()
         """It has begun to accept; `faults` is there."""
@@ -107,9 +111,12 @@ class Server:
         self._began = monotonic_ns()
         try:
             self._sinks = make_sinks(self._log, several=len(self._proxies) > 1, fd=self.shown_on)
-            if self._sinks and any(p.is_watched and not isinstance(p.upstream, Tcp) for p in self._proxies):
-                self._observer = Observer()
+            watched = [p for p in self._proxies if p.is_watched and not isinstance(p.upstream, Tcp)]
+            if self._sinks and watched:
+                self._observer = Observer(counts=any(p.incident_s is not None for p in watched))
             for proxy in self._proxies:
+                if proxy.nginx_log is not None:
+                    self._nginx_logs[proxy.name] = _nginx_log(proxy.nginx_log, proxy.listen)
                 listener = self._listen(proxy)
                 self._listeners.append(listener)
                 require_fit(proxy, proxy.faults, listener.kind)
@@ -243,7 +250,8 @@ class Server:
             if self._observer is not None:
                 nursery.start_soon(self._observer.run, relay.expect_child)
             for loop in loops:
-                if self._observer is not None and (watch := loop.watched_by(self._observer)) is not None:
+                log = self._nginx_logs.get(loop.connections.proxy)
+                if self._observer is not None and (watch := loop.watched_by(self._observer, log)) is not None:
                     nursery.start_soon(watch.run)
             await self._accept_until_stopped(loops)
             nursery.cancel_scope.cancel()
@@ -276,6 +284,8 @@ class Server:
             listener.close()
         if self._observer is not None:
             self._observer.reap()
+        for log in self._nginx_logs.values():
+            log.close()
         for sink in self._sinks:
             sink.close(_LAST_WRITES_S)
             if sink.failure is not None:
@@ -290,6 +300,14 @@ def _listen(proxy: ProxyConfig) -> Listener:
     if isinstance(proxy.listen, Tcp) and kind != socket.SOCK_STREAM:
         raise ListenError(f"cannot listen on {proxy.listen}: {proxy.upstream} takes messages, and TCP has none")
     return Listener(proxy.listen, like=proxy.upstream, backlog=proxy.backlog, kind=kind)
+
+
+def _nginx_log(path: str, listen: Endpoint) -> NginxLog:
+    """Raises `ConfigError`."""
+    try:
+        return NginxLog(path, listen)
+    except OSError as error:
+        raise ConfigError(f"nginx's log {path} cannot be read: {error.strerror}") from None
 
 
 def _shown(endpoint: Endpoint) -> str:
