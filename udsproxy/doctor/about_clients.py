@@ -25,7 +25,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "No nginx is seen to run whose configuration has this path.",
             "Name the client's user: --client www-data.",
         )
-    if facts.pool is not None and facts.tapped is None and not facts.hops:
+    if facts.pool is not None and facts.tapped is None and not facts.hops and facts.systemd is None:
         yield from _as_configured(facts)
         yield from _ignored(facts.pool)
     if all(entry.mode & 1 for entry in facts.entries[:-1]) and facts.entries[-1].mode & 2:
@@ -90,6 +90,9 @@ def _way_in(facts: Facts, stopped: Entry, user: User, at_socket: bool) -> str:
         return (
             f"setfacl -m u:{user.name}:x {shlex.quote(stopped.path)}, or a directory that all may enter (/run/php)."
         )
+    if facts.systemd is not None:
+        where = "its unit" if facts.unit is None else facts.unit.name
+        return f"SocketGroup={group} and SocketMode=0660 in {where} (systemctl edit); then restart that."
     pool = facts.pool
     if pool is not None and pool.has_acl:
         key = "listen.acl_users" if pool.settings.get("listen.acl_users") else "listen.acl_groups"
