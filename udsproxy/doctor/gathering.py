@@ -174,7 +174,7 @@ class _Gathering:
     def _server_of(self, route: Route) -> SocketState | None:
         """The socket that clients come to."""
         found = list(route.servers)
-        if self._abstract:  # (names of other network namespaces lead nobody of ours there)
+        if self._abstract and not route.hops:  # (names of other network namespaces lead nobody of ours there)
             found = [each for each in found if each.namespace is None]
         return next((each for each in found if each.state == "listening"), found[0] if found else None)
 
