@@ -25,6 +25,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "No nginx is seen to run whose configuration has this path.",
             "Name the client's user: --client www-data.",
         )
+    if facts.onward is not None and facts.onward.way:
+        yield _goes_on(facts, facts.onward)
     if facts.pool is not None and facts.tapped is None and not facts.hops and facts.systemd is None:
         yield from _as_configured(facts)
         yield from _ignored(facts.pool)
@@ -78,6 +80,22 @@ def _may_connect(facts: Facts, user: User) -> Iterator[Finding]:
         + ("write permission is needed." if at_socket else "search permission (x) is needed on every directory."),
         _way_in(facts, stopped, user, at_socket),
         check,
+    )
+
+
+def _goes_on(facts: Facts, user: User) -> Finding:
+    """May a ``run`` connect to the socket behind it?"""
+    stopped, socket = obstacle(user.way, user), user.way[-1].path
+    who = f"{user.name} ({user.where})"
+    if stopped is None:
+        return Finding("fine", f"{who} may connect to {socket}")
+    return Finding(
+        "problem",
+        f"{who} cannot connect to {socket}: EACCES (13: Permission denied)",
+        f"{stopped.path} is {stopped.owner}, mode {stopped.mode:o}; {why_not(stopped, user)}. (As root udsproxy "
+        "connects as its clients; as another user it does as itself.)",
+        f"{_way_in(facts, stopped, user, stopped is user.way[-1])} Or run udsproxy as root.",
+        f"namei -l {shlex.quote(socket)}",
     )
 
 
