@@ -125,11 +125,18 @@ class _Named:
     def __init__(self, found: Found) -> None:
         names = {"PATH": found.path, "FILE": found.file}
         self._names = {place: shlex.quote(name) for place, name in names.items() if name is not None}
+        self._errno = found.errno
         self._kind = None if found.path is None else "abstract" if found.path.startswith("@") else "path"
 
     def possible(self, causes: Iterable[Cause]) -> list[Cause]:
-        """Without those that this kind of address rules out."""
-        return [cause for cause in causes if None in (cause.only, self._kind) or cause.only == self._kind]
+        """Without those that the kind of address, or the errno, rules out; all where none would be left."""
+        left = [
+            cause
+            for cause in causes
+            if (None in (cause.only, self._kind) or cause.only == self._kind)
+            and (None in (cause.errno, self._errno) or cause.errno == self._errno)
+        ]
+        return left or list(causes)
 
     def put(self, text: str) -> str:
         return _PLACE.sub(lambda place: self._names.get(place[0], place[0]), text)

@@ -110,11 +110,13 @@ APACHE: tuple[Symptom, ...] = (
                 "EACCES: Apache's user may not read it, or not enter a directory before it.",
                 "`namei -l` the path in the line; `ps -o user,cmd -C apache2`.",
                 "`chmod o+x` the directories, or `Require all granted` where it is the configuration.",
+                errno="EACCES",
             ),
             Cause(
                 "ENOENT: it does not exist.",
                 "`ls -l` the path in the line.",
                 "Make it, or correct DocumentRoot, Alias or ErrorDocument.",
+                errno="ENOENT",
             ),
         ),
         pattern=r"^\(\d{1,3}\)[^:]{1,80}: (?!.*(?:attempt to connect|backend|dispatching|remote server|cgi daemon"

@@ -83,11 +83,13 @@ OWN: tuple[Symptom, ...] = (
                 "EMFILE: this nginx process has no descriptor left.",
                 "`grep 'open files' /proc/PID/limits` against `ls /proc/PID/fd | wc -l`, PID being the worker's.",
                 "Raise worker_rlimit_nofile (or LimitNOFILE= of the unit).",
+                errno="EMFILE",
             ),
             Cause(
                 "ENFILE: the whole system has no file left.",
                 "`sysctl fs.file-nr`: the first number has reached the third.",
                 "Find who holds them (`lsof | awk '{print $1}' | sort | uniq -c | sort -n`); raise fs.file-max.",
+                errno="ENFILE",
             ),
         ),
         pattern=r"^socket\(\) (?:\S+ )?failed",
@@ -118,21 +120,25 @@ OWN: tuple[Symptom, ...] = (
                 "`ls -l FILE`; `nginx -T | grep -nE 'root|alias|error_page|try_files'`.",
                 "Make the file, or correct the setting. (A line before this one, of the same request, says "
                 "what went wrong first.)",
+                errno="ENOENT",
             ),
             Cause(
                 "EACCES: nginx's user may not read it, or not enter a directory before it.",
                 "`namei -l FILE`; `ps -o user,cmd -C nginx`.",
                 "`chmod o+x` the directories; for nginx's temporary files, give them to its user.",
+                errno="EACCES",
             ),
             Cause(
                 "ENOSPC: the disk with nginx's temporary files is full.",
                 "`df -h FILE`; `df -i FILE`.",
                 "Make room.",
+                errno="ENOSPC",
             ),
             Cause(
                 "EMFILE: this nginx process has no descriptor left.",
                 "`grep 'open files' /proc/PID/limits` against `ls /proc/PID/fd | wc -l`.",
                 "Raise worker_rlimit_nofile.",
+                errno="EMFILE",
             ),
         ),
         pattern=r"(?:^|: )(?:open|stat|lstat|fstat|opendir|readdir|mkdir|chmod|chown|utimes|rename|unlink|realpath"
@@ -149,11 +155,13 @@ OWN: tuple[Symptom, ...] = (
                 "its own).",
                 "`ps -o user,cmd -C nginx`",
                 "Leave that setting out (user, worker_rlimit_nofile, worker_priority), or start nginx as root.",
+                errno="EPERM",
             ),
             Cause(
                 "ESRCH: the process that it wanted to tell something has ended (kill()).",
                 "The pid in the line, or in nginx's pid file.",
                 "Nothing, where nginx runs; else remove the old pid file.",
+                errno="ESRCH",
             ),
         ),
         pattern=r"^(?!(?:connect|bind|listen|accept4?|send\w*|recv\w*|readv?|writev?|kevent|epoll_wait|socket|SSL_\w+)"

@@ -118,7 +118,7 @@ PHP_FPM: tuple[Symptom, ...] = (
     Symptom(
         "path is too long, trying cut socket path instead",
         "php-fpm listens at a path that is cut to what fits (107 bytes). Clients that use the whole path get "
-        "EINVAL, or ENOENT.",
+        "ENOENT or EINVAL, and nginx may refuse it when it starts.",
         (
             Cause(
                 "listen = of the pool has more than 107 bytes.",

@@ -11,8 +11,8 @@ from udsproxy.explain.symptoms.model import Symptom
 SECURITY: tuple[Symptom, ...] = (
     Symptom(
         "SELinux: permissive=1",
-        "SELinux or AppArmor would have forbidden this and only recorded it (permissive, or complain mode): it is "
-        "not why something failed.",
+        "SELinux or AppArmor would have forbidden this and only recorded it (permissive, or complain mode): it "
+        "is not why something failed.",
         (
             Cause(
                 "SELinux, or this domain, is in permissive mode; or the profile of AppArmor is in complain mode.",
