@@ -274,6 +274,16 @@ CASES = [
         "www-data (nginx's worker, pid 7) sees another",
         {"clients": (msgspec.structs.replace(WWW, sees=False),)},
     ),
+    Case(
+        "problem",
+        "www-data (nginx's worker, pid 7) cannot connect: EACCES",
+        {"clients": (msgspec.structs.replace(WWW, sees=True, pid=7, way=file(0, 0)),)},
+    ),
+    Case(
+        "fine",
+        "www-data (nginx's worker, pid 7) may connect",
+        {"clients": (msgspec.structs.replace(WWW, sees=True, pid=7, way=file()),), "entries": file(0, 0)},
+    ),
     Case("note", "who connects is not known", {"clients": ()}),
     Case("note", "every user of this machine may connect", {"entries": file(mode=0o666)}),
     Case(

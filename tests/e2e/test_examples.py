@@ -30,6 +30,7 @@ UNTIL_CTRL_C = {
     f"udsproxy run /tmp/try.sock {PHP} --log json --fault workers=2": '"event":"listening"',
     f"sudo udsproxy tap {PHP}": "listening in place of",
     f"sudo udsproxy state {PHP} --watch --interval 200ms": "php-fpm",
+    "udsproxy explain -f /var/log/nginx/error.log": "EAGAIN",
     "udsproxy serve /tmp/app.sock": "serving FastCGI on",
     "udsproxy serve /tmp/app.sock --workers 2 --backlog 2 --delay 500ms": "serving FastCGI on",
 }
@@ -74,6 +75,7 @@ class Shell:
             "/index.php": "/hello.php",
             "http://localhost": f"http://127.0.0.1:{front.port}",
             "/etc/udsproxy.toml": stage.write(_CONFIG, "udsproxy.toml"),
+            "/var/log/php8.2-fpm.log": stage.path("php", "log"),
             "/var/log/nginx/error.log": stage.write(_ERROR, "error.log"),
             "/usr/local/share/man/man1": stage.path("man1"),
             "| less": "| cat",

@@ -58,20 +58,26 @@ def _may_connect(facts: Facts, user: User) -> Iterator[Finding]:
             "That process has file systems of its own (a unit's PrivateTmp=, a container): clients get ENOENT or "
             "ECONNREFUSED though the socket is here.",
             "Put the socket where both see it: in /run, not in /tmp.",
-            f"systemctl show -p PrivateTmp nginx; nsenter -m -t PID ls -l {path}",
+            f"systemctl show -p PrivateTmp nginx; nsenter -m -t {user.pid or 'PID'} ls -l {path}",
         )
-    stopped = obstacle(facts.entries, user)
+    if user.sees is False:
+        return
+    entries = user.way or facts.entries
+    stopped = obstacle(entries, user)
     if stopped is None:
         yield Finding("fine", f"{who} may connect")
         return
-    at_socket = stopped is facts.entries[-1]
+    at_socket = stopped is entries[-1]
+    check = f"namei -l {path}; sudo -u {shlex.quote(user.name)} test -w {path} && echo may connect"
+    if user.way:
+        check = f"nsenter -m -t {user.pid} namei -l {shlex.quote(entries[-1].path)}   (it has other mounts than we)"
     yield Finding(
         "problem",
         f"{who} cannot connect: EACCES (13: Permission denied)",
         f"{stopped.path} is {stopped.owner}, mode {stopped.mode:o}; {why_not(stopped, user)}, and "
         + ("write permission is needed." if at_socket else "search permission (x) is needed on every directory."),
         _way_in(facts, stopped, user, at_socket),
-        f"namei -l {path}; sudo -u {shlex.quote(user.name)} test -w {path} && echo may connect",
+        check,
     )
 
 

@@ -18,7 +18,7 @@ from udsproxy.doctor.facts import Entry, Facts, Nginx, Process, User
 from udsproxy.doctor.known import KnownSocket
 from udsproxy.doctor.php_fpm import configuration_of
 from udsproxy.doctor.reading import shown
-from udsproxy.doctor.rights import parse_acl
+from udsproxy.doctor.way import above, entry_of
 from udsproxy.endpoints.ownership import group_name, user_name
 from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
@@ -28,10 +28,10 @@ from udsproxy.inspection.sockets import SocketState
 from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.inspection.taps import SUFFIX
 from udsproxy.kernel import namespaces, process_table, procfs
+from udsproxy.kernel.roots import Root
 from udsproxy.kernel.socket_file import SocketFile
 
 _MAX_PROCESSES = 10_000
-_ACL = "system.posix_acl_access"
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -150,9 +150,9 @@ class _Gathering:
             return (), "ENAMETOOLONG"
         found: list[Entry] = []
         try:
-            directories = dict.fromkeys([*_above(self._path), *_above(self._real or self._path)])
-            found += [_entry(directory) for directory in directories]
-            file = _entry(self._path)
+            directories = dict.fromkeys([*above(self._path), *above(self._real or self._path)])
+            found += [entry_of(Root(), directory) for directory in directories]
+            file = entry_of(Root(), self._path)
             mode = os.stat(self._path).st_mode
             if not stat.S_ISSOCK(mode):
                 # unix_find_bsd() says so of every file that is no socket.
@@ -223,7 +223,7 @@ class _Gathering:
 
     def _clients(self, found: tuple[Nginx, ...]) -> tuple[User, ...]:
         """The users of nginx's workers, each once."""
-        users: dict[tuple[int, tuple[int, ...]], User] = {}
+        users: dict[tuple[object, ...], User] = {}
         # (Whether the others pass requests on to the socket is not known.)
         for each in [each for each in found if each.is_sure] or found:
             for worker in each.workers:
@@ -232,21 +232,25 @@ class _Gathering:
                     continue
                 uid, gid, more = ids
                 users.setdefault(
-                    (uid, (gid, *more)),
+                    (uid, (gid, *more), each.way),
                     User(
                         user_name(uid),
                         uid,
                         (gid, *more),
                         f"nginx's worker, pid {worker.pid}",
                         group_name(gid),
-                        *self._is_seen_by(worker.pid),
+                        *((True, False) if each.way else self._is_seen_by(worker.pid, each.there)),
+                        worker.pid,
+                        each.way or (),
                     ),
                 )
         return tuple(users.values())
 
-    def _is_seen_by(self, pid: int) -> tuple[bool | None, bool]:
+    def _is_seen_by(self, pid: int, path: str | None) -> tuple[bool | None, bool]:
         """A service may have a /tmp of its own (PrivateTmp=), a container its own mounts: whether it finds the same
-        socket there; and if not, whether that is a stale mount of the file."""
+        socket there; and if not, whether that is a stale mount of the file. ``path``: where it looks for it, where
+        known."""
+        path = path or self._real or self._path
         try:
             if os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt")):
                 return None, False
@@ -254,7 +258,7 @@ class _Gathering:
         except OSError:
             return None, False
         try:
-            there = SocketFile.at(self._real or self._path, pid)
+            there = SocketFile.at(path, pid)
         except FileNotFoundError:
             return False, False
         except (OSError, ValueError):
@@ -262,26 +266,7 @@ class _Gathering:
         if os.path.samestat(there.stat, here):
             return True, False
         mount = there.mount
-        return False, mount is not None and mount.is_replaced and mount.point == self._real
-
-
-def _above(path: str) -> list[str]:
-    """The directories above it, from the root on."""
-    found = []
-    while (parent := os.path.dirname(path)) != path:
-        found.append(parent)
-        path = parent
-    return found[::-1]
-
-
-def _entry(path: str) -> Entry:
-    """Raises OSError."""
-    seen = os.stat(path)
-    acl = b""
-    with contextlib.suppress(OSError):
-        acl = os.getxattr(path, _ACL)
-    owner = f"{user_name(seen.st_uid)}:{group_name(seen.st_gid)}"
-    return Entry(shown(path), seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode), parse_acl(acl), owner)
+        return False, mount is not None and mount.is_replaced and mount.point == path
 
 
 def _line_of(path: str) -> str | None:

@@ -36,8 +36,7 @@ TOO_BIG_HEADER = Cause(
 )
 QUEUED = Cause(
     "It waits in the accept queue, because all workers are busy. fastcgi_connect_timeout does not apply to a "
-    "Unix "
-    "socket: who is never accepted has this after fastcgi_read_timeout.",
+    "Unix socket: who is never accepted has this after fastcgi_read_timeout.",
     "`udsproxy tap PATH` says `after ... in the queue`; `udsproxy state PATH` while it lasts.",
     "See `udsproxy explain connect EAGAIN`.",
 )
