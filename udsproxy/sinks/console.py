@@ -145,8 +145,8 @@ class ConsoleRenderer:
         age = duration(event.snapshot.at_s)
         since = event.snapshot.doing.for_s if event.snapshot.doing is not None else None
         so_long = f" for {duration(since)} or more" if since else ""
-        what = "" if event.request is None else f"{event.method or '-'} {event.uri or '-'}"
-        line = f"{self._start(event)} {self._paint(f'slow {age}', _YELLOW)} {what}  {event.snapshot.text}{so_long}"
+        what = "" if event.request is None else f"{event.method or '-'} {event.uri or '-'}  "
+        line = f"{self._start(event)} {self._paint(f'slow {age}', _YELLOW)} {what}{event.snapshot.text}{so_long}"
         stack = event.snapshot.doing.stack if event.snapshot.doing is not None else None
         if stack and self._verbosity:
             line += f"\n{_INDENT}kernel: {' < '.join(stack)}"
