@@ -25,7 +25,19 @@ def test_the_example_says_what_holds_without_it() -> None:
     listen, upstream = UnixPath("/tmp/udsproxy-seen.sock"), UnixPath("/run/php/php8.2-fpm.sock")
     assert parse_file(text) == Config(proxies=(ProxyConfig(listen=listen, upstream=upstream, name="www"),))
     written = {line.lstrip("# ").partition(" = ")[0] for line in text.splitlines() if " = " in line}
-    assert written >= {"grace", "faults", "seed", "format", "file", "verbose", "hexdump", "redact", "show"}
+    assert written >= {
+        "grace",
+        "faults",
+        "seed",
+        "format",
+        "file",
+        "size",
+        "keep",
+        "verbose",
+        "hexdump",
+        "redact",
+        "show",
+    }
     assert "show_secrets" in written
     assert written >= {
         "color",
@@ -49,6 +61,8 @@ def test_a_file_that_says_everything() -> None:
         [log]
         format = "json"
         file = "/log"
+        size = "1MiB"
+        keep = 2
         verbose = 2
         hexdump = "4KiB"
         redact = ["Token"]
@@ -82,7 +96,15 @@ def test_a_file_that_says_everything() -> None:
     )  # fmt: skip
     second = ProxyConfig(listen=UnixPath("/m"), upstream=UnixPath("/u"), name="two", faults=(held,))
     log = LogConfig(
-        format="json", file="/log", verbosity=2, hexdump=4096, redact=("Token",), show=("APP_ENV",), color="never"
+        format="json",
+        file="/log",
+        size=1 << 20,
+        keep=2,
+        verbosity=2,
+        hexdump=4096,
+        redact=("Token",),
+        show=("APP_ENV",),
+        color="never",
     )
     assert parse_file(text) == Config(proxies=(first, second), log=log, grace_s=0.5, seed=7)
 
@@ -119,6 +141,9 @@ def test_a_file_that_says_everything() -> None:
         (PROXY + PROXY.replace("/l", "/m/l"), "two proxies are called 'l'"),
         ("[log]\nformt = 'json'\n" + PROXY, "unknown key log.formt; did you mean 'format'?"),
         ("[log]\nhexdump = 'big'\n" + PROXY, "log.hexdump: 'big' is no size"),
+        ("[log]\nsize = '1MiB'\n" + PROXY, "log: a log size of 1048576 bytes: it is for a log file, and there is"),
+        ("[log]\nfile = '/f'\nsize = 9\n" + PROXY, "log: a log size of 9 bytes: at least 65536 are needed"),
+        ("[log]\nkeep = 0\n" + PROXY, "log: log files to keep: 0: a number from 1 to 1000 is needed"),
         (PROXY.replace("/u", "tcp:a:1") + "faults = ['workers=1']", "fault workers: it is for Unix sockets"),
         ("sed = 3\n" + PROXY, "unknown key sed; did you mean 'seed'?"),
         ("seed = 'x'\n" + PROXY, "seed = 'x': a whole number is needed"),

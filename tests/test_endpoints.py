@@ -37,6 +37,14 @@ def directory() -> Iterator[Path]:
         ("unix:a:b", UnixPath("a:b")),
         ("unix:@name", UnixAbstract("name")),
         ("@name", UnixAbstract("name")),
+        (r"\0name", UnixAbstract("name")),
+        (r"unix:\x00name", UnixAbstract("name")),
+        (r"@a\x00b\0", UnixAbstract("a\0b\0")),
+        (r"@\xff\n\u202e\\", UnixAbstract("\udcff\n\u202e\\")),
+        (r"@\xc3\xa9", UnixAbstract("\u00e9")),
+        ("@a,b,c=d", UnixAbstract("a,b,c=d")),
+        (r"@a\,mode=660", UnixAbstract("a,mode=660")),
+        (r"/tmp/new\nline\xff,mode=600", UnixPath("/tmp/new\nline\udcff", 0o600)),
         ("/p,mode=660,owner=www-data,group=33", UnixPath("/p", 0o660, "www-data", "33")),
         (r"/a\,b,mode=600", UnixPath("/a,b", 0o600)),
         ("tcp:localhost:9000", Tcp("localhost", 9000)),
@@ -69,6 +77,8 @@ def test_spellings(text: str, endpoint: Endpoint) -> None:
         ("tcp:h:1,mode=600", "unknown option 'mode'"),
         ("unix:@a,mode=600", "unknown option 'mode'"),
         ("/a\0b", "NUL"),
+        (r"/a\0b", "NUL"),
+        (r"@\ud800", "cannot be encoded"),
     ],
 )
 def test_mistakes(text: str, says: str) -> None:
@@ -84,6 +94,31 @@ def test_parsing_never_fails_otherwise(text: str) -> None:
     """Whatever the text, the answer is an endpoint or an EndpointError."""
     with contextlib.suppress(EndpointError):
         assert str(parse(text))
+
+
+@given(st.binary(min_size=1, max_size=107).map(lambda data: bytes(byte & 0x7F for byte in data)))
+def test_what_is_printed_can_be_given_back(name: bytes) -> None:
+    """An abstract name of ASCII, as it is printed, spells the same endpoint; a backslash is written twice."""
+    endpoint = UnixAbstract(name.decode().replace("\\", "/").replace("=", "-"))
+    assert str(endpoint).isprintable()
+    assert parse(str(endpoint)) == endpoint
+    assert parse(str(endpoint).replace("/", r"\\")) == UnixAbstract(endpoint.name.replace("/", "\\"))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("unix:@name", "@name"),
+        (r"\x00name", "@name"),
+        (r"unix:@a\0b", "@a\0b"),
+        ("unix:/run/p.sock,mode=660", "/run/p.sock"),
+        ("/run/a,b.sock", "/run/a,b.sock"),
+        (r"@a\x00b", r"@a\x00b"),
+    ],
+)
+def test_addresses(text: str, address: str) -> None:
+    """What the commands that look at a socket take: every spelling of an endpoint, and what they print."""
+    assert endpoints.address_of(text) == address
 
 
 def mode(path: Path) -> int:

@@ -16,6 +16,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "script": {"__main__"},
     "cli": {
+        "__version__",
+        "layout",
+        "terminal",
         "units",
         "cli",
         "config",
@@ -35,7 +38,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "takeover",
     },
     "control": {"control", "endpoints", "events", "faults", "kernel", "proxy", "units"},
-    "lab": {"config", "endpoints", "events", "kernel", "lab", "protocols", "proxy", "sinks"},
+    "lab": {
+        "config",
+        "endpoints",
+        "events",
+        "kernel",
+        "lab",
+        "layout",
+        "protocols",
+        "proxy",
+        "sinks",
+        "terminal",
+    },
     "proxy": {
         "config",
         "endpoints",
@@ -50,23 +64,25 @@ MAY_IMPORT: dict[str, set[str]] = {
         "takeover",
         "units",
     },
-    "explain": {"events", "explain", "logs"},
+    "explain": {"events", "explain", "layout", "logs"},
     "logs": {"logs"},
     "faults": {"events", "faults", "protocols", "units"},
     "protocols": {"events", "protocols"},
     "doctor": {"doctor", "endpoints", "events", "inspection", "kernel", "logs", "units"},
     "inspection": {"endpoints", "events", "inspection", "kernel"},
     "kernel": {"events", "kernel"},
-    "sinks": {"config", "events", "kernel", "sinks"},
+    "sinks": {"config", "events", "kernel", "layout", "sinks", "terminal"},
     "config": {"endpoints", "events", "faults", "units"},
-    "takeover": {"endpoints", "events", "kernel", "takeover"},
+    "takeover": {"endpoints", "events", "kernel", "layout", "takeover", "terminal"},
     "endpoints": {"endpoints", "events", "kernel", "units"},
+    "layout": set(),
+    "terminal": set(),
     "units": set(),
     "events": set(),
 }
 """For each room, the rooms that it may know of."""
 
-NO_IO = ("events", "units", "config", "explain", "faults", "logs", "protocols")
+NO_IO = ("events", "layout", "units", "config", "explain", "faults", "logs", "protocols")
 FORBIDDEN = {"trio", "structlog", "socket", "select", "threading", "subprocess", "time"}
 
 

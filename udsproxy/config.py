@@ -27,6 +27,9 @@ WhoConnects = Literal["client", "messages", "own"]
 
 MAX_FAULTS = 200
 """For one proxy."""
+MIN_LOG_SIZE = 64 * 1024
+"""A file has room for a line of any event but those with a long hexdump."""
+DEFAULT_LOG_KEEP, MAX_LOG_KEEP = 5, 1000
 
 
 class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,8 +91,13 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is written about the traffic, and where."""
 
     format: LogFormat = "console"
+    """What is shown on standard output."""
     file: str | None = None
-    """None: standard output."""
+    """JSON lines are written to this file, too."""
+    size: int | None = None
+    """The bytes that the file may have before it is rotated; None: any number."""
+    keep: int = DEFAULT_LOG_KEEP
+    """How many rotated files are kept."""
     verbosity: int = 0
     """0: exchanges; 1: messages too; 2: bytes too."""
     hexdump: int = 256
@@ -101,6 +109,19 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     show_secrets: bool = False
     """Nothing is masked."""
     color: Color = "auto"
+
+    @property
+    def shown(self) -> LogFormat:
+        """What is shown on standard output. With a file, JSON is written there only: it would be the same lines."""
+        return "none" if self.file is not None and self.format == "json" else self.format
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.file is None:
+            raise ConfigError(f"a log size of {self.size} bytes: it is for a log file, and there is none")
+        if self.size is not None and self.size < MIN_LOG_SIZE:
+            raise ConfigError(f"a log size of {self.size} bytes: at least {MIN_LOG_SIZE} are needed")
+        if not 1 <= self.keep <= MAX_LOG_KEEP:
+            raise ConfigError(f"log files to keep: {self.keep}: a number from 1 to {MAX_LOG_KEEP} is needed")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,18 +191,23 @@ def parse_file(text: str) -> Config:
 
 
 def _log_of(table: _Table) -> LogConfig:
-    config = LogConfig(
-        format=table.choice("format", LogFormat, "console"),
-        file=table.take("file", str, None),
-        verbosity=table.take("verbose", int, 0),
-        hexdump=table.size("hexdump", 256),
-        redact=tuple(table.texts("redact")),
-        show=tuple(table.texts("show")),
-        show_secrets=table.take("show_secrets", bool, False),
-        color=table.choice("color", Color, "auto"),
-    )
+    settings: dict[str, Any] = {
+        "format": table.choice("format", LogFormat, "console"),
+        "file": table.take("file", str, None),
+        "size": table.size("size", None),
+        "keep": table.take("keep", int, DEFAULT_LOG_KEEP),
+        "verbosity": table.take("verbose", int, 0),
+        "hexdump": table.size("hexdump", 256),
+        "redact": tuple(table.texts("redact")),
+        "show": tuple(table.texts("show")),
+        "show_secrets": table.take("show_secrets", bool, False),
+        "color": table.choice("color", Color, "auto"),
+    }
     table.done()
-    return config
+    try:
+        return LogConfig(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{table.path}: {error}") from None
 
 
 def _rules_of(table: _Table) -> list[Rule]:
@@ -269,7 +295,7 @@ class _Table:
         found: float | None = self._parsed(key, parse_limit, self.take(key, (str, int, float), default))
         return found
 
-    def size(self, key: str, default: int) -> int:
+    def size(self, key: str, default: _T) -> int | _T:
         found = self.take(key, (str, int), default)
         return default if found is default else self._parsed(key, parse_size, found)
 

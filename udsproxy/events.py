@@ -93,6 +93,8 @@ class Doing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """``tcp 10.0.0.5:3306``, ``unix /run/x.sock``, a path."""
     who: str | None = None
     """The process behind that: ``mysqld (pid 9)``; of a lock, who holds it."""
+    local: str | None = None
+    """Of a TCP or UDP connection, the address of its own end: ``10.0.0.1:41234``."""
     for_s: float | None = None
     """So long at least: it was seen in the same wait before."""
     wchan: str | None = None
@@ -104,9 +106,19 @@ class Doing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """``poll() on tcp 10.0.0.5:3306 (mysqld, pid 9)``."""
+        """``poll() on tcp 10.0.0.1:41234 → 10.0.0.5:3306 (mysqld, pid 9)``."""
+        kind, space, remote = (self.on or "").partition(" ")
+        return self._told(f"{kind} {self.local} → {remote}" if self.local and space else self.on)
+
+    @property
+    def common_text(self) -> str:
+        """The same without the address of its own end, which no other process has: ``poll() on tcp 10.0.0.5:3306
+        (mysqld, pid 9)``."""
+        return self._told(self.on)
+
+    def _told(self, what: str | None) -> str:
         call = f"{self.call}()" if self.call else _WITHOUT_CALL[self.what]
-        on = f" on {self.on}" if self.on else ""
+        on = f" on {what}" if what else ""
         who = f" ({'held by ' if self.what == 'lock' else ''}{self.who})" if self.who else ""
         where = f" in {self.wchan}" if self.wchan and not (self.call or self.what == "cpu") else ""
         return call + on + who + where
@@ -431,6 +443,29 @@ class Dropped(Event, frozen=True, kw_only=True):
     nbytes: int | None = None
 
 
+class ScriptTimes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How long the requests of one script took. Percentiles are within 5 %."""
+
+    script: str | None = None
+    """None: all others."""
+    proxy: str | None = None
+    """Where there are several."""
+    count: int
+    errors: int
+    """Requests that have no proper end, or whose status is 500 or more."""
+    total_sum_s: float
+    total_p50_s: float
+    total_p95_s: float
+    total_p99_s: float
+    total_max_s: float
+    queue_p50_s: float | None = None
+    """Of the waits in the upstream's accept queue that are known."""
+    queue_p95_s: float | None = None
+    queue_p99_s: float | None = None
+    partial: bool | None = None
+    """Some of its requests may be among the others: there are too many scripts."""
+
+
 class Summary(Event, frozen=True, kw_only=True):
     """What was seen, from start to end."""
 
@@ -445,3 +480,7 @@ class Summary(Event, frozen=True, kw_only=True):
     c2s_bytes: int
     s2c_bytes: int
     total_s: float
+    scripts: tuple[ScriptTimes, ...] | None = None
+    """Those that took most time in all, ten at most."""
+    others: ScriptTimes | None = None
+    """All other scripts."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+from udsproxy.cli.tailing import MAX_READ
 from udsproxy.explain.errors import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -70,16 +76,15 @@ def test_what_begins_with_a_hyphen() -> None:
 
 
 def test_the_overview() -> None:
-    """Without an error: all there are, in lines that fit."""
+    """Without an error: all there are."""
     done = explain()
     assert done.returncode == 0
     assert {meaning.errno for meaning in TABLE} <= set(done.stdout.split())
     assert "upstream prematurely closed connection" in done.stdout
-    assert not [line for line in done.stdout.splitlines() if len(line) > 100]
 
 
 def test_standard_input() -> None:
-    """Each error once, the most frequent first, with how often it came."""
+    """Each error once, the most frequent first, with how often it came: in a table, and then in full."""
     refused = LINE.replace("11: Resource temporarily unavailable", "111: Connection refused")
     done = explain("-", given="\n".join(["noise", "read", refused, LINE, LINE, "\x1b[0m", ""]).encode() + b"\xff\n")
     assert done.returncode == 0
@@ -88,16 +93,136 @@ def test_standard_input() -> None:
         "2 x connect(): EAGAIN (11, Resource temporarily unavailable)",
         "1 x connect(): ECONNREFUSED (111, Connection refused)",
     ]
+    assert "    2  09:33:42  09:33:42  connect(): EAGAIN, /run/php/p.sock\n" in done.stdout
+    assert "/slow.php (2)" in done.stdout
 
 
-def test_standard_input_is_bounded() -> None:
-    """More than it reads, and more errors than it answers: it says so."""
-    lines = b"".join(LINE.replace("/p.sock", f"/p{number}.sock").encode() + b"\n" for number in range(1000))
+def test_the_newest_of_standard_input_counts() -> None:
+    """Of more than it keeps, it reads the newest lines, and says so."""
+    old = LINE.replace("11: Resource temporarily unavailable", "111: Connection refused")
+    noise = b"x" * 60_000 + b"\n"
+    done = explain("-", given=old.encode() + b"\n" + noise * (MAX_READ // len(noise) + 10) + LINE.encode())
+    assert done.returncode == 0
+    assert re.findall(r"^\d+ x (.*) \(", done.stdout, re.MULTILINE) == ["connect(): EAGAIN"]
+    assert f"Only the newest {MAX_READ // 2**20} MiB of standard input were read." in done.stdout
+
+
+def test_the_newest_of_a_file_counts(tmp_path: Path) -> None:
+    """Of a file that is too large only the end is read."""
+    log = tmp_path / "error.log"
+    with log.open("wb") as file:
+        file.write(LINE.replace("11: Resource temporarily unavailable", "111: Connection refused").encode() + b"\n")
+        file.seek(2 * MAX_READ)
+        file.write(b"\n" + LINE.encode() + b"\n")
+    done = explain(str(log))
+    assert done.returncode == 0
+    assert re.findall(r"^\d+ x (.*) \(", done.stdout, re.MULTILINE) == ["connect(): EAGAIN"]
+    assert f"Only the newest {MAX_READ // 2**20} MiB of {log} were read." in done.stdout
+
+
+def test_many_errors() -> None:
+    """More than it lists: it says how many lines are left out. Each kind is explained once."""
+    lines = b"".join(LINE.replace("/p.sock", f"/p{number}.sock").encode() + b"\n" for number in range(100))
     done = explain("-", given=lines)
     assert done.returncode == 0
-    assert len(re.findall(r"^\d+ x ", done.stdout, re.MULTILINE)) == 20
-    assert re.search(r"^and \d+ others$", done.stdout, re.MULTILINE)
-    assert "Only the first 64 KiB were read." in done.stdout
+    assert len(re.findall(r"^ +1  09:33:42", done.stdout, re.MULTILINE)) == 20
+    assert "and 80 lines of other errors" in done.stdout
+    assert len(re.findall(r"^\d+ x ", done.stdout, re.MULTILINE)) == 1
+
+
+def test_two_logs(tmp_path: Path) -> None:
+    """nginx's and php-fpm's together, in order of time."""
+    (tmp_path / "error.log").write_text(LINE + "\n")
+    (tmp_path / "fpm.log").write_text(
+        "[23-Nov-2026 09:33:41] WARNING: [pool www] server reached pm.max_children setting (5)\n"
+    )
+    done = explain(str(tmp_path / "error.log"), str(tmp_path / "fpm.log"))
+    assert done.returncode == 0
+    newest = done.stdout.partition("The newest, in order of time:\n")[2].partition("\n\n")[0]
+    assert newest.splitlines() == [
+        "09:33:41  php-fpm: server reached pm.max_children setting",
+        "09:33:42  nginx: connect(): EAGAIN, /run/php/p.sock, /slow.php",
+    ]
+
+
+def test_what_is_no_log(tmp_path: Path) -> None:
+    """One line says why a file cannot be read, and where to ask about a socket."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        for word, said, code in (
+            (str(tmp_path / "s"), f"{tmp_path}/s is a socket, and no log: see udsproxy doctor {tmp_path}/s", 2),
+            (str(tmp_path / "none"), f"cannot open {tmp_path}/none: No such file or directory (ENOENT)", 1),
+            (str(tmp_path), f"cannot read lines from {tmp_path}: it is no file and no pipe", 2),
+        ):
+            done = explain(word)
+            assert (done.returncode, done.stdout, done.stderr) == (code, "", f"udsproxy: {said}\n")
+
+
+class Following:
+    """``udsproxy explain -f``, which is read line by line."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "udsproxy", "explain", "-f", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def until(self, form: str) -> str:
+        """The first line that has it."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if re.search(form, line):
+                return line
+        raise AssertionError(form)
+
+
+@pytest.fixture
+def following() -> Iterator[Callable[..., Following]]:
+    started: list[Following] = []
+
+    def start(*words: str) -> Following:
+        started.append(Following(*words))
+        return started[-1]
+
+    yield start
+    for each in started:
+        with each.process:
+            each.process.kill()
+
+
+def test_following_a_file(tmp_path: Path, following: Callable[..., Following]) -> None:
+    """What is written to it is shown, and a new error explained; so it is when the log was rotated, or truncated.
+    Ctrl-C ends it, with a table of all."""
+    log = tmp_path / "error.log"
+    log.write_text(LINE + "\n")
+    explaining = following(str(log))
+    explaining.until("Following; Ctrl-C ends it.")
+    with log.open("a") as file:
+        file.write(LINE.replace("(11: Resource temporarily unavailable)", "(2: No such file or directory)") + "\n")
+    explaining.until(r"^09:33:42  nginx: connect\(\): ENOENT, /run/php/p\.sock, /slow\.php$")
+    explaining.until(r"^    connect\(\): ENOENT \(2, No such file or directory\)$")
+    log.rename(tmp_path / "error.log.1")
+    log.write_text(LINE.replace("(11: Resource temporarily unavailable)", "(13: Permission denied)") + "\n")
+    explaining.until(r"^09:33:42  nginx: connect\(\): EACCES")
+    log.write_text(LINE.replace("11: Resource temporarily unavailable", "111: Connection refused")[:-40] + "\n")
+    explaining.until(r"^09:33:42  nginx: connect\(\): ECONNREFUSED")
+    explaining.process.send_signal(signal.SIGINT)
+    explaining.until(r"^COUNT  FIRST")
+    assert explaining.process.wait(60) == 0
+
+
+def test_following_a_pipe(following: Callable[..., Following]) -> None:
+    """Lines are shown as they come, and the end of the pipe is the end."""
+    explaining = following("-")
+    assert explaining.process.stdin is not None
+    explaining.process.stdin.write(LINE + "\n")
+    explaining.process.stdin.flush()
+    explaining.until(r"^09:33:42  nginx: connect\(\): EAGAIN")
+    explaining.process.stdin.close()
+    explaining.until(r"^COUNT  FIRST")
+    assert explaining.process.wait(60) == 0
 
 
 def test_no_error() -> None:

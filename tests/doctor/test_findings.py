@@ -10,10 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udsproxy.doctor.about_load import Load
-from udsproxy.doctor.facts import Entry, Facts, Nginx, Pass, Peer, Pool, Process, Upstream, User
+from udsproxy.doctor.facts import (
+    Entry,
+    ErrorLog,
+    Facts,
+    Logged,
+    Nginx,
+    Pass,
+    Peer,
+    Pool,
+    Process,
+    Refused,
+    Upstream,
+    User,
+)
 from udsproxy.doctor.findings import examine
 from udsproxy.doctor.seen import Traffic
+from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.stops import Stop
+from udsproxy.inspection.systemd import SocketUnit
 from udsproxy.inspection.taps import Case as TapCase
 from udsproxy.inspection.taps import Holder, Tapped
 from udsproxy.kernel.process_table import Descriptors
@@ -51,6 +66,22 @@ def nginx(*peers: Peer, keepalive: int = 0, keep_conn: bool = False, next_upstre
         pid=6, conf="/etc/nginx.conf", user="www-data", workers=workers, upstreams=upstreams, passes=passes
     )
 
+
+def logged(kind: str, since_start: int, level: str = "error") -> dict[str, object]:
+    """Facts with an error log that has ten lines of that kind."""
+    words = "connect() failed (11: Resource temporarily unavailable)"
+    lines = (Logged(kind, words, 10, "2026-11-29 03:12:44", since_start),) if kind else ()
+    log = ErrorLog("/var/log/nginx/error.log", "2026-11-28 00:00:01", True, level, lines)
+    return {"nginx": (msgspec.structs.replace(nginx(), logs=(log,)),)}
+
+
+def acl(mask: int, uid: int = 33) -> tuple[Entry, ...]:
+    """The socket's file with an ACL for a user."""
+    entries = ((1, 6, 0), (2, 6, uid), (4, 6, 0), (0x10, mask, 0), (0x20, 0, 0))
+    return DIRECTORY, Entry(PATH, 0, 0, 0o600 | mask << 3, entries, "root:root")
+
+
+VARIABLE = Pass("fastcgi_pass", "/etc/nginx.conf:9", variable="unix:/run/php/$pool.sock", is_sure=False)
 
 GOOD = Facts(
     path=PATH,
@@ -101,7 +132,55 @@ FULL = tuple(msgspec.structs.replace(each, busy=True) for each in WORKERS)
 NEARLY = (Process(10, "server", Descriptors(100, 200, 85)), Process(11, "server", Descriptors(100, 200, 99)))
 TRAFFIC = Traffic(requests=9, span_s=9, mean_rate=1, busiest_rate=5, mean_s=0.1, p99_s=0.3, times_full=2)
 
+UNIT = SocketUnit(
+    name="x.socket", file="/etc/x.socket", service="x.service", backlog=511, backlog_file="/etc/x.socket"
+)
+BY_SYSTEMD: dict[str, object] = {
+    "systemd": 1,
+    "unit": UNIT,
+    "pool": None,
+    "php_fpm": None,
+    "servers": (Process(1, "systemd", master=True),),
+}
+
+
+def unit(backlog: int | None) -> dict[str, object]:
+    return BY_SYSTEMD | {"unit": msgspec.structs.replace(UNIT, backlog=backlog)}
+
+
 CASES = [
+    Case(
+        "problem",
+        "4 of 4 workers hold idle connections of nginx, pid 7, nginx, pid 8",
+        {"servers": (MASTER, *FULL), "idle": ("nginx, pid 7",) * 3 + ("nginx, pid 8",), "queue": 2},
+    ),
+    Case(
+        "problem",
+        "www-data (nginx's worker, pid 7) has a stale bind mount at this path: it gets ECONNREFUSED",
+        {"clients": (msgspec.structs.replace(WWW, sees=False, stale_mount=True),)},
+    ),
+    Case("note", "systemd, pid 1, holds this socket: x.socket, Backlog=511", BY_SYSTEMD),
+    Case("note", "systemd, pid 1, holds this socket", BY_SYSTEMD | {"unit": None}),
+    Case("note", "no worker runs yet: systemd starts x.service when somebody connects", BY_SYSTEMD),
+    Case("warning", "3 wait in the queue, and x.service does not run", BY_SYSTEMD | {"queue": 3}),
+    Case("problem", "Backlog=9000 is cut to 4096", unit(9000) | {"backlog": 4096}),
+    Case("problem", "Backlog=600 is not in force: the kernel has 511", unit(600)),
+    Case("warning", "Backlog=5 is not in force: the kernel has 511", unit(5)),
+    Case(
+        "note",
+        "udsproxy run, pid 3, forwards to /run/b.sock",
+        {"hops": (Hop(kind="run", path=PATH, to="/run/b.sock", process=TAP),), "behind": "/run/b.sock"},
+    ),
+    Case(
+        "problem",
+        "udsproxy run, pid 3, is stopped (SIGSTOP or Ctrl-Z): clients wait",
+        {"hops": (Hop(kind="run", path=PATH, to="/run/b.sock", process=STOPPED_TAP),)},
+    ),
+    Case(
+        "problem",
+        "no such path at /run/b.sock, behind udsproxy: clients get ENOENT",
+        {"behind": "/run/b.sock", "failure": "ENOENT", "state": None},
+    ),
     Case("warning", "the socket cannot be looked at", {"state": None, "type": None, "entries": ()}),
     Case("problem", "no such path: clients get ENOENT", {"failure": "ENOENT", "state": None, "entries": ()}),
     Case("problem", "the path is too long", {"failure": "ENAMETOOLONG", "state": None, "entries": ()}),
@@ -113,11 +192,11 @@ CASES = [
         {"failure": "ECONNREFUSED", "state": None, "kind": "a directory"},
     ),
     Case("problem", "it cannot be reached: clients get EIO", {"failure": "EIO", "state": None}),
-    Case("note", "udsproxy (tap), pid 3, stands in front of php-fpm8.2, pid 10", tapped("standing", TAP)),
-    Case("note", "a tap stands in front of its server", tapped("standing", None, None)),
+    Case("note", "tapped by udsproxy, pid 3, in front of php-fpm8.2, pid 10", tapped("standing", TAP)),
+    Case("note", "tapped by udsproxy, in front of its server", tapped("standing", None, None)),
     Case(
         "problem",
-        "udsproxy (tap), pid 3, stands in front of php-fpm8.2, pid 10; it is stopped: clients wait",
+        "tapped by udsproxy, pid 3, in front of php-fpm8.2, pid 10; it is stopped: clients wait",
         tapped("standing", STOPPED_TAP),
     ),
     Case(
@@ -195,6 +274,16 @@ CASES = [
         "www-data (nginx's worker, pid 7) sees another",
         {"clients": (msgspec.structs.replace(WWW, sees=False),)},
     ),
+    Case(
+        "problem",
+        "www-data (nginx's worker, pid 7) cannot connect: EACCES",
+        {"clients": (msgspec.structs.replace(WWW, sees=True, pid=7, way=file(0, 0)),)},
+    ),
+    Case(
+        "fine",
+        "www-data (nginx's worker, pid 7) may connect",
+        {"clients": (msgspec.structs.replace(WWW, sees=True, pid=7, way=file()),), "entries": file(0, 0)},
+    ),
     Case("note", "who connects is not known", {"clients": ()}),
     Case("note", "every user of this machine may connect", {"entries": file(mode=0o666)}),
     Case(
@@ -205,7 +294,67 @@ CASES = [
     Case("problem", "all 4 workers of pool www are busy now", {"servers": FULL}),
     Case("warning", "pm = static, pm.max_children = 4, and 2 workers", {"servers": WORKERS[:2]}),
     Case("problem", "process.max = 2 is less", {"pool": msgspec.structs.replace(pool(), process_max=2)}),
-    Case("note", "pm = ondemand", {"pool": pool(pm="ondemand")}),
+    Case(
+        "warning",
+        "process.max = 128, and the 10 pools may have 500 workers together",
+        {"pool": msgspec.structs.replace(pool(), process_max=128, pools=10, all_children=500)},
+    ),
+    Case(
+        "note",
+        "listen.backlog = 2 is raised to 511: pm = ondemand",
+        {"pool": pool(pm="ondemand", listen__backlog="2")},
+    ),
+    Case(
+        "note",
+        "listen.backlog = -1 is raised to 511: pm = ondemand",
+        {"pool": pool(pm="ondemand", listen__backlog="-1")},
+    ),
+    Case(
+        "warning",
+        "listen.backlog = 2 is not in force: the kernel has 511",
+        {"pool": pool(pm="static", listen__backlog="2")},
+    ),
+    Case("warning", "room for 3 in the queue", {"backlog": 2, "pool": pool(pm="ondemand", listen__backlog="2")}),
+    Case("problem", "nginx logged error 11 for this socket 7 times since", logged("connect 11", 7)),
+    Case(
+        "note",
+        "nginx logged error 11 for this socket 10 times, the last at 2026-11-29 03:12:44, before the server was",
+        logged("connect 11", 0),
+    ),
+    Case("warning", "nginx logged error 2 for this socket 1 time since", logged("connect 2", 1)),
+    Case("warning", "nginx logged error 104 for this socket 3 times", logged("recv 104", 3)),
+    Case("problem", "nginx logged `connect() failed", logged("no live upstreams", 3)),
+    Case("warning", "nginx logged error 99 for this socket", logged("sendmsg 99", 3)),
+    Case("fine", "nginx's error log has no failure of this socket since 2026-11-28 00:00:01", logged("", 0)),
+    Case("note", "error_log /var/log/nginx/error.log crit: error 11 is not in it", logged("", 0, "crit")),
+    Case(
+        "problem",
+        "nginx cannot be started anew: /etc/nginx/sites-enabled/x is a link to /y, which is not there",
+        {"refused": (Refused("nginx", "/etc/nginx/sites-enabled/x", "/n:1", "a link to /y, which is not there"),)},
+    ),
+    Case(
+        "warning",
+        "upstream php (/etc/nginx.conf:1): unix:/run/php/y.sock cannot be reached: no such file",
+        {"nginx": (nginx(HERE, msgspec.structs.replace(THERE, missing="no such file")),)},
+    ),
+    Case(
+        "problem",
+        "upstream php (/etc/nginx.conf:1): unix:/run/php/y.sock cannot be reached: no such file",
+        {"nginx": (nginx(HERE, msgspec.structs.replace(THERE, missing="no such file", max_fails=0)),)},
+    ),
+    Case(
+        "note",
+        "fastcgi_pass unix:/run/php/$pool.sock at /etc/nginx.conf:9 may lead to this socket",
+        {"nginx": (msgspec.structs.replace(nginx(), passes=(VARIABLE,)),)},
+    ),
+    Case("problem", "www-data (nginx's worker, pid 7) cannot connect: EACCES", {"entries": acl(4)}),
+    Case("fine", "www-data (nginx's worker, pid 7) may connect", {"entries": acl(6)}),
+    Case(
+        "note",
+        "listen.owner: ignored, for listen.acl_users = deploy",
+        {"pool": pool(listen__acl_users="deploy", listen__owner="www-data")},
+    ),
+    Case("note", "pm = ondemand: workers", {"pool": pool(pm="ondemand")}),
     Case("note", "pm = dynamic: a burst finds about 1 idle worker, of 4", {"pool": pool(pm="dynamic")}),
     Case("warning", "pm = dynamic", {"pool": pool(pm="dynamic", pm__max_children="50")}),
     Case("note", "pm.max_requests = 0", {"pool": pool(pm__max_requests="0")}),
@@ -270,6 +419,34 @@ def test_a_problem_says_what_to_do_and_how_to_check_it() -> None:
                 assert each.check, each
 
 
+def advice(facts: Facts, title: str) -> str:
+    """What the finding of that title says is to be done."""
+    (found,) = [each for each in examine(facts, LOAD) if each.title.startswith(title)]
+    return found.do
+
+
+def test_advice_names_the_place_that_counts() -> None:
+    """A setting is to be changed where its last value stands; where it has none, where the pool begins."""
+    places = {"listen.backlog": "/etc/z.conf:3"}
+    changed = msgspec.structs.replace(pool(listen__backlog="2"), file="/etc/www.conf:1", places=places)
+    facts = msgspec.structs.replace(GOOD, backlog=2, pool=changed)
+    assert "/etc/z.conf:3" in advice(facts, "room for 3")
+    assert "/etc/z.conf:3" in advice(msgspec.structs.replace(facts, **logged("connect 11", 1)), "nginx logged")
+    del changed.settings["request_terminate_timeout"]
+    assert "/etc/www.conf:1" in advice(facts, "request_terminate_timeout = 0")
+
+
+def test_advice_for_an_acl() -> None:
+    """The mask, where that is the cause; else the list that php-fpm makes the ACL from, and never the owner, which
+    it ignores then."""
+    changed = pool(listen__acl_users="deploy", listen__owner="www-data")
+    facts = msgspec.structs.replace(GOOD, pool=msgspec.structs.replace(changed, owner=None, group=None))
+    masked = advice(msgspec.structs.replace(facts, entries=acl(4)), "www-data (nginx's worker, pid 7) cannot")
+    assert masked.startswith(f"setfacl -m m::rw {PATH}")
+    other = advice(msgspec.structs.replace(facts, entries=acl(6, 1000)), "www-data (nginx's worker, pid 7) cannot")
+    assert other.startswith("listen.acl_users = deploy,www-data (")
+
+
 def test_the_worst_comes_first() -> None:
     """Problems, warnings, notes, and what is fine."""
     facts = msgspec.structs.replace(GOOD, queue=512, clients=(), nginx=(nginx(HERE, Peer("a:9", False)),))
@@ -305,7 +482,15 @@ OPTIONAL = st.none() | st.integers(0, 5000)
             ),
             process_max=st.integers(0, 9),
         ),
-        nginx=st.sampled_from([(), (nginx(),), (nginx(HERE, THERE, keepalive=3, keep_conn=True),)]),
+        nginx=st.sampled_from(
+            [
+                (),
+                (nginx(),),
+                (nginx(HERE, THERE, keepalive=3, keep_conn=True),),
+                logged("connect 11", 3)["nginx"],
+                logged("", 3)["nginx"],
+            ]
+        ),
         clients=st.sampled_from([(), (WWW,)]),
     ),
     st.builds(
@@ -320,3 +505,10 @@ def test_any_facts(facts: Facts, load: Load) -> None:
     """Whatever is known and is not, something follows, and nothing raises."""
     found = examine(facts, load)
     assert all(each.title for each in found)
+
+
+def test_a_unit_that_is_not_started() -> None:
+    """Where nothing is at the path, and a unit of systemd's has it, starting that is what is advised."""
+    found = examine(msgspec.structs.replace(GOOD, failure="ENOENT", state=None, entries=(), unit=UNIT), LOAD)
+    [missing] = [each for each in found if each.title.startswith("no such path")]
+    assert missing.do == "systemctl start x.socket: its ListenStream= (/etc/x.socket) is this path."

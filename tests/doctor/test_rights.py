@@ -69,6 +69,20 @@ def test_an_acl_is_what_counts(acl: list[tuple[int, int, int]], mode: int, bits:
     assert rights.allowed(entry(0, 33, mode, rights.parse_acl(data)), WWW) == bits
 
 
+def test_the_mask_is_the_cause() -> None:
+    """Where the ACL has the right and its mask takes it away, that is said, and of nobody else."""
+    acl = ((1, 6, 0), (2, 6, 33), (4, 0, 0), (8, 6, 100), (0x10, 4, 0), (0x20, 0, 0))
+    masked = entry(0, 0, 0o640, acl)
+    assert rights.is_masked(masked, WWW, rights.WRITE)
+    assert rights.why_not(masked, WWW) == "its ACL gives www-data rw-, of which its mask leaves r--"
+    group = User("deploy", 1000, (1000, 100), "--client")
+    assert rights.is_masked(masked, group, rights.WRITE)
+    for other in (User("other", 5, (5,), "--client"), User("root", 0, (0,), "--client")):
+        assert not rights.is_masked(masked, other, rights.WRITE)
+    assert not rights.is_masked(entry(0, 0, 0o660, (*acl[:4], (0x10, 6, 0), acl[5])), WWW, rights.WRITE)
+    assert not rights.is_masked(entry(0, 0, 0o640), WWW, rights.WRITE)
+
+
 @given(st.binary())
 def test_a_malformed_acl_is_none(data: bytes) -> None:
     """It never raises."""

@@ -82,6 +82,11 @@ class Running:
 
         return until(found, f"{count} x {name} {keys}")
 
+    def freeze(self) -> None:
+        """Stop it where it is; returns when it has stopped. SIGCONT has it go on."""
+        self.signal(signal.SIGSTOP)
+        until(lambda: read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()[0] == "T", "the proxy to stop")
+
     # --- the end ---
 
     def signal(self, number: int = signal.SIGTERM) -> None:

@@ -17,7 +17,9 @@ Way = list[tuple[int, str | None]]
 
 _STARTER = """
 import json, os, sys
-from udsproxy.cli import main
+from udsproxy.cli import app, main
+for name in app:
+    app[name]  # it is imported
 cases = json.load(sys.stdin)
 for number, (words, way) in enumerate(cases):
     pid = os.fork()

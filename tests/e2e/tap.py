@@ -50,11 +50,6 @@ class Tap(Running):
         """Until the guardian tells in the log what it has done. (A killed proxy's last line may have no end.)"""
         until(lambda: '"event":"restored"' in read(self.log), "the guardian's event")
 
-    def freeze(self) -> None:
-        """Stop it where it is; returns when it has stopped. SIGCONT has it go on."""
-        self.signal(signal.SIGSTOP)
-        until(lambda: read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()[0] == "T", "the proxy to stop")
-
     def guardians(self) -> set[int]:
         """Its guardian's pid. None, or two, would be there for a moment only."""
         return guardians_of(self.pid)

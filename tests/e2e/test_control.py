@@ -242,6 +242,11 @@ def test_mistakes(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
 REQUESTS = [
     (b"nonsense\r\n\r\n", (b"400",)),
     (b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", (b"404",)),
+    (b"HEAD /faults HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", (b"405",)),
+    (
+        b"POST /faults HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 17000\r\n\r\n" + b" " * 17000,
+        (b"100", b"413"),
+    ),
     (b"PUT /faults HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", (b"405",)),
     (b"POST /faults HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n\r\n{", (b"400",)),
     (

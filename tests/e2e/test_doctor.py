@@ -225,9 +225,23 @@ def test_in_place_of_a_tap(stage: Stage, start_tap: StartTap) -> None:
     code, report = examine_at_rest(path)
     assert (code, titles(report, "problem")) == (0, [])
     name = read(f"/proc/{php_fpm.pid}/comm").strip()
-    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {name}, pid {php_fpm.pid}"
+    stands = f"tapped by udsproxy, pid {tap.pid}, in front of {name}, pid {php_fpm.pid}"
     assert stands in titles(report, "note")
     assert (report["facts"]["backlog"], report["facts"]["pool"]["name"]) == (64, "e2e")
+
+
+def test_the_commands_that_check(stage: Stage, start_tap: StartTap) -> None:
+    """Each that looks for the socket with `ss` finds it by its inode: also one that has another name by now."""
+    path, link = stage.path("php.sock"), stage.path("link.sock")
+    start_php_fpm(stage, path, "listen.backlog = 3", workers=5)
+    os.symlink(path, link)
+    start_tap(path)
+    for asked in (path, link):
+        _, report = examine(asked, "--rate", "100", "--stall", "10s")
+        checks = {each["check"].partition("   ")[0] for each in report["findings"] if "ss -x" in each["check"]}
+        assert checks == {f"ss -xl | grep -w {report['facts']['inode']}"}
+        done = run(["sh", "-c", checks.pop()])
+        assert done.stdout.decode().split()[:4] == ["u_str", "LISTEN", "0", "3"], done
 
 
 def test_where_nobody_listens(stage: Stage) -> None:
@@ -261,7 +275,7 @@ def test_other_sockets(stage: Stage) -> None:
 
 
 def test_what_people_see(stage: Stage) -> None:
-    """Problems come first; lines are no longer than 100 (but for commands), and plain; the last line counts."""
+    """Problems come first; lines are plain; the last line counts."""
     path = stage.path("evil\x1b[31m\nname.sock")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
@@ -273,7 +287,6 @@ def test_what_people_see(stage: Stage) -> None:
     assert lines[1].startswith("    why:   ")
     assert lines[-1].startswith("1 problem, ")
     assert "\x1b" not in text
-    assert max(len(line) for line in lines if "check:" not in line) <= 100
 
 
 def test_a_title_is_only_a_claim(stage: Stage) -> None:

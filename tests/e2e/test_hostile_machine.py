@@ -198,8 +198,16 @@ def test_a_disk_that_is_full(stage: Stage) -> None:
 # --- time ---
 
 _WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "fromtimestamp", "strftime"}
-_TELLS = {"sinks/text.py", "takeover/guardian_process.py", "proxy/nginx_log.py", "doctor/seen.py"}
-"""Where the time of day is told to people, or is what another program tells."""
+_TELLS = {
+    "sinks/text.py",
+    "takeover/guardian_process.py",
+    "doctor/seen.py",
+    "doctor/gathering.py",
+    "logs/times.py",
+    "cli/explain.py",
+    "proxy/nginx_log.py",
+}
+"""Where the time of day is told to people, or compared with that of a log."""
 
 
 def test_no_duration_is_taken_from_the_time_of_day() -> None:

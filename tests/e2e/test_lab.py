@@ -28,7 +28,7 @@ from tests.e2e.tools import (
     udsproxy,
     until,
 )
-from tests.stage import Stage
+from tests.stage import REPOSITORY, Stage
 from udsproxy.protocols import fastcgi as wire
 
 BODY = bytes(range(256)) * 1000
@@ -235,6 +235,17 @@ def test_a_full_queue_behind_the_proxy(stage: Stage, start_proxy: StartProxy) ->
         "Resource temporarily unavailable",
     )
     assert len(proxy.wait_for("request", count=10, status=200)) == 10
+
+
+def test_serve_is_interrupted_at_once(stage: Stage) -> None:
+    """A signal that comes while the workers are being started ends it, too."""
+    for _ in range(5):
+        argv = [*UDSPROXY, "serve", stage.path("early.sock")]
+        with subprocess.Popen(argv, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(LIMIT_S) == 0
 
 
 # --- the demo ---

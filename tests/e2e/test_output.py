@@ -13,15 +13,21 @@ from typing import Any
 import pytest
 
 from tests.e2e.proxy import Proxy, StartProxy
-from tests.e2e.tools import LIMIT_S, UDSPROXY, EchoServer, echoes, program, read, run, udsproxy, until
+from tests.e2e.tools import (
+    LIMIT_S,
+    UDSPROXY,
+    EchoServer,
+    echoes,
+    program,
+    read,
+    run,
+    udsproxy,
+    until,
+    with_output,
+)
 from tests.stage import Stage
 
 LOG_TO_STDOUT = ["--log", "json"]
-
-
-def with_output(path: str) -> list[str]:
-    """A command that runs another with its standard output in that file."""
-    return ["/bin/sh", "-c", f'exec "$@" >{path}', "sh"]
 
 
 @pytest.fixture

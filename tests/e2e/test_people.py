@@ -140,7 +140,7 @@ def have_it_answer(stage: Stage, config: str, proxy: Running) -> None:
     for name in ("first", "second"):
         stage.write(f'{listed}faults = ["latency=1ms name={name}"]\nslow = "7s"\n', "udsproxy.toml")
         proxy.signal(signal.SIGHUP)
-        until(lambda: f"fault {name}" in read(stage.path("log")), f"the fault {name}")  # noqa: B023
+        until(lambda: f'"rule":"{name}"' in read(stage.path("log")), f"the fault {name}")  # noqa: B023
 
 
 @pytest.mark.parametrize("reader", ["gone", "stalled", "full"])
@@ -214,7 +214,7 @@ def test_standard_output_was_closed_from_the_start(upstream: str) -> None:
         [*shell(">&-"), *UDSPROXY, "tap", upstream], capture_output=True, cwd=REPOSITORY, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (
-        1, b"udsproxy: standard output is closed; choose a --log-file, or --log none\n",
+        1, b"udsproxy: standard output is closed; choose --log none (--log-file goes with it)\n",
     )  # fmt: skip
     assert os.lstat(upstream).st_ino == before
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.e2e.proxy import StartProxy
-from tests.e2e.tools import program, read, run
+from tests.e2e.tools import program, read, run, with_output
 from tests.stage import Stage
 
 
@@ -90,8 +90,8 @@ def test_decoding_as_what_it_is_not(stage: Stage, start_proxy: StartProxy, redis
 def test_the_console_of_raw_traffic(stage: Stage, start_proxy: StartProxy, redis: str) -> None:
     """On the console a connection that no exchange tells of is a line of its own, with what went through."""
     log = stage.path("console")
-    options = ["--log", "console", "--log-file", log, "--color", "always"]
-    proxy = start_proxy(stage.path("p.sock"), redis, log=options)
+    options = ["--log", "console", "--color", "always"]
+    proxy = start_proxy(stage.path("p.sock"), redis, log=options, wrap=with_output(log))
     # Its socket is there before it runs: this waits in the queue until it does.
     stage.await_socket(proxy.socket)
     assert redis_cli(proxy.socket, "PING") == b"PONG\n"

@@ -13,7 +13,7 @@ import socket
 import pytest
 
 from tests.e2e.proxy import StartProxy
-from tests.e2e.tools import EchoServer, connect, program, read, receive_all, receive_exactly, until
+from tests.e2e.tools import EchoServer, connect, program, read, receive_all, receive_exactly, until, with_output
 from tests.stage import Stage
 
 ALL_BYTES = bytes(range(256))
@@ -79,8 +79,8 @@ def test_our_log_is_what_socat_prints(stage: Stage, start_proxy: StartProxy, nam
         converse(stage.path("socat.sock"), chunks)
         assert real.wait(30) == 0
 
-        options = ["--log", "socat", "--log-file", stage.path("ours.out")]
-        proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"), log=options)
+        wrap = with_output(stage.path("ours.out"))
+        proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"), log=["--log", "socat"], wrap=wrap)
         until(lambda: os.path.exists(proxy.socket), "the proxy to listen")
         converse(proxy.socket, chunks)
         assert proxy.stop() == 0

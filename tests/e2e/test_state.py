@@ -18,8 +18,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.site import Gate, start_php_fpm, write_scripts
-from tests.e2e.tools import LIMIT_S, UDSPROXY, cgi_params, connect, read, udsproxy, until
+from tests.e2e.tools import LIMIT_S, UDSPROXY, called, cgi_params, connect, read, udsproxy, until
 from tests.stage import REPOSITORY, Stage
+from udsproxy import endpoints
+from udsproxy.cli.doctor import doctor as doctor_command
+from udsproxy.cli.state import state as state_command
 from udsproxy.protocols import fastcgi as wire
 
 
@@ -74,7 +77,7 @@ def test_names_that_would_deceive(stage: Stage) -> None:
     """Neither control characters nor rich's markup reach the terminal as such, and no name moves another's line."""
     os.chmod(stage.directory, 0o755)
     names = [
-        b"\x1b[31mred\x07",
+        b"\x1b[35mpurple\x07",
         b"[red]markup",
         b"new\nline",
         b"\xff\xfe",
@@ -87,15 +90,28 @@ def test_names_that_would_deceive(stage: Stage) -> None:
             stack.enter_context(listening(b"\0" + os.fsencode(stage.directory) + name, 5))
         for text in (state(), state("--json"), on_terminal("state")[0]):
             assert not set("\x07\u202e") & set(text)
-            assert "\x1b[31m" not in text
+            assert "\x1b[35m" not in text
             assert "[red]markup" in text
             assert r"new\nline" in text.replace("\\\\", "\\")  # (JSON doubles it)
         lines = state().splitlines()
         assert sum(stage.directory in line for line in lines) == 2 * len(names)
         # What is shown can be given back.
-        for shown in (r"\x1b[31mred\x07", r"new\nline"):
+        for shown in (r"\x1b[35mpurple\x07", r"new\nline"):
             for address in (f"{stage.directory}/{shown}", f"@{stage.directory}{shown}"):
                 assert state(address).startswith(f"{address}  stream, listening")
+
+
+@pytest.mark.parametrize("name", [b"a\0b\0", b"c,d", b"\xfe\n", b"plain"])
+def test_abstract_names(name: bytes) -> None:
+    """Whatever is in one: as `state` prints it, and in every spelling of an endpoint, all commands take it."""
+    name = f"udsproxy-{os.getpid()}-".encode() + name
+    with listening(b"\0" + name, 5):
+        [shown] = [line.split()[-1] for line in called(state_command)[1].splitlines() if name[:12].decode() in line]
+        for spelled in (shown, f"unix:{shown}", rf"\0{shown[1:]}", rf"\x00{shown[1:]}"):
+            assert f"{shown}  stream, listening" in called(state_command, spelled)[1]
+            told = json.loads(called(doctor_command, spelled, json=True)[1])["facts"]
+            assert (told["state"], told["backlog"]) == ("listening", 5)
+            assert endpoints.parse(spelled) == endpoints.UnixAbstract(os.fsdecode(name))
 
 
 def test_what_fails(stage: Stage) -> None:
@@ -226,12 +242,24 @@ def test_watch_of_a_server_that_goes_and_comes(stage: Stage) -> None:
     assert "Traceback" not in read(stage.path("out"))
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [60, 80, 120])
 def test_width(stage: Stage, columns: int) -> None:
-    """On a narrow terminal there are fewer columns, and never less of a name."""
-    path = stage.path("s" * 60)
+    """On a narrow terminal the list has fewer columns, and a long name loses its middle; `state PATH` folds it, and
+    a pipe has it on one line."""
+    path = stage.path("s" * 80)
     with listening(path, 3, 4):
         text, status = on_terminal("state", columns=columns)
-    assert status == 0
-    assert path in text
-    assert ("OWNER" in text) == (columns == 120)
+        assert status == 0
+        assert "…" + "s" * 10 in text
+        assert ("CONNECTED" in text) == (columns > 60)
+        one, status = on_terminal("state", path, columns=columns)
+        assert status == 0
+        assert path in "".join(line.strip() for line in plain_lines(one))
+        assert path in state()
+    for line in plain_lines(text + one):
+        assert len(line) <= columns
+
+
+def plain_lines(text: str) -> list[str]:
+    """Without escapes."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).splitlines()

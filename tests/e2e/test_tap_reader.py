@@ -16,8 +16,7 @@ import pytest
 
 from tests.e2e.children import adopting
 from tests.e2e.tap import StartTap, Tap, aside_of, beside
-from tests.e2e.test_output import with_output
-from tests.e2e.tools import EchoServer, connect, echoes, receive_exactly, until
+from tests.e2e.tools import EchoServer, connect, echoes, receive_exactly, until, with_output
 from tests.stage import Stage
 
 WAIT_FOR_FILE = """
@@ -67,8 +66,9 @@ class Reader:
 
 
 def start(start_tap: StartTap, path: str, reader: Reader, *options: str, **settings: list[str]) -> Tap:
-    """A tap that is read, and has begun."""
-    tap = start_tap(path, *options, "--control", "none", log=["-v"], wrap=with_output(reader.path), **settings)
+    """A tap that is read, and has begun. (With a command it shows its lines on standard error.)"""
+    wrap = with_output(reader.path, 2 if "command" in settings else 1)
+    tap = start_tap(path, *options, "--control", "none", log=["-v"], wrap=wrap, **settings)
     reader.await_text(b"listening")
     return tap
 
@@ -126,9 +126,11 @@ def test_a_command_goes_on_without_a_reader(stage: Stage, served: str, start_tap
 
 
 def test_a_tap_that_writes_to_a_file_needs_no_reader(stage: Stage, served: str, start_tap: StartTap) -> None:
-    """With --log-file it goes on."""
+    """With --log none and --log-file it goes on."""
     reader, log = Reader("pipe", stage), stage.path("log")
-    tap = start_tap(served, "--control", "none", log=["--log-file", log], wrap=with_output(reader.path))
+    tap = start_tap(
+        served, "--control", "none", log=["--log", "none", "--log-file", log], wrap=with_output(reader.path)
+    )
     until(lambda: os.path.exists(log) and os.stat(log).st_size, "the tap to begin")
     reader.go()
     tap.signal(signal.SIGSTOP)  # so that it has had the time to see that

@@ -109,12 +109,12 @@ def test_every_command_knows_its_options(stage: Stage) -> None:
 
 OTHERS = [
     (["tab", "/x"], "unknown command tab; did you mean tap? (see udsproxy --help)"),
-    (["wlk"], "unknown command wlk: there are run, tap, state, doctor, explain, request, serve, demo, fault"),
+    (["wlk"], "unknown command wlk: there are tap, run, state, doctor, explain, fault, request, serve, demo"),
     (["fault", "lst"], "unknown command lst; did you mean list? (see udsproxy fault --help)"),
     (["--restore", "/x"], "unknown option --restore; udsproxy tap has it"),
     (["--verion"], "unknown option --verion; did you mean --version?"),
     (["explain", "--markdow"], "unknown option --markdow; did you mean --markdown? (see udsproxy explain --help)"),
-    (["serve", "/x", "--log", "json"], "unknown option --log; udsproxy run, tap and doctor have it"),
+    (["serve", "/x", "--log", "json"], "unknown option --log; udsproxy tap, run and doctor have it"),
     (["run", "a", "b", "c"], "c is one argument too many (see udsproxy run --help)"),
     (["demo", "x\x1b[2J" + "y" * 1000], "x\\x1b[2Jyyy"),
 ]

@@ -126,6 +126,8 @@ def test_a_stalled_database(place: Place, database: Database) -> None:
     doing = found["snapshot"]["doing"]
     assert (doing["what"], doing["on"]) == ("socket", f"tcp {database.address}")
     assert f"pid {os.getpid()}" in doing["who"]
+    host, port = doing["local"].rsplit(":", 1)
+    assert (host, int(port)) == (database.address.rsplit(":", 1)[0], int(port))
 
 
 def test_a_locked_file(place: Place, tmp_path: Path) -> None:

@@ -7,21 +7,20 @@ called in this process, which takes a tenth of the time.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import io
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.e2e.site import start_php_fpm
+from tests.e2e.site import Gate, start_nginx, start_php_fpm
 from tests.e2e.tap import StartTap, aside_of, beside
 from tests.e2e.test_tap import dead_socket, killed_with_its_guardian
-from tests.e2e.tools import UDSPROXY, EchoServer, echoes, read, udsproxy, until
+from tests.e2e.tools import UDSPROXY, EchoServer, called, echoes, read, udsproxy, until
 from tests.stage import Stage
 from udsproxy.cli.common import Failure
 from udsproxy.cli.doctor import doctor as doctor_command
@@ -50,17 +49,11 @@ def served(path: str) -> Iterator[str]:
         yield path
 
 
-def called(command: Callable[..., int], *words: str, **options: bool) -> tuple[int, str]:
-    """Its exit code, and what it says."""
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = command(*words, **options)
-    return code, said.getvalue()
-
-
-def doctor(path: str) -> tuple[int, list[tuple[str, str]]]:
-    """The exit code, and level and title of each finding that is about who stands there, or stands still."""
+def doctor(path: str, *words: str) -> tuple[int, list[tuple[str, str]]]:
+    """The exit code, and level and title of each finding that is about who stands there, or stands still; or that
+    has one of these words."""
     code, said = called(doctor_command, path, json=True)
-    about = ("tap", SUFFIX, "stopped", "clients get")
+    about = words or ("tap", SUFFIX, "stopped", "clients get")
     return code, [
         (each["level"], each["title"])
         for each in json.loads(said)["findings"]
@@ -98,9 +91,11 @@ def test_the_names_are_the_same() -> None:
 def test_a_tap_that_runs(served: str, start_tap: StartTap) -> None:
     """It is named with whom it stands in front of, and there is nothing wrong with that."""
     tap = start_tap(served)
-    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}"
+    stands = f"tapped by udsproxy, pid {tap.pid}, in front of {me()}"
     assert doctor(served) == (0, [("note", stands)])
-    assert f"  {stands}; the server's own socket is {aside_of(served)}\n" in state(served)
+    lines = state(served).splitlines()
+    assert lines[1] == f"  tapped by udsproxy, pid {tap.pid}; the server's own socket is {aside_of(served)}"
+    assert f"{aside_of(served)}  stream, listening" in state(served)
     assert sorted(overview(served)) == ["(a tap stands in front of it)", "(a tap's)"]
     assert f"On this machine: {stands}; the server's own" in explain(NGINX.format(served))
 
@@ -110,8 +105,8 @@ def test_through_a_symbolic_link(stage: Stage, served: str, start_tap: StartTap)
     link = stage.path("link.sock")
     os.symlink(served, link)
     tap = start_tap(link)
-    assert doctor(link) == (0, [("note", f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}")])
-    assert f"pid {tap.pid}, stands in front of" in state(link)
+    assert doctor(link) == (0, [("note", f"tapped by udsproxy, pid {tap.pid}, in front of {me()}")])
+    assert f"  tapped by udsproxy, pid {tap.pid}; the server's own socket is {aside_of(served)}\n" in state(link)
 
 
 def test_a_tap_that_is_stopped(served: str, start_tap: StartTap) -> None:
@@ -121,7 +116,7 @@ def test_a_tap_that_is_stopped(served: str, start_tap: StartTap) -> None:
     [guardian] = tap.guardians()
     os.kill(guardian, signal.SIGSTOP)
     tap.freeze()
-    stands = f"udsproxy (tap), pid {tap.pid}, stands in front of {me()}"
+    stands = f"tapped by udsproxy, pid {tap.pid}, in front of {me()}"
     code, found = doctor(served)
     assert (code, found[0]) == (1, ("problem", f"{stands}; it is stopped: clients wait"))
     assert f"it is stopped: clients wait; kill -CONT {tap.pid}\n" in state(served)
@@ -211,7 +206,8 @@ def test_a_pool_that_is_stopped(stage: Stage) -> None:
         pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
         return sorted(pid for pid in pids if read_parent(pid) == master)
 
-    until(lambda: len(workers()) == 2, "two workers")
+    # (One that has just been forked calls itself the master, still.)
+    until(lambda: ["pool" in read(f"/proc/{pid}/cmdline") for pid in workers()] == [True] * 2, "two workers")
     first, second = workers()
     name = read(f"/proc/{master}/comm").strip()
     how = "(SIGSTOP or Ctrl-Z)"
@@ -226,6 +222,34 @@ def test_a_pool_that_is_stopped(stage: Stage) -> None:
     with stopped(master):
         assert doctor(path) == (0, [("warning", f"{name}, pid {master}, is stopped {how}: it starts no workers")])
     assert doctor(path) == (0, [])
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+def test_idle_connections(stage: Stage, start_tap: StartTap, tapped: bool) -> None:
+    """All workers stay with connections that nginx keeps open: that is named, with whose they are, through a tap,
+    too; one that works, or that waits for the next client, is none of them."""
+    path = stage.path("php.sock")
+    start_php_fpm(stage, path, workers=2)
+    if tapped:
+        start_tap(path)
+    front = start_nginx(stage, {"kept": path})["kept"]
+    gates = [Gate(stage.path("gates", str(number))) for number in range(2)]
+    with ExitStack() as stack:
+        for gate in gates:
+            stack.enter_context(front.begin(f"/kept{gate.script}"))
+            gate.wait_until_started()
+        assert " idle connections of " not in state(path)
+        gates[0].open()
+        until(lambda: state(path).count("read() on") == 1, "one to wait for nginx")
+        assert " idle connections of " not in state(path)
+        gates[1].open()
+        until(lambda: " idle connections of " in state(path), "both to wait for nginx")
+        assert doctor(path, " idle connections of ")[1][0][0] == "problem"
+        [(_, title)] = doctor(path, " idle connections of ")[1]
+        assert re.fullmatch(r"2 of 2 workers hold idle connections of nginx, pid \d+", title)
+        assert "are busy now" not in called(doctor_command, path)[1]
+        line = r"    2 of 2 workers hold idle connections of nginx, pid \d+: whoever connects waits"
+        assert re.search(line, state(path))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import io
 import os
 import re
 import shutil
@@ -41,14 +42,18 @@ SEARCH_PATH = os.pathsep.join(
 )
 
 _PACKAGES = {
+    "bash": "bash",
     "bindfs": "bindfs",
     "curl": "curl",
     "dbus-daemon": "dbus",
     "dbus-send": "dbus",
+    "fish": "fish",
+    "groff": "groff-base",
     "head": "coreutils",
     "initdb": "postgresql",
     "ip": "iproute2",
     "logger": "bsdutils",
+    "mandoc": "mandoc",
     "mkfs.btrfs": "btrfs-progs",
     "nsenter": "util-linux",
     "nginx": "nginx",
@@ -64,6 +69,7 @@ _PACKAGES = {
     "ss": "iproute2",
     "unshare": "util-linux",
     "wrk": "wrk",
+    "zsh": "zsh",
 }
 """The programs that the tests run, and the Debian packages that have them."""
 
@@ -105,6 +111,18 @@ def run(argv: Sequence[str], *, stdin: bytes = b"") -> subprocess.CompletedProce
 def udsproxy(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run udsproxy to its end."""
     return run([*UDSPROXY, *arguments], stdin=stdin)
+
+
+def with_output(path: str, stream: int = 1) -> list[str]:
+    """A command that runs another with its standard output (1) or error (2) in that file."""
+    return ["/bin/sh", "-c", f'exec "$@" {stream}>{path}', "sh"]
+
+
+def called(command: Callable[..., int], *words: str, **options: bool) -> tuple[int, str]:
+    """A command, in this process (a tenth of the time): its exit code, and what it says."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = command(*words, **options)
+    return code, said.getvalue()
 
 
 def read(path: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from udsproxy.endpoints.spelling import address_of
 from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE
 from udsproxy.explain.lines import MAX, Found, parse
 from udsproxy.explain.symptoms import SYMPTOMS
-from udsproxy.explain.text import WIDTH, answer
+from udsproxy.explain.text import MAX_WIDTH, answer, overview
 
 NGINX = (
     "2026/11/23 09:33:42 [error] 115#115: *37 {} while {} upstream, client: 203.0.113.7, server: _, "
@@ -181,16 +184,6 @@ FPM = "/run/php/php8.2-fpm.sock"
             "ECONNREFUSED",
             FPM,
         ),
-        (
-            NGINX.format(
-                'FastCGI sent in stderr: "PHP message: PHP Warning: mysqli_connect(): (HY000/2002): No such file '
-                'or directory in /srv/a.php on line 3"',
-                "reading response header from",
-            ),
-            "connect",
-            "ENOENT",
-            None,
-        ),
         ('sendto(3, "x", 1, 0, NULL, 0) = -1 EPIPE (Broken pipe)', "send", "EPIPE", None),
     ],
 )
@@ -206,7 +199,13 @@ def test_all_of_an_nginx_line() -> None:
     """Besides the error: who asked for what."""
     line = NGINX.format(f"connect() to unix:{FPM} failed (2: No such file or directory)", "connecting to")
     assert parse(line) == Found(
-        call="connect", errno="ENOENT", path=FPM, client="203.0.113.7", request="GET /slow.php HTTP/1.1"
+        call="connect",
+        errno="ENOENT",
+        path=FPM,
+        client="203.0.113.7",
+        request="GET /slow.php HTTP/1.1",
+        program="nginx",
+        at=datetime(2026, 11, 23, 9, 33, 42),  # noqa: DTZ001 - nginx's lines name no zone
     )
 
 
@@ -235,6 +234,14 @@ def test_all_of_an_nginx_line() -> None:
             "Primary script unknown",
         ),
         (NGINX.format('FastCGI sent in stderr: "PHP message: hello"', "reading response header from"), "stderr"),
+        (
+            NGINX.format(
+                'FastCGI sent in stderr: "PHP message: PHP Warning: mysqli_connect(): (HY000/2002): No such file '
+                'or directory in /srv/a.php on line 3"',
+                "reading response header from",
+            ),
+            "stderr",
+        ),
         ('203.0.113.7 - - [23/Nov/2026:09:33:42 +0000] "GET / HTTP/1.1" 502 157 "-" "curl/7.88"', "502"),
         ("502", "502"),
         ("502 Bad Gateway", "502"),
@@ -327,6 +334,52 @@ def test_hostile_text() -> None:
     assert "udsproxy tap '/a;$(reboot)'`" in answer(found)
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ('connect(3, {sa_family=AF_UNIX, sun_path=@"app"}, 6) = -1 ECONNREFUSED (Connection refused)', "@app"),
+        ('connect(3, {sa_family=AF_UNIX, sun_path=@"a\\0b"}, 6) = -1 ECONNREFUSED (Connection refused)', "@a\\0b"),
+        ("dial unix @app: connect: connection refused", "@app"),
+        ("could not connect to '\\x00app': [Errno 111] Connection refused: socket '\\x00app'", "@app"),
+        ("connect() to unix:@app failed (111: Connection refused) while connecting to upstream", "@app"),
+    ],
+)
+def test_abstract_names(text: str, path: str) -> None:
+    """They are written as `state` prints them, whatever a program makes of the NUL before them."""
+    found = parse(text)
+    assert found is not None
+    assert found.path == path
+    assert address_of(path).startswith("@")
+
+
+def test_only_causes_that_can_be() -> None:
+    """What is true of files is not said of an abstract name, nor the other way round; of neither all is said."""
+    by_path = answer(Found(call="connect", errno="ECONNREFUSED", path="/run/x.sock"))
+    by_name = answer(Found(call="connect", errno="ECONNREFUSED", path="@x"))
+    unknown = answer(Found(call="connect", errno="ECONNREFUSED"))
+    assert "bind mount" in by_path
+    assert "namespace" not in by_path
+    assert "network namespace" in by_name
+    assert "bind mount" not in by_name
+    assert "bind mount" in unknown
+    assert "network namespace" in unknown
+
+
+@pytest.mark.parametrize("words", ["stale", "//deleted", "Mount the directory", "NFS", "FUSE", "overlay"])
+def test_a_refused_connection_has_the_causes_of_containers(words: str) -> None:
+    """A stale bind mount of the socket's file wants the directory mounted; other filesystems hide the listener."""
+    assert words in " ".join(answer(Found(call="connect", errno="ECONNREFUSED")).split())
+
+
+def test_accept_on_what_is_no_socket() -> None:
+    """Descriptor 0 is none where a server that expects its socket from a spawner was started by hand."""
+    said = " ".join(answer(Found(call="accept", errno="ENOTSOCK")).split())
+    assert "started by hand" in said
+    assert "spawn-fcgi" in said
+    assert "systemd" in said
+    assert "started by hand" not in answer(Found(call="connect", errno="ENOTSOCK"))
+
+
 WORDS = st.sampled_from(
     [
         "connect()",
@@ -360,13 +413,26 @@ def test_never_raises(text: str) -> None:
 @pytest.mark.parametrize("errno", sorted({each.errno for each in TABLE} | set(ELSEWHERE)))
 @pytest.mark.parametrize("call", [None, *CALLS])
 def test_every_answer_fits(call: str | None, errno: str) -> None:
-    """Each errno has an answer, with a call or without; no line is wider than WIDTH, but for a command."""
+    """Each errno has an answer, with a call or without. On a terminal no line is wider than it, or than MAX_WIDTH,
+    and nothing is lost; elsewhere a paragraph is a line."""
     found = parse(f"{call or ''} {errno}")
     assert found is not None
     assert found.errno == errno
-    said = answer(found).splitlines()
-    assert errno in said[0]
-    assert not [line for line in said if len(line) > WIDTH and "`" not in line]
+    whole = answer(found)
+    assert errno in whole.splitlines()[0]
+    for width in (60, 80, 120, 200):
+        said = answer(found, width)
+        assert max(map(len, said.splitlines())) <= min(width, MAX_WIDTH)
+        assert "".join(said.replace(" \\\n", "").split()) == "".join(whole.split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_overview_fits(width: int) -> None:
+    """Its lines are folded beside the names, which stay in a column of their own."""
+    lines = overview(width).splitlines()
+    assert max(map(len, lines)) <= min(width, MAX_WIDTH)
+    names = {each.errno for each in TABLE}
+    assert names <= {line[2:16].strip() for line in lines}
 
 
 def test_each_error_says_what_it_is_first() -> None:

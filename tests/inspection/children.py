@@ -52,17 +52,25 @@ def wait_for(pid: int, condition: Callable[[Doing], bool]) -> Doing:
 
 
 def as_nobody(function: Callable[[], str]) -> str:
-    """What it returns in a child of this process that has become nobody, where we are root; else in one of us. An
-    exception's name and text in place of that."""
+    """What it returns in a child of this process that has become nobody, where we are root; else in one of us."""
+
+    def called() -> str:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        return function()
+
+    return in_a_child(called)
+
+
+def in_a_child(function: Callable[[], str]) -> str:
+    """What it returns in a child of this process. An exception's name and text in place of that."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
         text = ""
         try:
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setresgid(NOBODY, NOBODY, NOBODY)
-                os.setresuid(NOBODY, NOBODY, NOBODY)
             text = function()
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from tests.e2e.tools import until
 from tests.inspection.children import as_nobody, child, doing, wait_for
 from tests.sockets import inode
 from udsproxy.events import printable
-from udsproxy.inspection.doing import Doer, waits_at
+from udsproxy.inspection.doing import Doer, tell, waits_at
 from udsproxy.inspection.machine import Machine
 from udsproxy.kernel import procfs
+from udsproxy.kernel.procfs import Activity
 
 ME = f"{printable(procfs.read_comm(os.getpid()) or '')}, pid {os.getpid()}"
 
@@ -50,8 +52,11 @@ def test_a_tcp_connection(family: socket.AddressFamily, host: str, to: str) -> N
         with child(code) as pid:
             seen = wait_for(pid, lambda seen: seen.call == "recvfrom")
             assert (seen.what, seen.on, seen.who) == ("socket", f"tcp {to}:{port}", ME)
-            assert seen.text == f"recvfrom() on tcp {to}:{port} ({ME})"
-            with listener.accept()[0]:
+            assert seen.common_text == f"recvfrom() on tcp {to}:{port} ({ME})"
+            connection, (_, its_port, *_) = listener.accept()
+            with connection:
+                assert seen.local == f"{to}:{its_port}"
+                assert seen.text == f"recvfrom() on tcp {to}:{its_port} → {to}:{port} ({ME})"
                 assert doing(pid).who == ME
 
 
@@ -292,3 +297,13 @@ def test_a_process_that_is_gone() -> None:
     with contextlib.closing(Machine()) as machine:
         assert Doer().doing(pid, machine, 0.0) is None
     assert waits_at(pid, 1, {1}) is None
+
+
+def test_accept_on_what_is_no_socket(tmp_path: Path) -> None:
+    """A server that was started by hand, and takes its descriptor 0 for a socket: that is said."""
+    with (tmp_path / "terminal").open("w") as file, closing(Machine()) as machine:
+        seen = Activity(os.getpid(), "x", "S", 0, 0, "accept", (file.fileno(), 0, 0, 0, 0, 0), None, False)
+        what, call, target = tell(os.getpid(), seen, machine)
+        assert target is not None
+        assert (what, call) == ("unknown", "accept")
+        assert target.text == f"{tmp_path}/terminal, which is no socket: ENOTSOCK"

@@ -14,9 +14,10 @@ import pytest
 
 from tests.e2e.tools import until
 from tests.sockets import inode
+from udsproxy.events import Doing
 from udsproxy.inspection.doing import Doer
 from udsproxy.inspection.machine import Machine
-from udsproxy.inspection.workers import Ask, Sample, take_sample
+from udsproxy.inspection.workers import Ask, Sample, WorkerState, take_sample
 
 # A master that forks two workers; each answers a connection, some by starting a program that inherits everything
 # and waiting for it.
@@ -118,6 +119,23 @@ def test_clients_that_have_left(server: str) -> None:
         client.connect(server)
     sample = ask(server)
     assert (sample.gone_running, sample.gone_waiting, sample.queue) == (2, 1, 1)
+
+
+def test_what_several_do() -> None:
+    """Workers that wait for the same server do the same, each by a connection of its own to another process."""
+    workers = [
+        WorkerState(
+            pid=number,
+            comm="php-fpm",
+            doing=Doing(
+                what="socket", call="poll", on="tcp 10.0.0.5:3306", who=f"mysqld, pid {number}", local=local
+            ),
+        )
+        for number, local in enumerate(("10.0.0.1:40001", "10.0.0.1:40002", None))
+    ]
+    sample = Sample(number=1, workers=tuple(workers))
+    [(did, count)] = sample.what_they_do().items()
+    assert (did.text(did.who), count) == ("poll() on tcp 10.0.0.5:3306 (mysqld)", 3)
 
 
 def test_nobody_listens() -> None:

@@ -27,7 +27,12 @@ def test_a_child_by_its_title() -> None:
     """It is found among our children, and elsewhere not."""
     title = f"a title {os.getpid()}: master"
     assert process_table.titled_children(os.getpid(), title) == []
-    with subprocess.Popen([title], executable="/bin/cat", stdin=subprocess.PIPE) as cat:
+    with subprocess.Popen([title], executable="/bin/cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as cat:
+        assert cat.stdin is not None
+        assert cat.stdout is not None
+        cat.stdin.write(b"\n")
+        cat.stdin.flush()
+        cat.stdout.readline()  # Popen returns in the middle of exec(), when the title may not be there
         assert process_table.titled_children(os.getpid(), title) == [cat.pid]
         assert list(process_table.titled(title)) == [(cat.pid, title)]
         cat.communicate()

@@ -6,9 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from udsproxy.events import Close, Data, DecodeError, Direction, Dropped, Event, Open, ProxyError, Request
+from udsproxy.events import (
+    Accepted,
+    Close,
+    Data,
+    DecodeError,
+    Direction,
+    Dropped,
+    Event,
+    Message,
+    Open,
+    ProxyError,
+    Request,
+    Worker,
+)
 from udsproxy.protocols import fastcgi as wire
-from udsproxy.protocols.decoder import RawDecoder
+from udsproxy.protocols.decoder import AcceptWait, RawDecoder
 from udsproxy.protocols.secrets import Masking
 from udsproxy.protocols.tap import QUEUE_ITEMS, Mark, Tap
 
@@ -73,6 +86,50 @@ def test_events_in_order() -> None:
     assert (last.protocol, last.requests) == ("fastcgi", 1)
     assert sink.flushed == 1
     assert not tap.urgency()
+
+
+@pytest.mark.parametrize("verbosity", [0, 1])
+@pytest.mark.parametrize("named", ["before the answer", "before it is decoded", "afterwards", "never"])
+def test_accepted_comes_before_the_answer(verbosity: int, named: str) -> None:
+    """Whenever the worker's name is learned, `accepted` is told once, before what the server says and before the
+    exchange's end; and with the name if that is known by then."""
+    sink = Kept()
+    tap = make(sink, verbosity=verbosity)
+    wait = AcceptWait(1, 0, 1)
+    seen = tap.observe("p", 1, wait, lambda _: True)
+    worker = Worker(7, "php-fpm")
+    seen.data("c2s", 2, QUESTION)
+    run(tap)
+    if named == "before the answer":
+        seen.accepted(worker)
+        run(tap)
+    seen.data("s2c", 3, REPLY)
+    if named == "before it is decoded":
+        seen.accepted(worker)
+    run(tap)
+    if named == "afterwards":
+        seen.accepted(worker)
+    seen.close(closed(), "client left")
+    run(tap)
+    seen.accepted(worker)
+    run(tap)
+    told = [event for event in sink.events if not (isinstance(event, Message) and event.direction == "c2s")]
+    assert isinstance(told[0], Accepted)
+    assert told[0].worker == (worker if named.startswith("before") else None)
+    assert not any(isinstance(event, Accepted) for event in told[1:])
+    assert [type(event) for event in told[-2:]] == [Request, Close]
+
+
+def test_a_wait_that_nobody_saw_is_not_told() -> None:
+    """A connection that was answered before anybody looked has no `accepted`."""
+    sink = Kept()
+    tap = make(sink)
+    seen = tap.observe("p", 1, AcceptWait(1), lambda wait: wait.was_seen)
+    seen.data("c2s", 2, QUESTION)
+    seen.data("s2c", 3, REPLY)
+    seen.close(closed(), "client left")
+    run(tap)
+    assert [type(event) for event in sink.events] == [Request, Close]
 
 
 def test_work_is_done_in_small_units() -> None:

@@ -202,7 +202,7 @@ def stages(tmp_path: Path) -> Iterator[Callable[[], Stage]]:
 def take_and_give_back(stage: Stage, acts: dict[int, Callable[[], None]]) -> int:
     """A tap from its first look to its end. Returns how many steps it has."""
     place = Place(stage.path)
-    guardian = Guardian(place.names, log=None, as_json=False, proxy="s.sock")
+    guardian = Guardian(place.names, log=None, file=None, proxy="s.sock")
     try:
         with STEPS.counted(acts), contextlib.suppress(ListenError):
             place.require_socket()

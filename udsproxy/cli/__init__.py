@@ -1,45 +1,57 @@
-"""The command line: one module a command; parsing and exit codes, no logic.
+"""The command line: one module per command; parsing and exit codes, no logic.
 
 Exit codes: 0 done, 1 failed while running, 2 wrong usage, 3 bad configuration, 4 could not listen or take over.
-Every error is one line on standard error.
+Every error is one line on standard error. A command's module is imported when the command is called.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
 
+from udsproxy import __version__
 from udsproxy.cli import mistakes, people
 from udsproxy.cli.common import DONE, USAGE, Failure
-from udsproxy.cli.demo import demo
-from udsproxy.cli.doctor import doctor
-from udsproxy.cli.explain import explain
-from udsproxy.cli.fault import fault
-from udsproxy.cli.request import request
-from udsproxy.cli.run import run
-from udsproxy.cli.serve import serve
-from udsproxy.cli.state import state
-from udsproxy.cli.tap import USAGE_LINE, tap
 
 _INTERRUPTED = 130
 """What a shell shows of a command that SIGINT has ended."""
+
+_SEE = Group.create_ordered("See and explain")
+_REPRODUCE = Group.create_ordered("Reproduce")
+_HELP = Group.create_ordered("Help")
 
 app = App(
     name="udsproxy",
     help="See, explain and reproduce what happens on a Unix domain socket.",
     help_format="plaintext",
-    version_flags=["--version"],
+    version=__version__,
+    version_flags=["--version", "-V"],
     suppress_keyboard_interrupt=False,
+    group_commands=_HELP,
 )
-_COMMANDS: tuple[Callable[..., int], ...] = (run, tap, state, doctor, explain, request, serve, demo)
-for _sort_key, _command in enumerate(_COMMANDS):
-    app.command(_command, sort_key=_sort_key, usage=USAGE_LINE if _command is tap else None)
-fault.sort_key = 5
-app.command(fault)
+app["--help"].help = "Show this help."
+app["--version"].help = "Print the version."
+_COMMANDS = {
+    "tap": _SEE,
+    "run": _SEE,
+    "state": _SEE,
+    "doctor": _SEE,
+    "explain": _SEE,
+    "fault": _REPRODUCE,
+    "request": _REPRODUCE,
+    "serve": _REPRODUCE,
+    "demo": _REPRODUCE,
+    "help": _HELP,
+    "man": _HELP,
+    "completion": _HELP,
+}
+_ELSEWHERE = {"help": "helping:help_"}
+for _sort_key, (_name, _group) in enumerate(_COMMANDS.items()):
+    _where = f"udsproxy.cli.{_ELSEWHERE.get(_name, f'{_name}:{_name}')}"
+    app.command(_where, name=_name, sort_key=_sort_key, group=_group)
 
 
 def main() -> NoReturn:
@@ -75,6 +87,11 @@ def _run(words: list[str]) -> int:
         there = words.index("--")
         words, after = words[:there], words[there + 1 :]
     command, bound, unparsed = app.parse_args(words, exit_on_error=False, print_error=False)
+    if command == app.help_print:
+        from udsproxy.cli.helping import print_help
+
+        print_help(app, bound.arguments["tokens"])
+        return DONE if set(words).intersection(app.help_flags) else USAGE  # no command: there is nothing to do
     if "command" in unparsed:
         bound.arguments["command"] = None if after is None else tuple(after)
     code = command(*bound.args, **bound.kwargs)

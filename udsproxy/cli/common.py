@@ -33,6 +33,14 @@ def endpoint_argument(text: str) -> Endpoint:
         raise Failure(USAGE, str(error)) from None
 
 
+def address_argument(text: str) -> str:
+    """The path, or ``@NAME``, of a socket that is looked at. Raises `Failure`."""
+    try:
+        return endpoints.address_of(text)
+    except endpoints.EndpointError as error:
+        raise Failure(USAGE, str(error)) from None
+
+
 def refuse_set_aside(what: str, path: str) -> None:
     """Raises `Failure` where a path is named as one at which a tap puts a server's socket: that comes and goes with
     the tap."""

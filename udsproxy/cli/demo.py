@@ -12,7 +12,10 @@ from udsproxy.lab.demo import demo as run_demo
 
 
 def demo() -> int:
-    """See requests decoded, then a full accept queue, on this machine alone; takes a few seconds."""
+    """Show requests being decoded, and then an accept queue overflowing.
+
+    It takes a few seconds, needs no other program and no root, works in a temporary directory and removes it.
+    """
     require_proc()
     return trio.run(_run_until_told)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import stat
-import sys
-from textwrap import wrap
 from typing import Annotated
 
 import msgspec
@@ -15,7 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from udsproxy.cli import people
-from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, duration_option
+from udsproxy.cli.arguments import INPUT, OTHER, Duration, FileName, option
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, address_argument, duration_option
+from udsproxy.cli.tables import folded
 from udsproxy.doctor import gathering, seen, sizing
 from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Facts
@@ -23,8 +23,11 @@ from udsproxy.doctor.finding import LEVELS, Finding, Level, plural
 from udsproxy.doctor.findings import examine
 from udsproxy.doctor.seen import Traffic
 from udsproxy.events import printable
+from udsproxy.layout import fold_command
 
-_WIDTH = 100
+_MAX_WIDTH = 100
+"""Lines that are longer are hard to read, on however wide a terminal."""
+_INDENT = len("    check: ")
 _STYLES: dict[Level, str] = {"problem": "bold red", "warning": "bold yellow", "note": "bold", "fine": "green"}
 
 
@@ -40,38 +43,40 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 def doctor(
-    path: Annotated[str, Parameter(name="PATH")],
+    path: Annotated[FileName, Parameter(name="PATH")],
     /,
     *,
-    client: str | None = None,
-    log: str | None = None,
-    rate: float | None = None,
-    time: str | None = None,
-    stall: str = "1s",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    client: Annotated[str | None, option(OTHER, "USER")] = None,
+    json: Annotated[bool, option(OTHER, show_default=False)] = False,
+    log: Annotated[FileName | None, option(INPUT)] = None,
+    rate: Annotated[float | None, option(INPUT, "NUMBER")] = None,
+    time: Annotated[Duration | None, option(INPUT)] = None,
+    stall: Annotated[Duration, option(INPUT)] = "1s",
 ) -> int:
-    """Say what will go wrong at a Unix socket: its backlog, its owner, its workers, nginx in front of it.
+    """Find what will go wrong at a socket: backlog, permissions, workers, nginx.
 
-    It only looks: it connects to nothing and changes nothing. Run it as root to see the processes of other users.
-    The exit code is 1 if there is a problem.
+    It reads the settings of php-fpm and nginx, too. It connects to nothing and changes nothing. Run it as root to
+    see the processes of other users. The exit status is 1 if there is a problem.
 
     Parameters
     ----------
     path
-        The socket's path, or @NAME.
+        The socket's path, @NAME, or either with unix: before it.
     client
-        The user who connects; without it, that of nginx's workers.
-    log
-        What udsproxy wrote with --log json: rate and times are taken from it.
-    rate
-        Requests a second, when it is busiest.
-    time
-        How long a request holds a worker, on average (0.05, 50ms).
-    stall
-        For so long no worker becomes free (a lock, a database): does the queue hold that?
+        The user who connects. Default: the user of nginx's workers.
     json
-        One JSON object.
+        Print one JSON object.
+    log
+        A log that udsproxy wrote with --log json. The rate and the times are taken from it.
+    rate
+        How many requests come per second at the busiest time.
+    time
+        How long a request occupies a worker on average, for example 50ms.
+    stall
+        Compute whether the queue holds what comes while no worker becomes free for this long, for example because
+        of a lock or a database.
     """
+    path = address_argument(path)
     if path in ("", "@"):
         raise Failure(USAGE, "PATH is empty")
     user = None
@@ -119,7 +124,7 @@ def _traffic(log: str, path: str) -> Traffic:
 
     def is_here(endpoint: str) -> bool:
         at = endpoint.removeprefix("unix:")
-        return at == path or (
+        return at in (path, printable(path)) or (
             at.startswith("/") and len(at) < 4096 and "\0" not in at and os.path.realpath(at) == wanted
         )
 
@@ -137,35 +142,29 @@ def _traffic(log: str, path: str) -> Traffic:
 
 
 def _print(facts: Facts, found: list[Finding]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
-    width = min(_WIDTH, console.width)
+    # Its width is ours to heed: rich does not fold what is longer.
+    console, terminal = Console(highlight=False), people.width()
+    width = None if terminal is None else min(_MAX_WIDTH, terminal)
+
+    def show(line: Text, indent: int) -> None:
+        for part in folded(line, width, indent):
+            console.print(part, soft_wrap=True)
+
     for each in found:
-        title = Text.assemble(
-            (f"{each.level}: ", _STYLES[each.level]), (each.title, "" if each.level == "fine" else "bold")
+        show(
+            Text.assemble(
+                (f"{each.level}: ", _STYLES[each.level]), (each.title, "" if each.level == "fine" else "bold")
+            ),
+            len(each.level) + 2,
         )
-        console.print(title, soft_wrap=True)
         for name, text in (("why", each.why), ("do", each.do)):
             if text:
-                console.print(Text(_lines(f"    {name}:".ljust(11), text, width)), soft_wrap=True)
-        # A command is copied whole.
+                show(Text(f"    {name}:".ljust(_INDENT) + text), _INDENT)
         if each.check:
-            console.print(Text(f"    check: {each.check}"), soft_wrap=True)
+            check = fold_command(each.check, width, _INDENT + 4, "    check: ")
+            console.print(Text(check), soft_wrap=True)
     for line in facts.unseen:
-        console.print(Text(f"not seen: {line}", style="dim"), soft_wrap=True)
+        show(Text(f"not seen: {line}", style="dim"), len("not seen: "))
     counts = {level: sum(each.level == level for each in found) for level in LEVELS}
     told = [plural(counts[level], level) for level in LEVELS[:-1] if counts[level]]
-    console.print(Text(f"{', '.join(told) or 'nothing to mend'}; {counts['fine']} fine"), soft_wrap=True)
-
-
-def _lines(head: str, text: str, width: int) -> str:
-    indent = " " * len(head)
-    return "\n".join(
-        wrap(
-            text,
-            width,
-            initial_indent=head,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    )
+    show(Text(f"{', '.join(told) or 'nothing to mend'}; {counts['fine']} fine"), 0)

@@ -1,85 +1,152 @@
-"""``udsproxy explain``: what an error on a Unix socket means, and what causes it."""
+"""``udsproxy explain``: what an error on a Unix socket means, and what causes it; and what logs say together."""
 
 from __future__ import annotations
 
 import os
 import re
+import select
+import sys
+from datetime import date, datetime
+from itertools import groupby
 from typing import Annotated
 
+import msgspec
 from cyclopts import Parameter
 
-from udsproxy.cli.common import DONE, USAGE, Failure
+from udsproxy.cli import completion, people
+from udsproxy.cli.arguments import OTHER, option
+from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
-from udsproxy.cli.people import read_input, show
+from udsproxy.cli.people import show, tell, width
+from udsproxy.cli.tailing import MAX_READ, STANDARD_INPUT, Log, is_log
 from udsproxy.events import printable
-from udsproxy.explain import text
+from udsproxy.explain import report, text
 from udsproxy.explain.lines import Found, parse
+from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.taps import SUFFIX, tapped_at
 
-MAX_INPUT = 64 * 1024
-"""Of standard input, in bytes."""
 MAX_ANSWERS = 20
+_MAX_EVENTS = 50
+"""Lines that are shown at once while a log is followed."""
+_LOOK_S = 0.25
+"""How often a file that is followed is looked at."""
 
 _OPTION = re.compile(r"-[a-z]|--[a-z][a-z-]*(?:=.*)?")
 """What looks like one. (A line of a log may begin with a hyphen.)"""
 
-_SAY = "give an errno (EAGAIN, 11, connect EAGAIN), or a line of a log in quotes"
+_SAY = "give an errno (EAGAIN, 11, connect EAGAIN), a line of a log in quotes, or a log's file"
 
 
 def explain(
-    *what: Annotated[str, Parameter(name="ERROR", allow_leading_hyphen=True)],
-    markdown: Annotated[bool, Parameter(negative="")] = False,
+    *what: Annotated[str, Parameter(name="ERROR", allow_leading_hyphen=True, completer=completion.errors)],
+    follow: Annotated[bool, option(OTHER, name=("--follow", "-f"), show_default=False)] = False,
+    markdown: Annotated[bool, option(OTHER, show_default=False)] = False,
 ) -> int:
-    """Explain an error on a Unix socket: what it means, its causes, how to tell which, and how to reproduce it.
+    """Explain an error on a Unix socket: what it means, and how to find its cause.
 
-    Without ERROR, show all there are.
+    Given logs it sums them up first, in order of time: each error, how often, when, and for which scripts. Without
+    ERROR it lists all errors that it knows.
 
     Parameters
     ----------
     what
-        EAGAIN, 11, connect EAGAIN, connect, or a line of a log, in quotes. -: the lines of standard input.
+        An errno or its number (EAGAIN, 11), a call (connect), both (connect EAGAIN), a line of a log in quotes, or
+        the files of logs: nginx's and php-fpm's together, say. With - it reads lines from standard input.
+    follow
+        Go on with what is written to the logs from now on, until Ctrl-C.
     markdown
-        Show all as Markdown: the page docs/errors.md.
+        Print the page docs/errors.md.
     """
     options = [word for word in what if _OPTION.fullmatch(word)]
     if options:
         raise UnknownOption(options[0], ("explain",))
     if markdown:
         show(text.markdown().removesuffix("\n"))
+    elif follow or (what and all(map(is_log, what))):
+        _explain_logs(what or (STANDARD_INPUT,), follow=follow)
     elif not what:
-        show(text.overview())
-    elif what == ("-",):
-        _explain_input()
+        show(text.overview(width()))
     else:
         said = " ".join(what)
-        found = parse(said)
+        found = parse(said, _today())
         if found is None:
             raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
-        show(_on_this_machine(found) + text.answer(found))
+        tell(_on_this_machine(found) + text.answer(found, width()))
     return DONE
 
 
-def _explain_input() -> None:
-    """Each error that is in the lines of standard input, once, as it comes first."""
-    data = read_input(MAX_INPUT + 1)
-    lines = data[:MAX_INPUT].decode("utf-8", "backslashreplace").splitlines()
-    first: dict[tuple[object, ...], Found] = {}
-    counts: dict[tuple[object, ...], int] = {}
-    for line in lines:
-        if (found := parse(line)) is not None and (found.errno or found.symptom):
-            key = (found.call, found.errno, found.symptom and found.symptom.words, found.path)
-            first.setdefault(key, found)
-            counts[key] = counts.get(key, 0) + 1
-    if not first:
-        raise Failure(USAGE, f"no error is known in standard input: {_SAY}")
-    most = sorted(first, key=lambda key: -counts[key])[:MAX_ANSWERS]
-    answers = [f"{counts[key]} x {_on_this_machine(first[key])}{text.answer(first[key])}" for key in most]
-    show("\n\n".join(answers))
-    if len(first) > len(most):
-        show(f"\nand {len(first) - len(most)} others")
-    if len(data) > MAX_INPUT:
-        show(f"\nOnly the first {MAX_INPUT // 1024} KiB were read.")
+def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
+    if STANDARD_INPUT in names and sys.stdin is None:
+        raise Failure(FAILED, "cannot read standard input: it is closed")
+    logs = [Log(name) for name in dict.fromkeys(names)]
+    summary = Summary()
+    readers = {log.name: Reader(_today()) for log in logs}
+    # Of a pipe that is followed nothing can be said to be all.
+    whole = [log for log in logs if log.is_file or not follow]
+    for at, found in merged([readers[log.name].read(log.newest()) for log in whole]):
+        summary.add(found, at)
+    if summary.runs:
+        _show_all(summary)
+    elif not follow:
+        which = "standard input" if names == (STANDARD_INPUT,) else _short(" ".join(names))
+        raise Failure(USAGE, f"no error is known in {which}: {_SAY}")
+    for log in logs:
+        if log.is_cut:
+            name = "standard input" if log.name == STANDARD_INPUT else printable(log.name)
+            show(f"\nOnly the newest {MAX_READ // 2**20} MiB of {name} were read.")
+    if follow:
+        _follow(logs, readers, summary)
+
+
+def _show_all(summary: Summary) -> None:
+    columns = width()
+    tallies = summary.tallies()
+    show("\n".join(report.table(tallies[:MAX_ANSWERS], columns)))
+    if summary.others or len(tallies) > MAX_ANSWERS:
+        show(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
+    if len(tallies) > 1:
+        show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, columns)))
+    explained: dict[tuple[str | None, ...], Tally] = {}
+    for tally in tallies[:MAX_ANSWERS]:
+        explained.setdefault(kind_of(tally.example)[:3], tally)
+    for tally in explained.values():
+        found = msgspec.structs.replace(tally.example, client=None, request=None, script=None)
+        show(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
+
+
+def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> None:
+    """Until Ctrl-C, or all pipes have ended and there is no file."""
+    show("" if not summary.runs else "\nFollowing; Ctrl-C ends it.")
+    try:
+        while logs and not people.output_is_lost():
+            ready, _, _ = select.select([log for log in logs if not log.is_file], [], [], _LOOK_S)
+            newest = [readers[log.name].read(log.more()) for log in logs if log.is_file or log in ready]
+            _show_events(list(merged(newest)), summary)
+            logs = [log for log in logs if not log.is_at_end]
+    except KeyboardInterrupt:
+        pass
+    if summary.runs:
+        show("\n" + "\n".join(report.table(summary.tallies()[:MAX_ANSWERS], width())))
+
+
+def _show_events(stamped: list[Stamped], summary: Summary) -> None:
+    columns = width()
+    groups = [list(group) for _, group in groupby(stamped, lambda each: kind_of(each[1]))]
+    for number, group in enumerate(groups):
+        is_new = max([summary.add(found, at) for at, found in group])
+        run = Run(group[-1][1], group[0][0], group[-1][0], len(group))
+        if number < _MAX_EVENTS:
+            show(report.event(run, columns))
+        if is_new and len(summary.tallies()) <= MAX_ANSWERS:
+            answer = text.answer(run.example, columns and columns - 4)
+            show("".join(f"    {line}\n" for line in answer.splitlines()))
+    if len(groups) > _MAX_EVENTS:
+        show(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
+
+
+def _today() -> date:
+    return datetime.now().astimezone().date()
 
 
 def _on_this_machine(found: Found) -> str:

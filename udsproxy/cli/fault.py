@@ -5,14 +5,17 @@ Rules: what several proxies could be meant by is not guessed; every change says 
 
 from __future__ import annotations
 
-import textwrap
+from dataclasses import replace
 from typing import Annotated, Any
 
 import msgspec
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
+from udsproxy.cli import completion
+from udsproxy.cli.arguments import OTHER, WHICH, FileName, option
 from udsproxy.cli.common import DONE, FAILED, Failure
-from udsproxy.cli.people import say, show
+from udsproxy.cli.people import say, show, tell, width
+from udsproxy.cli.tables import Table
 from udsproxy.control import finding
 from udsproxy.control.client import Client, ControlError
 from udsproxy.control.finding import Running
@@ -23,28 +26,26 @@ from udsproxy.units import ConfigError
 
 fault = App(
     name="fault",
-    help="The faults of a running proxy. The one that runs is found; of several --proxy NAME or PATH chooses one.",
+    help="List and change the faults of a running proxy.\n\n"
+    "The proxy is found by itself; if several run, --proxy chooses one.",
     help_format="plaintext",
+    group_commands=Group("Commands"),
 )
 
-Control = Annotated[str | None, Parameter(name="--control", help="The control socket of the process.")]
+_LISTED = Table(head=("NAME", "PROXY", "RULE"), gives_way=({"PROXY": 12}, {"NAME": 16}))
+
+Control = Annotated[FileName | None, option(WHICH, "PATH", help="The control socket of the proxy.")]
 Proxy = Annotated[
-    str | None,
-    Parameter(name="--proxy", help="The proxy's name, or the PATH of its socket, its server's or its control's."),
+    FileName | None,
+    option(WHICH, "PROXY", help="The name of the proxy, or the path of its socket, its server's or its control's."),
 ]
+Name = Annotated[str, Parameter(name="NAME", help="The name of a fault, as udsproxy fault list shows it.")]
+Json = Annotated[bool, option(OTHER, show_default=False, help="Print JSON.")]
 
 
-@fault.command(name="list")
-def list_faults(
-    *, control: Control = None, proxy: Proxy = None, json: Annotated[bool, Parameter(negative="")] = False
-) -> int:
-    """Show the faults.
-
-    Parameters
-    ----------
-    json
-        As JSON, for programs.
-    """
+@fault.command(name="list", sort_key=0)
+def list_faults(*, control: Control = None, proxy: Proxy = None, json: Json = False) -> int:
+    """List the faults of the running proxies."""
     chosen = _there(control, proxy)
     several = len({each.client.path for each in chosen}) > 1
     states: list[dict[str, Any]] = []
@@ -52,7 +53,7 @@ def list_faults(
         found = _ask(each, "GET", "faults")
         states += [{**state, "pid": each.client.pid, "control": printable(each.client.path)} for state in found]
         if several and not json:
-            show(str(each))
+            tell(str(each))
             _print(found, "  ")
     if json:
         show(msgspec.json.format(msgspec.json.encode(states), indent=2).decode())
@@ -61,28 +62,33 @@ def list_faults(
     return DONE
 
 
-@fault.command
+@fault.command(sort_key=6)
 def kinds() -> int:
-    """Show what faults there are, and how each is written."""
+    """List all kinds of faults and how each is written."""
     for name in KINDS:
         written, does = explain_kind(name)
-        show(written)
-        show(textwrap.fill(does, 90, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False))
+        tell(written, 8)
+        tell(f"    {does}", 0)
     return DONE
 
 
-@fault.command
-def add(rule: str, /, *rules: str, control: Control = None, proxy: Proxy = None) -> int:
-    """Add faults, written as for run --fault: 'latency=250ms if script=/slow.php p=0.1'.
+@fault.command(sort_key=1)
+def add(
+    *fault: Annotated[str, Parameter(name="FAULT", required=True, completer=completion.faults)],
+    control: Control = None,
+    proxy: Proxy = None,
+) -> int:
+    """Add faults, written as for udsproxy run --fault.
 
-    They act on open connections too; those for requests (fcgi-..., if script=...) on the connections that begin.
+    They also act on connections that are open already. Faults for requests (fcgi-..., if script=...) act on new
+    connections only.
 
     Parameters
     ----------
-    rule
-        A fault.
+    fault
+        A fault, for example 'latency=250ms if script=/slow.php p=0.1'.
     """
-    texts = [rule, *rules]
+    texts = list(fault)
     chosen = _choose(control, proxy)
     meant = _meant_by(texts, chosen)
     body = {"fault": texts, "proxy": _only(chosen)}
@@ -112,50 +118,32 @@ def _meant_by(texts: list[str], chosen: list[Running]) -> list[Running]:
     return [each for each in chosen if any(rule.is_for(each.name) for rule in rules)] or chosen
 
 
-@fault.command
-def remove(name: str, /, *names: str, control: Control = None, proxy: Proxy = None) -> int:
-    """Take faults away, by the names that list shows. What they hold goes on, in order.
-
-    Parameters
-    ----------
-    name
-        A fault's name.
-    """
+@fault.command(sort_key=2)
+def remove(*name: Annotated[Name, Parameter(required=True)], control: Control = None, proxy: Proxy = None) -> int:
+    """Remove faults. The data that they hold is sent on, in order."""
     chosen = _choose(control, proxy)
-    for each in (name, *names):
+    for each in name:
         _change(chosen, "DELETE", each)
     return DONE
 
 
-@fault.command
+@fault.command(sort_key=3)
 def clear(*, control: Control = None, proxy: Proxy = None) -> int:
-    """Take all faults away."""
+    """Remove all faults."""
     _change(_choose(control, proxy), "DELETE")
     return DONE
 
 
-@fault.command
-def enable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> int:
-    """Put a fault in force again.
-
-    Parameters
-    ----------
-    name
-        Its name.
-    """
+@fault.command(sort_key=4)
+def enable(name: Name, /, *, control: Control = None, proxy: Proxy = None) -> int:
+    """Switch a fault on again."""
     _change(_choose(control, proxy), "PATCH", name, body={"enabled": True})
     return DONE
 
 
-@fault.command
-def disable(name: str, /, *, control: Control = None, proxy: Proxy = None) -> int:
-    """Keep a fault, but out of force.
-
-    Parameters
-    ----------
-    name
-        Its name.
-    """
+@fault.command(sort_key=5)
+def disable(name: Name, /, *, control: Control = None, proxy: Proxy = None) -> int:
+    """Switch a fault off without removing it."""
     _change(_choose(control, proxy), "PATCH", name, body={"enabled": False})
     return DONE
 
@@ -212,17 +200,18 @@ def _request(client: Client, method: str, *path: str, body: object = None, proxy
 
 
 def _say_changed(what: str, count: int, of: list[Running]) -> None:
-    show(f"{what}: {count}, of {'; '.join(map(str, of))}")
+    tell(f"{what}: {count}, of {'; '.join(map(str, of))}")
 
 
 def _print(states: list[dict[str, Any]], indent: str = "") -> None:
     """Aligned: name, proxy, rule."""
     if not states:
-        show(f"{indent}no faults")
-    names, proxies = ([printable(state[key]) for state in states] for key in ("name", "proxy"))
-    for state, name, proxy in zip(states, names, proxies, strict=True):
+        tell(f"{indent}no faults")
+    rows = []
+    for state in states:
         off = "" if state["enabled"] else "  (off)"
         if "left_s" in state:
             off += f"  ({state['left_s']:.0f} s left)"
-        row = f"{name:<{max(map(len, names))}}  {proxy:<{max(map(len, proxies))}}  {printable(state['text'])}{off}"
-        show(indent + row)
+        rows.append((printable(state["name"]), printable(state["proxy"]), printable(state["text"]) + off))
+    for line in replace(_LISTED, indent=indent).lines(rows, width()):
+        show(line.plain)

@@ -6,6 +6,8 @@ Rules:
   standard output that is kept, and is the exit code at the end (`finish`).
 * `prepare` comes first of all: where descriptor 0, 1 or 2 is closed, whatever is opened next would get its number,
   and with it lines that are not meant for it.
+* On a terminal no line is wider than it: `say`, `note` and `tell` fold. `show` does not, as a program may read it.
+  Where there is no terminal nothing is folded.
 * While traffic flows (`never_wait`) nothing here waits either: a thread writes, and past `MAX_HELD` lines are lost.
 """
 
@@ -22,7 +24,9 @@ from typing import TYPE_CHECKING, TextIO
 
 from udsproxy.cli.common import FAILED, Failure
 from udsproxy.events import errno_message, errno_name, printable
+from udsproxy.layout import fold
 from udsproxy.sinks.writer import Writer
+from udsproxy.terminal import width_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -145,17 +149,30 @@ def _as_text(raw: _Descriptor, like: TextIO | None) -> TextIO:
 
 def say(line: str) -> None:
     """A line on standard error, to the person who runs us."""
-    note(f"udsproxy: {printable(line)}")
+    name = "udsproxy: "
+    note(f"{name}{printable(line)}", hang=len(name))
 
 
-def note(text: str) -> None:
-    """Text on standard error, and a line's end."""
-    _put(f"{text}\n", sys.stderr)
+def note(text: str, hang: int = 2) -> None:
+    """Text on standard error, and a line's end. ``hang``: see `fold`."""
+    terminal = width_of(sys.stderr)
+    begin = "" if terminal is None else "\r"  # after a Ctrl-C, of which the terminal has written ^C
+    _put(f"{begin}{fold(text, terminal, hang)}\n", sys.stderr)
+
+
+def tell(text: str, hang: int = 2) -> None:
+    """Text for a person on standard output, as `show` does."""
+    show(fold(text, width(), hang))
 
 
 def show(text: str) -> None:
-    """Text on standard output, and a line's end; it is there when this returns."""
+    """Text on standard output, as it is, and a line's end; it is there when this returns."""
     _put(f"{text}\n", sys.stdout)
+
+
+def width() -> int | None:
+    """The width of the terminal that standard output is; None: it is none."""
+    return width_of(sys.stdout)
 
 
 def _put(text: str, stream: TextIO | None) -> None:
@@ -177,9 +194,10 @@ def held() -> int:
     return 0 if _Streams.errors is None else _Streams.errors.held
 
 
-def output_is_closed() -> bool:
-    """Standard output was closed when this process began."""
-    return _Streams.output is not None and _Streams.output.was_closed
+def is_closed(number: int) -> bool:
+    """Standard output (1) or standard error (2) was closed when this process began."""
+    stream = _Streams.output if number == _STANDARD_OUTPUT else _Streams.errors
+    return stream is not None and stream.was_closed
 
 
 def output_is_lost() -> bool:
@@ -209,7 +227,11 @@ def finish(code: int) -> int:
         number = error.errno or errno.EIO
         if number != errno.EPIPE:
             why = f"{errno_message(number)} ({errno_name(number)})"
-            say("standard output is closed" if output_is_closed() else f"cannot write to standard output: {why}")
+            say(
+                "standard output is closed"
+                if is_closed(_STANDARD_OUTPUT)
+                else f"cannot write to standard output: {why}"
+            )
         code = code or FAILED
     if _Streams.errors is not None:
         try:

@@ -1,4 +1,4 @@
-"""Whether somebody still reads our standard output: a pager that was quit (``| less``, ``| head``), a terminal that
+"""Whether somebody still reads what we show: a pager that was quit (``| less``, ``| head``), a terminal that
 has gone.
 
 Rule: it is seen without anything being written: a tap of a quiet socket ends with its reader, too.
@@ -7,7 +7,6 @@ Rule: it is seen without anything being written: a tap of a quiet socket ends wi
 from __future__ import annotations
 
 import select
-import sys
 from collections.abc import Callable
 
 import trio
@@ -17,20 +16,20 @@ _LOOK_S = 1.0
 """Where a wait would not end: a terminal that hangs up wakes only who waits to read or to write (drivers/tty)."""
 
 
-def is_unread() -> bool:
-    """The other end of our standard output is gone. (Of a file that can never be said.)"""
+def is_unread(fd: int) -> bool:
+    """The other end of this descriptor is gone. (Of a file that can never be said.)"""
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    poll.register(fd, 0)
     return any(seen & _GONE for _, seen in poll.poll(0))
 
 
-async def until_unread(is_known: Callable[[], bool]) -> None:
+async def until_unread(fd: int, is_known: Callable[[], bool]) -> None:
     """Returns when nobody reads it any more. ``is_known``: whether that was met when something was written."""
     with select.epoll() as epoll:
         try:
-            epoll.register(sys.stdout.fileno(), 0)  # an error and a hang-up are told unasked (epoll_ctl(2))
+            epoll.register(fd, 0)  # an error and a hang-up are told unasked (epoll_ctl(2))
         except PermissionError:  # a file cannot be watched
             await trio.sleep_forever()
-        while not (is_known() or is_unread()):
+        while not (is_known() or is_unread(fd)):
             with trio.move_on_after(_LOOK_S):
                 await trio.lowlevel.wait_readable(epoll.fileno())

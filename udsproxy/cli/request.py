@@ -11,6 +11,7 @@ import trio
 from cyclopts import Parameter
 
 from udsproxy.cli import people
+from udsproxy.cli.arguments import LOAD, REQUEST, FileName, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure, endpoint_argument
 from udsproxy.endpoints import Endpoint
 from udsproxy.events import printable
@@ -21,37 +22,37 @@ from udsproxy.sinks.text import duration, size
 
 
 def request(
-    socket: Annotated[str, Parameter(name="SOCKET")],
+    socket: Annotated[FileName, Parameter(name="SOCKET")],
     /,
     *,
-    script: str = "/",
-    root: str = "",
-    method: str | None = None,
-    param: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    body: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
-    requests: Annotated[int, Parameter(alias="-n")] = 1,
-    concurrency: Annotated[int, Parameter(alias="-c")] = 1,
+    script: Annotated[str, option(REQUEST, "SCRIPT")] = "/",
+    root: Annotated[FileName, option(REQUEST, "DIRECTORY", show_default=False)] = "",
+    method: Annotated[str | None, option(REQUEST, "METHOD")] = None,
+    param: Annotated[tuple[str, ...], option(REQUEST, "NAME=VALUE", show_default=False)] = (),
+    body: Annotated[FileName | None, option(REQUEST, allow_leading_hyphen=True)] = None,
+    requests: Annotated[int, option(LOAD, "N", alias="-n")] = 1,
+    concurrency: Annotated[int, option(LOAD, "N", alias="-c")] = 1,
 ) -> int:
-    """Send a FastCGI request to SOCKET and print the answer; with -n, many, and print a summary.
+    """Send a FastCGI request and print the answer, or send many and print a summary.
 
     Parameters
     ----------
     socket
-        Where the server listens.
+        The server's socket.
     script
-        SCRIPT_NAME, with a query after ? if there is one.
+        The request's SCRIPT_NAME; a query may follow after a question mark.
     root
-        Put before the script to make SCRIPT_FILENAME, which php-fpm opens.
+        This directory and the script make SCRIPT_FILENAME, the file that php-fpm runs.
     method
-        REQUEST_METHOD; without it GET, or POST where there is a body.
+        The request's method. Default: POST with --body, GET without.
     param
-        One more parameter, K=V.
+        One more FastCGI parameter. May be given several times.
     body
-        Send this file as the request's body; - is standard input.
+        Send this file as the body of the request; - is standard input.
     requests
         How many requests to send.
     concurrency
-        How many of them at a time.
+        How many of them to send at the same time.
     """
     endpoint = endpoint_argument(socket)
     pairs = [each.partition("=") for each in param]
@@ -108,14 +109,14 @@ def _print_answer(answer: Answer) -> None:
 
 def _print_load(load: Load) -> int:
     answered, failed = sum(load.statuses.values()), sum(load.failures.values())
-    people.show(
+    people.tell(
         f"{answered + failed} requests in {duration(load.total_s)}, {answered / load.total_s:.0f} answers/s"
     )
     for status, count in sorted(load.statuses.items()):
-        people.show(f"  {count:>7}  status {status}")
+        people.tell(f"  {count:>7}  status {status}")
     for failure, count in load.failures.most_common():
-        people.show(f"  {count:>7}  {printable(failure)}")
+        people.tell(f"  {count:>7}  {printable(failure)}")
     if answered:
         figures = ", ".join(f"{p}% {duration(load.percentile(p))}" for p in (50, 90, 99))
-        people.show(f"  latency: {figures}, longest {duration(load.percentile(100))}")
+        people.tell(f"  latency: {figures}, longest {duration(load.percentile(100))}")
     return FAILED if failed else DONE

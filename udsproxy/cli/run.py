@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udsproxy import config
+from udsproxy.cli.arguments import CONNECTIONS, ENDING, SETTINGS, Duration, FileName, option
 from udsproxy.cli.common import (
     CONFIGURATION,
     DONE,
@@ -19,7 +20,7 @@ from udsproxy.cli.common import (
     require_proc,
 )
 from udsproxy.cli.options import Options, chosen_seed
-from udsproxy.cli.people import say, show
+from udsproxy.cli.people import say, tell
 from udsproxy.cli.running import run_server
 from udsproxy.config import Config
 from udsproxy.endpoints import UnixPath
@@ -31,36 +32,37 @@ from udsproxy.units import ConfigError
 
 
 def run(
-    listen: Annotated[str | None, Parameter(name="LISTEN")] = None,
-    upstream: Annotated[str | None, Parameter(name="UPSTREAM")] = None,
+    listen: Annotated[FileName | None, Parameter(name="LISTEN")] = None,
+    upstream: Annotated[FileName | None, Parameter(name="UPSTREAM")] = None,
     /,
     *,
-    config_file: Annotated[str | None, Parameter(name="--config")] = None,
+    config_file: Annotated[FileName | None, option(SETTINGS, name="--config")] = None,
+    check: Annotated[bool, option(SETTINGS, show_default=False)] = False,
     options: Options | None = None,
-    check: Annotated[bool, Parameter(negative="")] = False,
-    grace: str = "5s",
-    connect_timeout: str = "5s",
+    connect_timeout: Annotated[Duration, option(CONNECTIONS)] = "5s",
+    grace: Annotated[Duration, option(ENDING)] = "5s",
 ) -> int:
-    """Listen on LISTEN, forward to UPSTREAM, and show what flows.
+    """Run a proxy between two sockets and show what passes through it.
 
-    An endpoint is a PATH, unix:PATH, unix:@NAME (abstract) or tcp:HOST:PORT.
-
-    LISTEN takes mode=, owner= and group= after commas; else it copies UPSTREAM's.
+    Clients connect to LISTEN; what they send is forwarded to UPSTREAM, the server. Either is a PATH, unix:PATH,
+    unix:@NAME (an abstract name) or tcp:HOST:PORT. LISTEN gets the mode, owner and group of UPSTREAM's socket; to
+    set them, append mode=, owner= or group= after a comma. Ctrl-C or SIGTERM ends it.
 
     Parameters
     ----------
     listen
-        Where clients connect.
+        The socket that clients connect to.
     upstream
         The server's socket.
     config_file
-        Several proxies, and all options, from a TOML file (config/udsproxy.toml); SIGHUP reads its faults again.
+        Read the settings of one or more proxies from a TOML file; config/udsproxy.toml is an example. SIGHUP reads
+        the faults in it again.
     check
-        Print what was understood, and do nothing.
-    grace
-        How long open connections may go on after SIGTERM or Ctrl-C (250ms, 5s).
+        Print the settings as they were understood, and exit.
     connect_timeout
-        How long connecting to a TCP upstream may take.
+        How long connecting to a TCP server may take.
+    grace
+        At the end, how long open connections may continue before they are closed.
     """
     options = options or Options()
     if config_file is not None:
@@ -104,9 +106,9 @@ def _read_config(path: str) -> Config:
 
 def _print_config(settings: Config) -> None:
     for proxy in settings.proxies:
-        show(printable(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}"))
+        tell(printable(f"{proxy.name}: {proxy.listen} -> {proxy.upstream}"))
         for rule in proxy.faults:
-            show(printable(f"  fault {format_rule(rule)}"))
+            tell(printable(f"  fault {format_rule(rule)}"))
 
 
 def _reload(server: Server, config_file: str) -> None:

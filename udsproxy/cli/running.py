@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
@@ -18,12 +19,16 @@ from udsproxy.cli.people import say
 from udsproxy.cli.reader import is_unread
 from udsproxy.config import Config
 from udsproxy.control import place, serving
-from udsproxy.endpoints import Listener, UnixPath
+from udsproxy.endpoints import Listener, Pinned, UnixAbstract, UnixPath
 from udsproxy.events import Summary, printable
+from udsproxy.inspection import abilities
 from udsproxy.kernel.files import who_may_replace
 from udsproxy.kernel.own_processes import forbid_dumps
 from udsproxy.proxy.server import Server
+from udsproxy.sinks import stream_name
 from udsproxy.sinks.console import summary_text
+from udsproxy.sinks.script_table import script_table
+from udsproxy.terminal import width_of
 from udsproxy.units import ConfigError
 
 
@@ -40,18 +45,21 @@ def run_server(
 
     ``reload``: what SIGHUP does; without it, that stops too. ``rests``: on SIGTSTP (Ctrl-Z) it gives back what it
     has taken over before it is stopped, and takes it again afterwards. ``may_be_unread``: that nobody reads
-    standard output any more is no failure, and nothing is said of it. Raises `Failure`.
+    what is shown any more is no failure, and nothing is said of it. Raises `Failure`.
     """
     heeded = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGTSTP] if rests else [])]
     log = settings.log
-    if log.format != "none" and log.file is None and people.output_is_closed():
-        raise Failure(FAILED, "standard output is closed; choose a --log-file, or --log none")
+    if log.shown != "none" and people.is_closed(server.shown_on):
+        raise Failure(
+            FAILED, f"{stream_name(server.shown_on)} is closed; choose --log none (--log-file goes with it)"
+        )
     people.never_wait()
     forbid_dumps()
     if settings.log.file is not None and (who := who_may_replace(settings.log.file)) is not None:
         say(printable(f"{who}, who can put another file in the place of {settings.log.file}"))
+    unseen = abilities.lines_of(_watched_servers(settings))  # (it takes a moment: before the traffic waits for us)
     try:
-        summary = trio.run(_run_until_told, server, settings, heeded, reload, meanwhile)
+        summary = trio.run(_run_until_told, server, settings, heeded, unseen, reload, meanwhile)
     except endpoints.ListenError as error:
         raise Failure(LISTENING, str(error)) from None
     except ConfigError as error:
@@ -59,10 +67,13 @@ def run_server(
     except OSError as error:
         what = f"write the log to {error.filename}" if error.filename else "write the log or start"
         raise Failure(FAILED, f"cannot {what}: {error.strerror}") from None
-    if may_be_unread and (server.is_unread or is_unread()):
+    if may_be_unread and (server.is_unread or is_unread(server.shown_on)):
         return DONE
-    if log.format != "console" or log.file is not None:
+    if log.shown != "console":
         say(summary_text(summary))
+        if sys.stderr.isatty():  # where nobody looks (a service's journal) it would be too much
+            for row in script_table(summary, width_of(sys.stderr)):
+                people.note(row)
     for line in server.failures:
         say(line)
     return FAILED if server.failures else DONE
@@ -72,18 +83,20 @@ async def _run_until_told(
     server: Server,
     settings: Config,
     heeded: list[signal.Signals],
+    unseen: list[str],
     reload: Callable[[], None] | None,
     meanwhile: Callable[[], Awaitable[None]] | None,
 ) -> Summary:
     # Signals first: from the moment that there is a socket file, none may end us without removing it.
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(*heeded))
-        controlled = _open_control(settings.control)
+        controlled, no_control = _open_control(settings.control)
         if controlled is not None:
             stack.callback(controlled.close)
-        for listener in server.open():
-            for note in listener.notes:
-                say(printable(note))
+        listeners = server.open()
+        notes = [note for listener in listeners for note in listener.notes]
+        for line in (*unseen, *no_control, *notes):
+            say(printable(line))
 
         def stop() -> None:
             server.stop()
@@ -114,22 +127,34 @@ async def _run_until_told(
     return summary
 
 
-def _open_control(control: str) -> Listener | None:
-    """Listen for who controls us. Raises `endpoints.ListenError`, `Failure`."""
+def _watched_servers(settings: Config) -> list[str | bytes]:
+    """Those whose workers would be shown. (Of a tap, at the path that it takes over.)"""
+    if settings.log.shown == "none" and settings.log.file is None:
+        return []
+    found: list[str | bytes] = []
+    for proxy in settings.proxies:
+        server = proxy.listen if isinstance(proxy.upstream, Pinned) else proxy.upstream
+        if proxy.is_watched and isinstance(server, UnixPath):
+            found.append(server.path)
+        elif proxy.is_watched and isinstance(server, UnixAbstract):
+            found.append(os.fsencode(server.name))
+    return found
+
+
+def _open_control(control: str) -> tuple[Listener | None, list[str]]:
+    """Listen for who controls us. Returns a line, too, where that cannot be, and nobody asked for it. Raises
+    `endpoints.ListenError`, `Failure`."""
     if control == "none":
-        return None
+        return None, []
     if control == "auto":
         try:
-            return Listener(place.default_endpoint(), backlog=place.MAX_QUEUE)
+            return Listener(place.default_endpoint(), backlog=place.MAX_QUEUE), []
         except (endpoints.ListenError, OSError) as error:
-            # This user has no place for it, and nobody asked for one by name.
-            why = printable(str(error))
-            say(f"udsproxy fault will not find this proxy ({why}); --control PATH is a place for it")
-            return None
+            return None, [f"udsproxy fault will not find this proxy ({error}); --control PATH is a place for it"]
     endpoint = endpoint_argument(control)
     if not isinstance(endpoint, UnixPath):
         raise Failure(USAGE, f"--control {control}: a path is needed")
-    return Listener(replace(endpoint, mode=endpoint.mode or 0o600), backlog=place.MAX_QUEUE)
+    return Listener(replace(endpoint, mode=endpoint.mode or 0o600), backlog=place.MAX_QUEUE), []
 
 
 async def _heed(

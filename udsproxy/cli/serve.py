@@ -7,34 +7,36 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udsproxy import endpoints
+from udsproxy.cli.arguments import OTHER, Duration, FileName, option
 from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, endpoint_argument, require_proc
-from udsproxy.cli.people import show
+from udsproxy.cli.people import tell
 from udsproxy.events import printable
 from udsproxy.lab import responder
 
 
 def serve(
-    socket: Annotated[str, Parameter(name="SOCKET")],
+    socket: Annotated[FileName, Parameter(name="SOCKET")],
     /,
     *,
-    workers: int = 4,
-    backlog: int | None = None,
-    delay: str = "0s",
+    workers: Annotated[int, option(OTHER, "N")] = 4,
+    backlog: Annotated[int | None, option(OTHER, "N")] = None,
+    delay: Annotated[Duration, option(OTHER)] = "0s",
 ) -> int:
-    """Serve FastCGI on SOCKET: each worker accepts one connection at a time, as php-fpm's do.
+    """Run a small FastCGI server, to have something to call.
 
-    The answer lists the request's parameters and the length and hash of its body.
+    Its workers accept one connection at a time, as php-fpm's do. The answer lists the parameters of the request,
+    and the length and the hash of its body.
 
     Parameters
     ----------
     socket
-        Where to listen; takes mode=, owner= and group= after commas (mode 600 without them).
+        Where to listen. Its mode is 600; append mode=, owner= or group= after a comma to set them.
     workers
-        How many worker processes.
+        The number of worker processes.
     backlog
-        The limit of the accept queue; without it, the system's. The kernel lets one more wait than this.
+        The backlog of the socket; one client more than this can wait. Default: the system's limit.
     delay
-        How long each answer takes (250ms, 5s).
+        How long each answer takes.
     """
     endpoint = endpoint_argument(socket)
     delay_s = duration_option("--delay", delay)
@@ -49,6 +51,6 @@ def serve(
         except endpoints.ListenError as error:
             raise Failure(LISTENING, str(error)) from None
         where = printable(str(listener.endpoint))
-        show(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
+        tell(f"serving FastCGI on {where}: {workers} workers, backlog {listener.backlog}")
         responder.serve(listener, workers=workers, delay_s=delay_s)
     return DONE

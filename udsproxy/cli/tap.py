@@ -14,6 +14,7 @@ import trio
 from cyclopts import Parameter
 
 from udsproxy.cli import people
+from udsproxy.cli.arguments import ENDING, Duration, FileName, option
 from udsproxy.cli.common import DONE, LISTENING, USAGE, Failure, duration_option, refuse_set_aside, require_proc
 from udsproxy.cli.options import Options, chosen_seed
 from udsproxy.cli.people import say
@@ -26,6 +27,7 @@ from udsproxy.inspection.taps import SUFFIX
 from udsproxy.kernel.files import open_log
 from udsproxy.proxy.server import Server
 from udsproxy.proxy.socket_types import require_fit, type_of
+from udsproxy.sinks import STANDARD_ERROR, STANDARD_OUTPUT
 from udsproxy.takeover.guardian import Guardian, GuardianError
 from udsproxy.takeover.listener import TakenOver
 from udsproxy.takeover.place import Place
@@ -37,43 +39,40 @@ _CANNOT_RUN, _NOT_FOUND = 126, 127
 """Of one that is there and cannot be run, and of one that is not there: a shell's."""
 _SAID_S = 0.1
 """How long a command waits for our line before its own output."""
-USAGE_LINE = "Usage: udsproxy tap [OPTIONS] PATH [-- CMD...]"
 
 
 def tap(
-    path: Annotated[str, Parameter(name="PATH")],
+    path: Annotated[FileName, Parameter(name="PATH")],
     /,
     *,
     options: Options | None = None,
-    for_: Annotated[str | None, Parameter(name="--for")] = None,
-    grace: str | None = None,
-    restore_: Annotated[bool, Parameter(name="--restore", negative="")] = False,
+    for_: Annotated[Duration | None, option(ENDING, name="--for")] = None,
+    grace: Annotated[Duration | None, option(ENDING)] = None,
+    restore_: Annotated[bool, option(ENDING, name="--restore", show_default=False)] = False,
     command: Annotated[tuple[str, ...] | None, Parameter(parse=False)] = None,
 ) -> int:
-    """Take the place of the live socket at PATH, and show what flows; at the end all is as it was.
+    """Take the place of a live socket for a while and show what passes through it.
 
-    Nothing is configured or restarted. Every new connection is shown, none that is open already.
+    Nothing has to be configured or restarted, and at the end everything is as it was. New connections are shown;
+    those that are open already are not. While the tap runs, the server's own socket is at PATH.udsproxy; if
+    udsproxy is killed, it is put back at PATH. Run it as root, so that the server sees the users of its clients
+    and not that of udsproxy.
 
-    While it runs the server's own socket is at PATH.udsproxy; if udsproxy is killed it is put back at PATH.
-
-    Ctrl-C ends it; connections that are open then go on until they end, or Ctrl-C is pressed again.
-
-    Ctrl-Z gives the path back until fg. Without a command the tap ends with its output's reader (| head, | less).
-
-    After -- stands a command: the tap lasts as long as it runs, and has its exit status (124: --for ended both).
-
-    Run it as root: the server then sees its clients' users, and not udsproxy's.
+    With a command after --, the tap lasts as long as the command, and its exit status is the command's (124 if
+    --for ended both). The command has standard output; the tap's lines go to standard error. Without a command,
+    Ctrl-C ends the tap, and so does the end of its reader (| head, | less). Connections that are open at the end
+    continue; a second Ctrl-C closes them. Ctrl-Z gives the path back until fg.
 
     Parameters
     ----------
     path
-        The socket of a server that runs. (An abstract one, @NAME, cannot be tapped.)
+        The socket of a running server. An abstract one (@NAME) cannot be tapped.
     for_
-        How long the tap lasts (60s, 5m).
+        End the tap after this time, for example 60s or 5m.
     grace
-        How long open connections may go on at the end (5s); without it, as long as they like.
+        At the end, how long open connections may continue. Default: until they end.
     restore_
-        Do nothing but this: put the server's socket back, where a tap and its guardian were both killed.
+        Only put the server's socket back. This is needed if a tap and its guardian were both killed.
     command
         What stands after --, word by word; None: there is no --.
     """
@@ -108,22 +107,26 @@ def _tap_at(place: Place, options: Options, command: tuple[str, ...] | None, las
         kind = type_of(UnixPath(f"/proc/self/fd/{place.names.directory.fd}/{place.names.name}"))
         if kind is not None:
             require_fit(proxy, proxy.faults, kind)  # before anything is touched
-        as_json = options.log == "json"
-        log = 1 if as_json else None
-        if options.log_file is not None:
-            log = open_log(options.log_file)
+        log, file = (server.shown_on if settings.log.shown == "json" else None), settings.log.file
+        if file is not None:
+            log, file = open_log(file), os.path.abspath(file)
         try:
-            guardian = Guardian(
-                place.names, log=log, as_json=as_json, proxy=proxy.name, before_start=server.expect_child
-            )
+            guardian = Guardian(place.names, log=log, file=file, proxy=proxy.name, before_start=server.expect_child)
         except GuardianError as error:
             raise ListenError(f"cannot tap {place.path}: {error}") from None
         guardians.append(guardian)
         return TakenOver(place, guardian, backlog=proxy.backlog)
 
-    server = Server(settings.proxies, settings.log, grace_s=grace_s, seed=chosen_seed(settings), listen=take)
+    server = Server(
+        settings.proxies,
+        settings.log,
+        grace_s=grace_s,
+        seed=chosen_seed(settings),
+        listen=take,
+        shown_on=STANDARD_ERROR if command else STANDARD_OUTPUT,
+    )
     status: list[int] = []
-    is_read = settings.log.format != "none" and settings.log.file is None
+    is_read = settings.log.shown != "none"
 
     async def meanwhile() -> None:
         say(printable(f"in place of {place.path}; " + ("Ctrl-C puts it back" if not command else "while it runs:")))
@@ -134,7 +137,7 @@ def _tap_at(place: Place, options: Options, command: tuple[str, ...] | None, las
                         await trio.sleep(0.001)
                 status.append(await _run_command(server, command))
             elif is_read:
-                await until_unread(lambda: server.is_unread)
+                await until_unread(server.shown_on, lambda: server.is_unread)
             else:
                 await trio.sleep_forever()
         if scope.cancelled_caught and command:

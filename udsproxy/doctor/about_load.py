@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import msgspec
 
 from udsproxy.doctor import sizing
+from udsproxy.doctor.about_socket import in_ss
 from udsproxy.doctor.facts import Facts
 from udsproxy.doctor.finding import Finding, plural
 from udsproxy.doctor.seen import Traffic
@@ -119,7 +120,7 @@ def _backlog(facts: Facts, rate: float, load: Load) -> Iterator[Finding]:
         + (f", and net.core.somaxconn={queued}" if cut else "")
         + ("; restart php-fpm. " if facts.pool is not None else ". ")
         + "A queue only makes clients wait instead of fail: the cure is the stall's cause.",
-        f"ss -xl | grep -F {shlex.quote(facts.path)}",
+        in_ss(facts),
     )
 
 

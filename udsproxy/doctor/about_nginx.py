@@ -9,20 +9,52 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from udsproxy.doctor.facts import Facts, Nginx, Peer, Upstream
+from udsproxy.doctor.facts import Facts, Nginx, Peer, Refused, Upstream
 from udsproxy.doctor.finding import Finding, plural
 
-_MOST_SHOWN = 3
+_MAX_SHOWN = 3
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
+    for refused in facts.refused:
+        yield _refused(refused)
     for nginx in facts.nginx:
         for upstream in nginx.upstreams:
+            yield from _missing(upstream)
             yield from _failures(nginx, upstream)
             yield from _kept(facts, nginx, upstream)
         yield from _passes(nginx)
         yield from _process(facts, nginx)
+
+
+def _refused(refused: Refused) -> Finding:
+    reload, test = ("nginx -s reload", "nginx -t") if refused.program == "nginx" else ("A reload", "php-fpm -t")
+    return Finding(
+        "problem",
+        f"{refused.program} cannot be started anew: {refused.path} is {refused.why}",
+        f"It is included at {refused.at}. What runs goes on with what it has read before; {reload} is refused, and "
+        "after a restart or a reboot nothing runs.",
+        f"Remove it ({shlex.quote(refused.path)}), or bring back what it shall be.",
+        f"{test}; ls -l {shlex.quote(refused.path)}",
+    )
+
+
+def _missing(upstream: Upstream) -> Iterator[Finding]:
+    """Its requests go to the others, after a failure each time that it is tried again."""
+    for peer in [each for each in upstream.peers if each.missing][:_MAX_SHOWN]:
+        again = (
+            f" After each fail_timeout ({peer.fail_timeout_s:g} s) a request tries it again and fails there first."
+        )
+        yield Finding(
+            "problem" if not peer.max_fails and not peer.backup else "warning",
+            f"upstream {upstream.name} ({upstream.at}): {peer.address} cannot be reached: {peer.missing}",
+            "nginx gets ENOENT (error 2) or ECONNREFUSED (111) there, and sends the request to another server of "
+            "the block; this socket gets the load of both."
+            + (again if peer.max_fails else " With max_fails=0 every request that is its turn fails there first."),
+            "Start its server, or remove it from the block, or mark it `down`. Then nginx -s reload.",
+            f"ls -l {shlex.quote(peer.address.removeprefix('unix:'))}",
+        )
 
 
 def _failures(nginx: Nginx, upstream: Upstream) -> Iterator[Finding]:
@@ -91,10 +123,17 @@ def _kept(facts: Facts, nginx: Nginx, upstream: Upstream) -> Iterator[Finding]:
 
 
 def _passes(nginx: Nginx) -> Iterator[Finding]:
-    direct = [each for each in nginx.passes if each.upstream is None]
+    for each in [each for each in nginx.passes if not each.is_sure][:_MAX_SHOWN]:
+        yield Finding(
+            "note",
+            f"{each.directive} {each.variable} at {each.at} may lead to this socket",
+            "The path is a variable, and nginx's files do not say which values it has.",
+            check=f"sed -n {each.at.rpartition(':')[2]}p {shlex.quote(each.at.rpartition(':')[0])}",
+        )
+    direct = [each for each in nginx.passes if each.upstream is None and each.is_sure]
     if direct:
-        places = ", ".join(each.at for each in direct[:_MOST_SHOWN])
-        more = f" and {len(direct) - _MOST_SHOWN} more" if len(direct) > _MOST_SHOWN else ""
+        places = ", ".join(each.at for each in direct[:_MAX_SHOWN])
+        more = f" and {len(direct) - _MAX_SHOWN} more" if len(direct) > _MAX_SHOWN else ""
         yield Finding("fine", f"{direct[0].directive} names the socket ({places}{more}): an error 11 is one 502")
 
 

@@ -19,6 +19,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     if pool is None:
         return
     yield from _children(facts, pool)
+    yield from _shared(pool)
     yield from _manager(facts, pool)
     yield from _renewal(pool)
     yield from _zombies(facts, pool)
@@ -29,10 +30,11 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
     if most is None:
         return
     path = shlex.quote(facts.path)
-    check = f"udsproxy state {path} --watch; grep max_children in php-fpm's error_log"
-    do = "Find what they wait for (udsproxy state says it); only then raise pm.max_children, as memory allows."
-    if not facts.servers:
-        pass  # we may not see them
+    check = f"udsproxy state {path} --watch; grep max_children {pool.log}"
+    do = "Find what they wait for (udsproxy state says it); only then raise pm.max_children, as memory allows "
+    do += f"({pool.at('pm.max_children')})."
+    if not facts.servers or facts.idle:
+        pass  # we may not see them; or they are not at work (about_standstill)
     elif there and busy == there and there >= most:
         yield Finding(
             "problem",
@@ -52,16 +54,34 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
             f"pm = static, pm.max_children = {most}, and {plural(there, 'worker')}",
             "They are just being forked anew, or cannot be (memory, a limit of processes), or the file was changed "
             "since php-fpm started.",
-            "See php-fpm's error_log; reload it.",
+            f"See {pool.log}; reload php-fpm.",
             f"ps -o pid,ppid,args --ppid {facts.php_fpm}",
         )
-    if 0 < pool.process_max < most:
+
+
+def _shared(pool: Pool) -> Iterator[Finding]:
+    """process.max is for all pools together (fpm_children.c, fpm_children_make())."""
+    limit, most = pool.process_max, number(pool.settings.get("pm.max_children"), 0)
+    if not 0 < limit < max(most, pool.all_children):
+        return
+    do = f"Raise process.max ({pool.process_max_at}), or set it to 0 (no limit)."
+    check = f"grep process.max {pool.log}"
+    if limit < most:
         yield Finding(
             "problem",
-            f"process.max = {pool.process_max} is less than pm.max_children = {most}",
+            f"process.max = {limit} is less than pm.max_children = {most}",
             "process.max limits the workers of all pools together: this pool never has its number.",
-            "Raise process.max, or set it to 0 (no limit).",
-            "php-fpm8.2 -tt (as it is called here) shows what it has read",
+            do,
+            check,
+        )
+    else:
+        yield Finding(
+            "warning",
+            f"process.max = {limit}, and the {pool.pools} pools may have {pool.all_children} workers together",
+            "process.max limits the workers of all pools: when other sites are busy, this pool is refused new "
+            "workers though it has not reached its own pm.max_children.",
+            f"{do} Or lower pm.max_children of the pools, as memory allows.",
+            check,
         )
 
 
@@ -74,7 +94,7 @@ def _manager(facts: Facts, pool: Pool) -> Iterator[Finding]:
             "pm = ondemand: workers are forked when requests come",
             "After a quiet time the first requests of a burst each wait for a fork. A worker ends when it was idle "
             f"for pm.process_idle_timeout = {pool.settings.get('pm.process_idle_timeout', '10s')}.",
-            "For a site that has bursts: pm = static.",
+            f"For a site that has bursts: pm = static ({pool.at('pm')}).",
             f"ps --ppid {facts.php_fpm} | wc -l, before and in a burst",
         )
     elif kind == "dynamic":
@@ -86,8 +106,9 @@ def _manager(facts: Facts, pool: Pool) -> Iterator[Finding]:
             f"pm = dynamic: a burst finds about {plural(max(spare, 1), 'idle worker')}, of {most}",
             f"More are forked once a second, 1, 2, 4 and so on up to {rate} at a time, until {spare} "
             "(pm.min_spare_servers) are idle again. The queue must hold a burst for as long.",
-            "pm = static where memory is there for all of them anyway, or a larger pm.min_spare_servers.",
-            "grep 'seems busy' in php-fpm's error_log",
+            f"pm = static ({pool.at('pm')}) where memory is there for all of them anyway, or a larger "
+            "pm.min_spare_servers.",
+            f"grep 'seems busy' {pool.log}",
         )
 
 
@@ -107,14 +128,14 @@ def _renewal(pool: Pool) -> Iterator[Finding]:
         f"pm.max_requests = {most}: each worker ends after that many, and is forked anew",
         "For some milliseconds there is one worker less. Workers that were started together come to it at about "
         "the same time, and their own caches (paths, connections to databases) are cold then.",
-        "1000 or more, unless they leak much." if most < _FEW_REQUESTS else "",
+        f"1000 or more ({pool.at('pm.max_requests')}), unless they leak much." if most < _FEW_REQUESTS else "",
         "ps -o pid,etime,args: the workers' ages",
     )
 
 
 def _zombies(facts: Facts, pool: Pool) -> Iterator[Finding]:
     ends_s = seconds(pool.settings.get("request_terminate_timeout")) or 0.0
-    waits = [each.read_timeout_s for nginx in facts.nginx for each in nginx.passes]
+    waits = [each.read_timeout_s for nginx in facts.nginx for each in nginx.passes if each.is_sure]
     least = min(waits, default=None)
     has = f"request_terminate_timeout = {pool.settings.get('request_terminate_timeout', '0')}"
     if least is not None and 0 < ends_s <= least:
@@ -129,7 +150,7 @@ def _zombies(facts: Facts, pool: Pool) -> Iterator[Finding]:
         "warning",
         f"{has}: a stuck request holds its worker " + (f"for {ends_s:g} s" if ends_s else "for ever"),
         why,
-        f"request_terminate_timeout = {least or 60:g}s or less, or a longer *_read_timeout in nginx; and timeouts "
-        "for what the scripts wait for.",
+        f"request_terminate_timeout = {least or 60:g}s or less ({pool.at('request_terminate_timeout')}), or a "
+        "longer *_read_timeout in nginx; and timeouts for what the scripts wait for.",
         "grep 110: in nginx's error_log; udsproxy state shows workers that wait for long",
     )

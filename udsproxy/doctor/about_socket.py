@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from udsproxy.doctor.facts import Facts, Process
+from udsproxy.doctor.facts import Facts, Pool, Process
 from udsproxy.doctor.finding import Finding, plural
 from udsproxy.doctor.php_fpm import number
 
 _NEAR = 0.8
 """Of the limit of descriptors."""
 _AT = 0.95
+_OLD_DEFAULT = 511
+"""Of listen.backlog, before php-fpm 8.2 (FPM_BACKLOG_DEFAULT in fpm_sockets.h); since then it is -1."""
 
 _MISSING = {
     "ENOENT": ("no such path", "Nobody has made it, or it was removed: php-fpm removes its socket when it stops."),
@@ -23,9 +25,9 @@ _MISSING = {
 
 def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
-    if facts.failure is not None and facts.tapped is None:  # else that is a tap's doing (about_standstill)
+    if facts.failure is not None and not facts.is_lost:  # else that is a tap's doing (about_standstill)
         yield _unreachable(facts)
-    elif facts.state is None:
+    elif facts.state is None and not facts.hops:
         yield Finding(
             "warning",
             "the socket cannot be looked at",
@@ -64,40 +66,62 @@ def findings(facts: Facts) -> Iterator[Finding]:
     yield from _descriptors(facts)
 
 
+def in_ss(facts: Facts) -> str:
+    """The command that shows the server's socket, and no other: by its inode. `ss` knows only the name that a
+    socket was bound to, which need not be the path that clients use (a rename, a link, a mount)."""
+    if facts.inode is None:
+        return "ss -xl"
+    inside = "" if facts.namespace is None or not facts.servers else f"nsenter -n -t {facts.servers[0].pid} "
+    return f"{inside}ss -xl | grep -w {facts.inode}"
+
+
 def _unreachable(facts: Facts) -> Finding:
-    path, failure = shlex.quote(facts.path), facts.failure
+    path, failure = shlex.quote(facts.behind or facts.path), facts.failure
     check = f"ls -l {path}; udsproxy state {path}"
+    behind = "" if facts.behind is None else f" at {facts.behind}, behind udsproxy"
     if failure in _MISSING:
         title, why = _MISSING[failure]
         do = "Start the server; compare its listen = with what the client has."
+        if facts.unit is not None:
+            do = f"systemctl start {facts.unit.name}: its ListenStream= ({facts.unit.file}) is this path."
+            why += (
+                f" {facts.unit.service} alone, or started by hand, has no socket: its accept() fails with ENOTSOCK."
+            )
         if failure == "ENAMETOOLONG":
             do = "Choose a shorter path, in server and client."
-        elif facts.link is not None:
+        elif facts.link is not None and not behind:
             why = f"The path is a symbolic link, to {facts.link}. {why}"
-        return Finding("problem", f"{title}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
+        return Finding("problem", f"{title}{behind}: clients get {failure}", why, do, f"ls -ld {path}; ss -xl")
     if failure != "ECONNREFUSED":
         return Finding("problem", f"it cannot be reached: clients get {failure}", "", "Mend the path.", check)
+    mounted = facts.mounted
+    if facts.state == "stale" and mounted is not None and mounted.is_sure:
+        title = "a stale bind mount" if mounted.why == "replaced" else "the server is not reached by this path"
+        title = f"{title}{behind}: clients get ECONNREFUSED"
+        return Finding("problem", title, f"{_sentence(mounted.text)}.", mounted.cure, f"findmnt -T {path}")
     if facts.state == "stale":
         why = "The file is there, and no process has its socket: the server was killed, or has not removed it."
+        if mounted is not None:
+            why += f" Or: {mounted.text}."
         return Finding(
             "problem",
-            "nobody listens: clients get ECONNREFUSED",
+            f"nobody listens{behind}: clients get ECONNREFUSED",
             why,
-            "Start the server: it makes the file anew. (Removing the file only changes the error to ENOENT.)",
+            _start(facts) + "it makes the file anew. (Removing the file only changes the error to ENOENT.)",
             check,
         )
     if facts.state in ("bound", "shut"):
         return Finding(
             "problem",
-            "nobody listens: clients get ECONNREFUSED",
+            f"nobody listens{behind}: clients get ECONNREFUSED",
             "shutdown() was called on it." if facts.state == "shut" else "Nobody has called listen() on it.",
             "Restart the server.",
             check,
         )
-    if facts.path.startswith("@"):
+    if facts.server_path.startswith("@"):
         return Finding(
             "problem",
-            "nobody listens: clients get ECONNREFUSED",
+            f"nobody listens{behind}: clients get ECONNREFUSED",
             "No socket of that abstract name is in this network namespace.",
             "Start the server, or run this in its network namespace (nsenter --net=/proc/PID/ns/net).",
             "ss -xl",
@@ -110,6 +134,14 @@ def _unreachable(facts: Facts) -> Finding:
         "Check the path: compare it with the server's (its listen =) and the client's.",
         f"ls -ld {path}; ss -xl",
     )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _start(facts: Facts) -> str:
+    return "Start the server: " if facts.unit is None else f"systemctl restart {facts.unit.name}: "
 
 
 def _queue_now(facts: Facts) -> Iterator[Finding]:
@@ -148,27 +180,37 @@ def _queue_now(facts: Facts) -> Iterator[Finding]:
 
 
 def _backlog(facts: Facts) -> Iterator[Finding]:
-    has, most, path = facts.backlog, facts.somaxconn, shlex.quote(facts.path)
+    has, most = facts.backlog, facts.somaxconn
     if has is None:
         return
-    asked = None if facts.pool is None else number(facts.pool.settings.get("listen.backlog"), -1)
-    check = f"ss -xl | grep -F {path}   (the second number is what the kernel has)"
+    pool = facts.pool if facts.systemd is None else None  # (else about_systemd)
+    asked = None if pool is None or "listen.backlog" in pool.unknown else _asked(pool, has)
+    at = "" if pool is None else f" ({pool.at('listen.backlog')})"
+    check = f"{in_ss(facts)}   (the second number is what the kernel has)"
     restart = "restart php-fpm: a reload keeps the old socket, and its backlog"
-    if facts.tapped is None and asked is not None and asked >= 0 and most is not None and asked > most:
+    if pool is not None and asked is not None and _is_raised(pool, asked, has, most):
+        yield Finding(
+            "note",
+            f"listen.backlog = {asked} is raised to {has}: pm = ondemand",
+            f"php-fpm before 8.2 takes no less than {_OLD_DEFAULT} for an ondemand pool, and says so when it "
+            f"starts.{at}",
+            check=check,
+        )
+    elif asked is not None and asked >= 0 and most is not None and asked > most:
         yield Finding(
             "problem",
             f"listen.backlog = {asked} is cut to {has}",
-            f"The kernel silently cuts it to net.core.somaxconn ({most}) when listen() is called; "
-            "ss and this program show what is left of it.",
+            f"The kernel silently cuts it to net.core.somaxconn ({most}) when listen() is called; ss and this "
+            f"program show what is left of it.{at}",
             f"sysctl -w net.core.somaxconn={asked} (and in /etc/sysctl.d), then {restart}.",
             check,
         )
-    elif facts.tapped is None and asked is not None and asked >= 0 and asked != has:
+    elif asked is not None and asked >= 0 and asked != has:
         yield Finding(
             "problem" if asked > has else "warning",
             f"listen.backlog = {asked} is not in force: the kernel has {has}",
             "The file was changed since php-fpm started"
-            + (f", or net.core.somaxconn was {has} then." if asked > has else "."),
+            + (f", or net.core.somaxconn was {has} then.{at}" if asked > has else f".{at}"),
             f"{restart[0].upper()}{restart[1:]}.",
             check,
         )
@@ -176,11 +218,11 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"the backlog is {has}, and could be {most}",
-            "listen.backlog = -1 (the default) is net.core.somaxconn as it was when php-fpm started.",
+            "listen.backlog = -1 (the default since PHP 8.2) is net.core.somaxconn as it was when php-fpm started.",
             f"{restart[0].upper()}{restart[1:]}.",
             check,
         )
-    elif asked is None and has == most:
+    elif asked is None and has == most and (facts.unit is None or facts.unit.backlog is None):
         yield Finding(
             "note",
             f"the backlog is {has}, which is net.core.somaxconn",
@@ -197,11 +239,25 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             f"room for {has + 1} in the queue, and {plural(workers, 'worker')}",
             "When all workers wait for the same thing (a lock, a database), the queue is full before as many "
             "requests more have come as the pool serves at once.",
-            f"listen.backlog = {workers} or more ({restart}).",
+            f"listen.backlog = {workers} or more{at}; {restart}."
+            if pool is not None
+            else f"Backlog={workers} or more in its unit.",
             check,
         )
     else:
         yield Finding("fine", f"room for {has + 1} in the queue, and {plural(workers, 'worker')}")
+
+
+def _asked(pool: Pool, has: int) -> int:
+    """What the configuration asks for. Where it does not, the default depends on php-fpm's version."""
+    given = pool.settings.get("listen.backlog")
+    return _OLD_DEFAULT if given is None and has == _OLD_DEFAULT else number(given, -1)
+
+
+def _is_raised(pool: Pool, asked: int, has: int, most: int | None) -> bool:
+    """fpm_conf.c: "listen.backlog(%d) was too low for the ondemand process manager. I updated it for you"."""
+    raised = min(_OLD_DEFAULT, _OLD_DEFAULT if most is None else most)
+    return pool.settings.get("pm") == "ondemand" and asked < _OLD_DEFAULT and asked != has and has == raised
 
 
 def _datagrams(facts: Facts) -> Iterator[Finding]:

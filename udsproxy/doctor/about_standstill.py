@@ -1,14 +1,18 @@
-"""Findings about who stands at the path, and about what stands still: a tap, or a server that is stopped. Pure."""
+"""Findings about who stands at the path, and about what stands still: a tap, a server that is stopped, workers that
+stay with idle connections. Pure."""
 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Facts, Process
 from udsproxy.doctor.finding import Finding
+from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.taps import Tapped
 
+_MAX_NAMES = 3
 _MAX_PIDS = 32
 """In one command."""
 
@@ -17,15 +21,20 @@ def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
     if facts.tap is not None:
         yield _tap(facts.tap)
+    for number, hop in enumerate(facts.hops):
+        if number or hop.kind != "tap":
+            yield _hop(hop)
     yield from _stopped(facts.servers, "clients wait", "its clients wait")
     for each in facts.nginx:
         yield from _stopped(each.workers, "it asks nobody", "its clients wait")
+    if facts.idle:
+        yield _idle(facts)
 
 
 def _tap(tap: Tapped) -> Finding:
     look = f"ls -l {shlex.quote(tap.path)} {shlex.quote(tap.aside)}"
     restore = tap.restore
-    stands = f"{tap.who} stands in front of {tap.whom}"
+    stands = tap.stands
     if tap.case in ("killed", "moved"):
         server = "The server" if tap.server is None else f"The server ({tap.server.text})"
         killed = tap.case == "killed"
@@ -67,7 +76,7 @@ def _tap(tap: Tapped) -> Finding:
         )
     if not tap.stopped:
         why = f"The server's own socket is {tap.aside} meanwhile: server and queue here are of that one."
-        return Finding("note", stands, why, check=f"udsproxy state {shlex.quote(tap.aside)}")
+        return Finding("note", stands, why, check=f"udsproxy state {shlex.quote(tap.path)}")
     return Finding(
         "problem",
         f"{stands}; it is stopped: clients wait",
@@ -76,6 +85,46 @@ def _tap(tap: Tapped) -> Finding:
         f"{tap.go_on}; or end it (kill -KILL), and then {restore}.",
         look,
     )
+
+
+def _idle(facts: Facts) -> Finding:
+    number, clients = len(facts.workers), Counter(facts.idle)
+    names = ", ".join(name for name, _ in clients.most_common(_MAX_NAMES)) + (
+        ", ..." if len(clients) > _MAX_NAMES else ""
+    )
+    hold = "holds an idle connection" if number == 1 else "hold idle connections"
+    can_grow = facts.most_workers is not None and facts.most_workers > number
+    do = "Have the clients keep fewer connections open than there are workers, or close them after each request."
+    if facts.php_fpm is not None:
+        do = (
+            "fastcgi_keep_conn off; or a keepalive in the upstream block that is, times nginx's worker processes, "
+            "less than pm.max_children. (A php-fpm worker stays with its connection until that is closed.)"
+        )
+    return Finding(
+        "warning" if can_grow and not facts.queue else "problem",
+        f"{number} of {number} workers {hold} of {names}",
+        "Each waits for the next request on a connection that is kept open (keep-alive), or for the rest of one. "
+        "Meanwhile it accepts nobody: whoever connects waits in the queue, although no worker works.",
+        do,
+        f"udsproxy state {shlex.quote(facts.path)}",
+    )
+
+
+def _hop(hop: Hop) -> Finding:
+    check = f"udsproxy state {shlex.quote(hop.path)}"
+    if not hop.stopped:
+        if hop.to is None:
+            why = "So its server is not looked at."
+        elif hop.to.startswith("tcp:"):
+            why = "That is no Unix socket, and is not looked at."
+        else:
+            why = "Server and queue here are those of that socket."
+        return Finding("note", hop.text, why, check=check)
+    assert hop.process is not None
+    assert hop.process.stopped is not None
+    title = f"{hop.name}, is stopped ({hop.process.stopped.text}): clients wait"
+    why = "It hands nothing on, and whoever connects waits. The server behind it is not at fault."
+    return Finding("problem", title, why, _LET_GO[hop.process.stopped.how].format(pids=hop.process.pid), check)
 
 
 def _stopped(processes: tuple[Process, ...], all_of_them: str, one_of_them: str) -> Iterator[Finding]:

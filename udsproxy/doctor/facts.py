@@ -6,9 +6,14 @@ printable by then.
 
 from __future__ import annotations
 
+import shlex
+
 import msgspec
 
+from udsproxy.inspection.forwarding import Hop
+from udsproxy.inspection.mounted import Mounted
 from udsproxy.inspection.stops import Stop
+from udsproxy.inspection.systemd import SocketUnit
 from udsproxy.inspection.taps import Tapped
 from udsproxy.kernel.process_table import Descriptors
 
@@ -40,6 +45,11 @@ class User(msgspec.Struct, frozen=True):
     group: str = ""
     sees: bool | None = None
     """The path leads this process to the same socket; None: it cannot be told, or it is as here."""
+    stale_mount: bool = False
+    """Where it does not: the file is mounted there by itself, and was removed or replaced since."""
+    pid: int | None = None
+    way: tuple[Entry, ...] = ()
+    """As `Facts.entries`, where this process finds the socket by another way (in a container)."""
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -49,6 +59,7 @@ class Process(msgspec.Struct, frozen=True):
     comm: str
     descriptors: Descriptors = Descriptors()
     master: bool = False
+    """It holds the socket for others: a master, or systemd."""
     busy: bool | None = None
     """It waits for something else than the next connection. None: it cannot be told."""
     doing: str | None = None
@@ -56,18 +67,55 @@ class Process(msgspec.Struct, frozen=True):
     """It stands still."""
 
 
+class Refused(msgspec.Struct, frozen=True):
+    """A file of a configuration that keeps a program from starting anew, or from reloading."""
+
+    program: str
+    path: str
+    at: str
+    """Where it is included: ``/etc/nginx/nginx.conf:62``."""
+    why: str
+    """``a link to /etc/nginx/sites-available/x, which is not there``."""
+
+
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """A pool of php-fpm, as its configuration has it."""
 
     name: str
     file: str
+    """Where its section begins first: a file, and a line."""
     settings: dict[str, str]
     """Those that matter here (an environment may have passwords), without quotes; the last of each."""
+    places: dict[str, str] = {}
+    """Where each of them stands: ``/etc/php/8.2/fpm/pool.d/www.conf:7``."""
+    unknown: tuple[str, ...] = ()
+    """Settings that php-fpm takes from its environment, which nobody else sees."""
     process_max: int = 0
     """``process.max``, of all pools together; 0: no limit."""
+    process_max_at: str = ""
+    error_log: str = ""
+    """php-fpm's own; empty: where that is is not known, or it is no file."""
+    pools: int = 1
+    """How many php-fpm has."""
+    all_children: int = 0
+    """The sum of their pm.max_children."""
     owner: int | None = None
     group: int | None = None
-    """Numbers of listen.owner and listen.group, where they are set and known."""
+    """Numbers of listen.owner and listen.group, where they are set, known and not ignored for an ACL."""
+
+    @property
+    def has_acl(self) -> bool:
+        """php-fpm gives the file an ACL; listen.owner and listen.group are ignored then (fpm_unix.c)."""
+        return any(self.settings.get(key) for key in ("listen.acl_users", "listen.acl_groups"))
+
+    @property
+    def log(self) -> str:
+        """php-fpm's own log, as it stands in a command."""
+        return shlex.quote(self.error_log) if self.error_log else "php-fpm's error_log"
+
+    def at(self, key: str) -> str:
+        """Where a setting stands; where it is not set, where its section begins."""
+        return self.places.get(key, self.file)
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -79,6 +127,9 @@ class Peer(msgspec.Struct, frozen=True):
     max_fails: int = 1
     fail_timeout_s: float = 10.0
     backup: bool = False
+    missing: str | None = None
+    """Why nobody can be reached at this Unix socket: ``no such file``, ``a file, and no socket``, ``a socket that
+    nobody has``. None: somebody can, or that is not known."""
 
 
 class Upstream(msgspec.Struct, frozen=True):
@@ -102,6 +153,37 @@ class Pass(msgspec.Struct, frozen=True):
     keep_conn: bool = False
     upstream: str | None = None
     """The block's name; None: the socket's path stands here."""
+    variable: str | None = None
+    """What stands there, where it has a variable: ``unix:/run/php/$pool.sock``."""
+    is_sure: bool = True
+    """False: the variable may have another value; what it can be is not known."""
+
+
+class Logged(msgspec.Struct, frozen=True):
+    """Lines of nginx's error log that are about the socket, and of one kind."""
+
+    kind: str
+    """``connect 11``, ``recv 104``, ``timed out 110``, ``closed``, ``no live upstreams``."""
+    words: str
+    """``connect() failed (11: Resource temporarily unavailable)``."""
+    count: int
+    last: str
+    """When, in nginx's local time: ``2026-11-29 03:12:44``."""
+    since_start: int
+    """How many of them since the server was started; where that is not known, all."""
+
+
+class ErrorLog(msgspec.Struct, frozen=True):
+    """One of nginx's error logs, of the places that lead to the socket."""
+
+    path: str
+    begin: str = ""
+    """The first line that was looked at is of this time."""
+    is_whole: bool = True
+    """False: only the end of the file was read."""
+    level: str = "error"
+    """What is less severe is not logged."""
+    logged: tuple[Logged, ...] = ()
 
 
 class Nginx(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +197,16 @@ class Nginx(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[Process, ...] = ()
     upstreams: tuple[Upstream, ...] = ()
     passes: tuple[Pass, ...] = ()
+    logs: tuple[ErrorLog, ...] = ()
+    there: str | None = None
+    """Where it has other mounts than we: the path in its configuration that stands for the socket."""
+    way: tuple[Entry, ...] | None = None
+    """The way to the socket by that path; empty: it leads to no such file. None: it has our mounts."""
+
+    @property
+    def is_sure(self) -> bool:
+        """It is known that requests are passed on to the socket."""
+        return bool(self.upstreams) or any(each.is_sure for each in self.passes)
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,18 +235,44 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     tapped: str | None = None
     """The server's own socket, where that is not at the path, but where a tap has put it; what is told of the
     server is of that one."""
+    hops: tuple[Hop, ...] = ()
+    """Each udsproxy (a tap, a ``run``) between the path and the server."""
+    behind: str | None = None
+    """The socket that the last of them forwards to: what is told of the server is of that one. None: there is no
+    such hop, or the socket is not to be seen."""
+    inode: int | None = None
+    """Of the server's socket."""
     somaxconn: int | None = None
     """Of that network namespace."""
+    mounted: Mounted | None = None
+    """How the file is mounted, where nobody is behind it."""
+    systemd: int | None = None
+    """The pid of the systemd that holds the socket for a service."""
+    unit: SocketUnit | None = None
+    """systemd's, that listens at this path, or shall when it is started."""
     entries: tuple[Entry, ...] = ()
     """Directories from the root on, then the file; no file: an abstract name, or there is none."""
     servers: tuple[Process, ...] = ()
     """Who holds the listening socket."""
+    idle: tuple[str, ...] = ()
+    """Where every worker stays with a connection on which nothing flows: whose, of each."""
     php_fpm: int | None = None
     """The pid of the php-fpm master among them."""
     pool: Pool | None = None
     nginx: tuple[Nginx, ...] = ()
+    refused: tuple[Refused, ...] = ()
     clients: tuple[User, ...] = ()
     unseen: tuple[str, ...] = ()
+
+    @property
+    def server_path(self) -> str:
+        """Of the server's own socket."""
+        return self.behind or self.tapped or self.path
+
+    @property
+    def is_lost(self) -> bool:
+        """A tap was killed, and the server's socket is not at its path."""
+        return self.tap is not None and self.tap.case in ("killed", "moved")
 
     @property
     def workers(self) -> tuple[Process, ...]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from itertools import chain
 
-from udsproxy.doctor import about_clients, about_load, about_nginx, about_php_fpm, about_socket, about_standstill
+from udsproxy.doctor import (
+    about_clients,
+    about_load,
+    about_log,
+    about_nginx,
+    about_php_fpm,
+    about_socket,
+    about_standstill,
+    about_systemd,
+)
 from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Facts
 from udsproxy.doctor.finding import LEVELS, Finding
@@ -15,6 +24,8 @@ def examine(facts: Facts, load: Load) -> list[Finding]:
     found = chain(
         about_standstill.findings(facts),
         about_socket.findings(facts),
+        about_systemd.findings(facts),
+        about_log.findings(facts),
         about_clients.findings(facts),
         about_php_fpm.findings(facts),
         about_nginx.findings(facts),

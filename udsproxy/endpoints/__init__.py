@@ -28,8 +28,10 @@ from udsproxy.endpoints.spelling import (
     Tcp,
     UnixAbstract,
     UnixPath,
+    address_of,
     parse,
     same_place,
+    unescaped,
 )
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "Tcp",
     "UnixAbstract",
     "UnixPath",
+    "address_of",
     "connect",
     "connect_tcp",
     "dialer",
@@ -50,5 +53,6 @@ __all__ = [
     "plain_socket",
     "same_place",
     "tcp_socket",
+    "unescaped",
     "unix_socket",
 ]

@@ -2,18 +2,33 @@
 
 An endpoint is a path, ``unix:PATH``, ``unix:@NAME`` (abstract) or ``tcp:HOST:PORT``, then options after commas
 (``unix:/run/p.sock,mode=660,owner=www-data``). A backslash takes the meaning from the comma after it.
+
+What udsproxy prints can be given back: `unescaped` undoes the escapes of `udsproxy.events.printable`. An abstract
+name has no options, so a comma is part of it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 
 import msgspec
 
+from udsproxy.events import printable
 from udsproxy.units import hint
 
 MAX_PATH = 107
 """sockaddr_un.sun_path is 108 bytes with its final NUL (unix(7)). Longer paths go by way of /proc/self/fd."""
+
+
+_OPTIONS = ("mode", "owner", "group")
+"""Of a path."""
+_MEANT_AS_OPTION = re.compile(rf"(?<!\\),((?:{'|'.join(_OPTIONS)})=[^,]*)")
+"""Behind an abstract name."""
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0nrt])|(.))", re.DOTALL)
+_LETTERS = {"0": "\0", "n": "\n", "r": "\r", "t": "\t"}
+_NUL_FIRST = re.compile(r"\\(?:0|x00)")
+"""How other programs write the first byte of an abstract name, for which there is an ``@`` here."""
 
 
 class EndpointError(ValueError):
@@ -52,7 +67,7 @@ class UnixAbstract(msgspec.Struct, frozen=True, tag="abstract"):
     name: str
 
     def __str__(self) -> str:
-        return f"unix:@{self.name}"
+        return f"unix:@{printable(os.fsencode(self.name))}"
 
 
 class Tcp(msgspec.Struct, frozen=True, tag="tcp"):
@@ -71,9 +86,12 @@ Endpoint = UnixPath | UnixAbstract | Tcp
 
 def parse(text: str) -> Endpoint:
     """The endpoint that ``text`` spells. Raises `EndpointError`."""
-    address, *options = _split_commas(text)
     if "\0" in text:
-        raise EndpointError(f"endpoint {text!r}: a NUL cannot be part of it")
+        raise EndpointError(f"endpoint {text!r}: a NUL cannot be part of it; of an abstract name, write it as \\0")
+    name = _abstract_name(text)
+    if name is not None:
+        return _parse_abstract(text, name)
+    address, *options = _split_commas(text)
     scheme, colon, rest = address.partition(":")
     if colon and scheme == "tcp":
         _options(text, options, ())
@@ -83,14 +101,50 @@ def parse(text: str) -> Endpoint:
             f"endpoint {text!r}: unknown kind {scheme!r}; write PATH, unix:PATH, unix:@NAME or tcp:HOST:PORT"
         )
     path = rest if colon and scheme == "unix" else address
-    if path.startswith("@"):
-        _options(text, options, ())
-        return _parse_abstract(text, path[1:])
     if not path:
         raise EndpointError(f"endpoint {text!r}: a path is missing")
-    given = _options(text, options, ("mode", "owner", "group"))
+    if "\0" in path:
+        raise EndpointError(f"endpoint {text!r}: a NUL cannot be part of a path")
+    given = _options(text, options, _OPTIONS)
     mode = _parse_mode(text, given["mode"]) if "mode" in given else None
     return UnixPath(path, mode, given.get("owner"), given.get("group"))
+
+
+def address_of(text: str) -> str:
+    """The path, or ``@NAME``, of a socket that is looked at: as `parse` takes it, or as udsproxy has printed it.
+
+    Without ``unix:`` a path is taken as it stands, with its commas and backslashes. Raises `EndpointError`.
+    """
+    if text.startswith("unix:") or _NUL_FIRST.match(text):
+        endpoint = parse(text)
+        assert not isinstance(endpoint, Tcp)
+        return f"@{endpoint.name}" if isinstance(endpoint, UnixAbstract) else endpoint.path
+    return text
+
+
+def unescaped(text: str) -> str:
+    """Text without the escapes of `udsproxy.events.printable` (``\\n``, ``\\xff``, ``\\u202e``), and of ``\\0``. A
+    backslash before any other character stands for that character. Bytes are as `os.fsdecode` has them."""
+    return _ESCAPE.sub(_character, text)
+
+
+def _character(escape: re.Match[str]) -> str:
+    byte, short, long, letter, other = escape.groups()
+    if byte is not None:
+        return os.fsdecode(bytes([int(byte, 16)]))
+    if short is not None or long is not None:
+        number = int(short or long, 16)
+        return chr(number) if number < 0x110000 else escape[0]
+    return _LETTERS[letter] if letter is not None else other
+
+
+def _abstract_name(text: str) -> str | None:
+    """What follows the ``@`` of an abstract name; None: it is none."""
+    address = text.removeprefix("unix:")
+    if address.startswith("@"):
+        return address[1:]
+    first = _NUL_FIRST.match(address)
+    return None if first is None else address[first.end() :]
 
 
 def same_place(one: Endpoint, other: Endpoint) -> bool:
@@ -101,16 +155,13 @@ def same_place(one: Endpoint, other: Endpoint) -> bool:
 
 
 def _split_commas(text: str) -> list[str]:
-    parts, current, chars = [], "", iter(text)
-    for char in chars:
-        if char == "\\":
-            current += next(chars, "\\")
-        elif char == ",":
-            parts.append(current)
-            current = ""
-        else:
-            current += char
-    return [*parts, current]
+    """The parts between commas, without escapes."""
+    parts, start = [], 0
+    for found in re.finditer(r"\\.|,", text, re.DOTALL):
+        if found[0] == ",":
+            parts.append(text[start : found.start()])
+            start = found.end()
+    return [unescaped(part) for part in [*parts, text[start:]]]
 
 
 def _options(text: str, options: list[str], known: tuple[str, ...]) -> dict[str, str]:
@@ -135,10 +186,16 @@ def _parse_mode(text: str, value: str) -> int:
     return mode
 
 
-def _parse_abstract(text: str, name: str) -> UnixAbstract:
-    if not name or len(os.fsencode(name)) > MAX_PATH:
+def _parse_abstract(text: str, written: str) -> UnixAbstract:
+    if meant := _MEANT_AS_OPTION.search(written):
+        _options(text, [meant[1]], ())
+    try:
+        name = os.fsencode(unescaped(written))
+    except UnicodeEncodeError:
+        raise EndpointError(f"endpoint {text!r}: it has a character that cannot be encoded") from None
+    if not 1 <= len(name) <= MAX_PATH:
         raise EndpointError(f"endpoint {text!r}: an abstract name has 1 to {MAX_PATH} bytes")
-    return UnixAbstract(name)
+    return UnixAbstract(os.fsdecode(name))
 
 
 def _parse_tcp(text: str, rest: str) -> Tcp:

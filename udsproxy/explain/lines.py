@@ -1,19 +1,25 @@
-"""What a person pastes, in the words of nginx, Apache, haproxy, PHP, Go, Python, strace, MySQL, PostgreSQL or none.
+"""What a person pastes: an errno, a call, or a line of a program's log, as what it is about.
 
-Rules: `parse` never raises, whatever the text is, and reads `MAX` characters of it at most. What it found has been
+Rules: `parse` never raises, whatever the text is, and reads `MAX` characters of it at most. Only the program's own
+words decide (`udsproxy.logs`): what a visitor or a script wrote into a line does not. What was found has been
 through `printable`.
 """
 
 from __future__ import annotations
 
-import errno as numbers
+import functools
 import re
+from datetime import date, datetime
 
 import msgspec
 
-from udsproxy.events import errno_message, printable
-from udsproxy.explain.errors import ELSEWHERE, TABLE, Call
+from udsproxy.events import printable
+from udsproxy.explain.errors import TABLE, Call
+from udsproxy.explain.phrases import CALLS_IN_WORDS, ERRNOS
 from udsproxy.explain.symptoms import SYMPTOMS, Symptom
+from udsproxy.explain.words import BY_NAME, by_number, by_words, errno_in
+from udsproxy.logs.line import LogLine
+from udsproxy.logs.reading import read
 
 MAX = 16 * 1024
 _MAX_SHOWN = 200
@@ -22,41 +28,24 @@ _MAX_SHOWN = 200
 class Found(msgspec.Struct, frozen=True):
     """What is known of an error: an errno's name or a symptom, and what the line has besides; or only a call.
 
-    ``tcp``: the line is about this address, so not about a Unix socket.
+    With a symptom, ``errno`` is what the line has, and not what is explained. ``tcp``: the line is about this
+    address, so not about a Unix socket. ``at``, ``script`` and ``program`` are the log's.
     """
 
     call: Call | None = None
     errno: str | None = None
     symptom: Symptom | None = None
     path: str | None = None
+    file: str | None = None
     client: str | None = None
     request: str | None = None
+    script: str | None = None
     tcp: str | None = None
+    program: str = ""
+    at: datetime | None = None
 
 
-_NAMES = tuple(dict.fromkeys((*(meaning.errno for meaning in TABLE), *ELSEWHERE)))
-_BY_NUMBER = {int(getattr(numbers, name)): name for name in _NAMES}
-_BY_NAME = {name: _BY_NUMBER.get(number, name) for number, name in numbers.errorcode.items()} | {
-    name: name for name in _NAMES
-}
-_BY_NAME["EWOULDBLOCK"] = "EAGAIN"
-_BY_WORDS = {errno_message(number).lower(): name for number, name in _BY_NUMBER.items()}
-_WORDS = re.compile("|".join(re.escape(words) for words in sorted(_BY_WORDS, key=len, reverse=True)))
-
-_NAME = re.compile(r"\bE[A-Z0-9]{2,15}\b")
 _ALONE = re.compile(r"(?:(?P<call>[a-z]\w{2,10})(?:\(\))?:? )?(?:errno )?(?P<what>\w{1,16})", re.IGNORECASE)
-_NUMBER = re.compile(
-    r"""
-      \((\d{1,3}):\s                     # nginx: failed (11: Resource temporarily unavailable)
-    | \((\d{1,3})\)(?=[A-Z])             # Apache: (11)Resource temporarily unavailable
-    | \[Errno\ (\d{1,3})\]               # Python
-    | \bError\ (\d{1,3})\ connecting\b   # redis-py
-    | \bsocket\ '[^']{1,108}'\ \((\d{1,3})\)  # MySQL
-    | \berrno[:= ]{1,2}(\d{1,3})\b
-    """,
-    re.VERBOSE,
-)
-
 _CALLS: dict[str, Call] = {
     "connect": "connect",
     **dict.fromkeys(("accept", "accept4"), "accept"),
@@ -70,64 +59,87 @@ _CALL_FORMS = tuple(
     re.compile(form, re.IGNORECASE)
     for form in (
         rf"(?<!\w)({_CALL})\(",  # nginx, strace, PHP
+        rf"\.({_CALL})\w{{0,3}}\(Native Method\)",  # Java
+        rf"\buwsgi_\w*?({_CALL})(?:v)?_\w+\(\)",
         rf"\b({_CALL}) E[A-Z]+\b",  # Node.js: connect ENOENT /run/x.sock
         rf"(?<![\w.])({_CALL}): ",  # Go: dial unix /x.sock: connect: resource temporarily unavailable
     )
 )
-_CONNECTING = re.compile(
-    r"SQLSTATE\[HY000\] \[2002\]|\(HY000/2002\)|\bconnect(?:ing|ion)? (?:to|on)\b|\bdial unix\b"
-    r"|\binitial connection step\b",
-    re.IGNORECASE,
-)
-_BINDING = re.compile(
-    r"\bunable to bind\b|\bcan(?:'|no)t bind\b|\bfailed to bind\b|\bbind .{0,120}failed\b", re.IGNORECASE
-)
 _CALL_WORD = re.compile(rf"^({_CALL})\b", re.IGNORECASE)
 
-_NAMED = r"(?:/[^\s\"'<>|,:()\[\]]+|@[^\s\"'<>|,:()\[\]]+)"
+_NAMED = r"(?:(?:/|@|\\x00|\\0)[^\s\"'<>|,:;()\[\]]+)"
+_NUL = re.compile(r"^(?:@?\\x00|@?\\0|@@)")
+"""How strace, Python and others write the first byte of an abstract name, for which there is an @ here."""
 _PATHS = tuple(
     re.compile(form)
     for form in (
-        r"\bsun_path=(@?)\"([^\"]{1,108})\"",
+        r"\bsun_path=(@?)\"([^\"]{1,500})\"",
         rf"\bunix:(?://)?()({_NAMED})",
         rf"\bunix \S{{0,110}}->()({_NAMED})",
         rf"(?i:\bunix domain socket )()({_NAMED})",
-        rf"\bunix ()({_NAMED})",
-        r"(?i:\bsocket )()[\"']([/@][^\"']{1,108})[\"']",
-        r"()((?<![\w.~-])/[^\s\"'<>|,:()\[\]]{1,100}\.sock(?:et)?)\b",
+        rf"(?i:\bunix socket )(?:path )?()({_NAMED})",
+        rf"\bunix (?:unix@)?()({_NAMED})",
+        r"(?i:\b(?:socket|path|address|AF=1) ?=?)()[\"']((?:[/@]|\\x00|\\0)[^\"']{1,200})[\"']",
+        rf"(?i:\bcannot bind unix socket )(?:\([^()]{{1,60}}\) )?()\[({_NAMED})\]",
+        rf"(?i:\b(?:addr=|bound to: |can't connect to |connection in use: |redis at |bind to path ))()({_NAMED})",
+        rf"(?i:\bconnection to )()({_NAMED})",
+        rf"(?i:\bconnect\()()({_NAMED})\)",
+        rf"(?i:\blistening socket )\(()({_NAMED})\)",
+        rf"(?i: \(2\) for |\(2\) for |\(errno::\w+\) - | - )()({_NAMED})",
+        rf"\bE[A-Z]{{3,15}}:? (?:[a-z ]{{1,40}} )?()({_NAMED})",
+        rf"(?i:\bcannot bind to )()({_NAMED})",
+        rf"()(?<![\w.~-])({_NAMED}\.sock(?:et)?(?:-\d+)?)\b",
     )
 )
-_OF_A_SCRIPT = "FastCGI sent in stderr"
-"""The error is one of PHP's own connections, so the upstream's path is not where it was."""
-_UPSTREAM = re.compile(rf"\", upstream: \"\w{{1,12}}://unix:({_NAMED})")
-_TCP = re.compile(r"\bupstream: \"\w{1,12}://(?!unix:)([^/\"]{1,80})")
-_CLIENT = re.compile(r"\bclient: ([^,\s]{1,80})")
-_REQUEST = re.compile(r"\brequest: \"([^\"]{1,2000})\"")
+_FILE = re.compile(r"\((/[^()\"]{1,200})\)")
+_TCP = re.compile(r"\b(?:connect(?:ing)?(?:\(\))? to|dial tcp) (\[?[\da-fA-F.:]{6,45}:\d{1,5})\b")
+_LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)([ =])\d{3,}(?=[ ,.;\]]|$)")
+"""None that could be an errno."""
 
 
-def parse(text: str) -> Found | None:
+def parse(text: str, today: date | None = None) -> Found | None:
     """What ``text`` says; None where it names no error, nor is the name of a call alone."""
     if len(text) > MAX:
         text = text[: MAX // 2] + text[-MAX // 2 :]
     line = " ".join(text.split())
-    if (alone := _alone(line)) is not None:
-        return alone
-    said = line.partition(", client: ")[0]  # what follows in nginx's line is what a client wrote
-    symptom = next((each for each in SYMPTOMS if each.is_in(said)), None)
-    errno = _errno(said)
+    return _alone(line) or understand(read(line, today))
+
+
+def understand(line: LogLine) -> Found | None:
+    """What the line is about; None where it has no error."""
+    decided = _decided(line.program, _LONG_NUMBER.sub(r"\g<1>0", line.said), line.call, line.number, line.words)
+    if decided is None:
+        return None
+    call, errno, symptom = decided
+    elsewhere = symptom is not None and symptom.elsewhere
+    return Found(
+        call=call,
+        errno=errno if symptom is None or elsewhere else None,
+        symptom=symptom,
+        path=None if elsewhere else _shown(line.path) or _path(line.said),
+        file=_shown(line.file) or (_first(_FILE, line.said) if elsewhere else None),
+        client=_shown(line.client),
+        request=_shown(line.request),
+        script=_shown(line.script),
+        tcp=_shown(line.tcp) or _first(_TCP, line.said),
+        program=line.program,
+        at=line.at,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _decided(
+    program: str, said: str, in_call: str | None, number: int | None, words: str | None
+) -> tuple[Call | None, str | None, Symptom | None] | None:
+    """Logs repeat themselves: what a line says is found once, whatever long numbers (a process, a count) it has."""
+    line = LogLine(said=said, program=program, call=in_call, number=number, words=words)
+    errno = _errno(line)
+    symptom = next((each for each in SYMPTOMS if each.is_in(line)), None)
     if symptom is not None and symptom.weak and errno is not None:
         symptom = None
-    if symptom is None and errno is None:
+    if errno is None and symptom is None and not _cannot_bind(line):
         return None
-    return Found(
-        call=None if symptom is not None else _call(said),
-        errno=None if symptom is not None else errno,
-        symptom=symptom,
-        path=_path(said) or (None if errno is not None and _OF_A_SCRIPT in said else _first(_UPSTREAM, line)),
-        client=_first(_CLIENT, line),
-        request=_first(_REQUEST, line),
-        tcp=_first(_TCP, line),
-    )
+    return None if symptom is not None else _call(line, errno), errno, symptom
 
 
 def _alone(line: str) -> Found | None:
@@ -141,51 +153,66 @@ def _alone(line: str) -> Found | None:
     if said["call"] and call is None and said["call"].lower() != "errno":
         return None
     what = said["what"].upper()
-    errno = _by_number(what) if what.isascii() and what.isdigit() else _BY_NAME.get(what)
+    errno = by_number(int(what)) if what.isascii() and what.isdigit() else BY_NAME.get(what)
     return None if errno is None else Found(call=call, errno=errno)
 
 
-def _by_number(digits: str) -> str | None:
-    number = int(digits)
-    return _BY_NUMBER.get(number, numbers.errorcode.get(number))
+def _errno(line: LogLine) -> str | None:
+    """By what the format has a place for; else by the program's own words."""
+    if line.words is not None or line.number is not None:
+        return by_words(line.words or "") or (None if line.number is None else by_number(line.number))
+    for phrase in ERRNOS:
+        if phrase.errno is not None and phrase.pattern.search(line.said) is not None:
+            return phrase.errno
+    return errno_in(line.said)
 
 
-def _errno(line: str) -> str | None:
-    """A number in a known place counts more than a name, and that more than the kernel's words."""
-    for number in _NUMBER.finditer(line):
-        if (found := _by_number(number[number.lastindex or 0])) is not None:
-            return found
-    for name in _NAME.findall(line):
-        if name in _BY_NAME:
-            return _BY_NAME[name]
-    words = _WORDS.search(line.lower())
-    return None if words is None else _BY_WORDS[words[0]]
+def _call(line: LogLine, errno: str | None) -> Call | None:
+    call = _call_in(line)
+    if call == "listen" and not _returns("listen", errno) and _returns("bind", errno):
+        return "bind"  # Node.js, and others who say listen and mean both
+    return call
 
 
-def _call(line: str) -> Call | None:
+def _returns(call: Call, errno: str | None) -> bool:
+    return any(each.call == call and each.errno == errno for each in TABLE)
+
+
+def _call_in(line: LogLine) -> Call | None:
+    if line.call is not None:
+        return _CALLS.get(line.call)
+    for phrase in (*ERRNOS, *CALLS_IN_WORDS[:1]):
+        if phrase.pattern.search(line.said) is not None:
+            return phrase.call
     for form in _CALL_FORMS:
-        if (said := form.search(line)) is not None:
+        if (said := form.search(line.said)) is not None:
             return _CALLS[said[1].lower()]
-    if _BINDING.search(line) is not None:
-        return "bind"
-    if _CONNECTING.search(line) is not None:
-        return "connect"
-    said = _CALL_WORD.search(line)
+    for phrase in CALLS_IN_WORDS:
+        if phrase.pattern.search(line.said) is not None:
+            return phrase.call
+    said = _CALL_WORD.search(line.said)
     return None if said is None else _CALLS[said[1].lower()]
 
 
-def _path(line: str) -> str | None:
+def _cannot_bind(line: LogLine) -> bool:
+    """Its own words for bind() tell of a failure, though not of which."""
+    return any(phrase.call == "bind" and phrase.pattern.search(line.said) is not None for phrase in CALLS_IN_WORDS)
+
+
+def _path(said: str) -> str | None:
     for form in _PATHS:
-        if (said := form.search(line)) is not None:
-            return _shown(said[1] + said[2])
+        if (found := form.search(said)) is not None:
+            return _shown(_NUL.sub("@", found[1] + found[2]))
     return None
 
 
-def _first(form: re.Pattern[str], line: str) -> str | None:
-    said = form.search(line)
-    return None if said is None else _shown(said[1])
+def _first(form: re.Pattern[str], text: str) -> str | None:
+    found = form.search(text)
+    return None if found is None else _shown(found[1])
 
 
-def _shown(text: str) -> str:
+def _shown(text: str | None) -> str | None:
+    if not text:
+        return None
     shown = printable(text)
     return shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 3] + "..."

@@ -1,44 +1,104 @@
 """The table as text: an answer for a terminal, the overview, and docs/errors.md.
 
-Rules: no line is wider than `WIDTH`, but for a command that is; that stays in one piece. What was pasted has been
-through `printable`; in a command it is quoted for the shell. No command harms what is at that path, though it is
-pasted in a hurry: a failure is reproduced on sockets of one's own.
+Rules: an answer is paragraphs and commands, and `lay_out` makes lines of them that fit a terminal. A command stays
+on one line if it fits, and can be copied in any case. What was pasted has been through `printable`; in a command it
+is quoted for the shell. No command harms what is at that path, though it is pasted in a hurry: a failure is
+reproduced on sockets of one's own.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from udsproxy.events import errno_message
-from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE, Call, Cause, Meaning, number_of
+from udsproxy.explain.errors import CALLS, ELSEWHERE, NOTES, TABLE, Call, Cause, Meaning, number_of
 from udsproxy.explain.lines import Found
 from udsproxy.explain.symptoms import SYMPTOMS, Symptom
+from udsproxy.layout import cells, fold_command, fold_line
 
-WIDTH = 100
+MAX_WIDTH = 100
+"""Lines that are longer are hard to read, on however wide a terminal."""
 _PAGE_WIDTH = 112
-_PLACE = re.compile(r"\bPATH\b")
-_QUOTED = re.compile(r"`[^`]*`")
+_PLACE = re.compile(r"\b(?:PATH|FILE)\b")
+_QUOTED = re.compile(r"([^\s`]*`[^`]*`[^\s`]*)")
 _HARD_SPACE = "\xa0"
+_COMMAND = "$ "
+"""Stands before a command that is a line of its own; it is not printed."""
+_HANG = 16
+"""Of what is folded and no paragraph: the lines of the overview, behind the errno's name."""
 
 
-def answer(found: Found) -> str:
-    """All that is known of it."""
-    return "\n".join(_answer(found))
+class Paragraph(NamedTuple):
+    """Text that is folded, and how its first line and the others begin."""
+
+    text: str
+    first: str = ""
+    rest: str = ""
 
 
-def _answer(found: Found) -> Iterator[str]:
-    path = "PATH" if found.path is None else shlex.quote(found.path)
+class Command(NamedTuple):
+    """A line for a shell."""
+
+    text: str
+    indent: str
+
+
+Part = str | Paragraph | Command
+"""A part of an answer; a plain string is a paragraph without an indent."""
+
+
+def lay_out(parts: Iterable[Part], width: int | None) -> str:
+    """Lines for a terminal of that width; None: for none, where each part is one line."""
+    return "\n".join(line for part in parts for line in _lines(part, width))
+
+
+def _lines(part: Part, width: int | None) -> Iterator[str]:
+    if isinstance(part, Command):
+        yield fold_command(part.text, width, len(part.indent) + 4, part.indent)
+        return
+    text, first, rest = part if isinstance(part, Paragraph) else Paragraph(part)
+    if width is None:
+        yield first + text
+        return
+    room, begun = width - len(rest), first
+    for number, piece in enumerate(_QUOTED.split(text)):
+        if not number % 2:
+            begun += piece
+        elif cells(piece) <= room:
+            begun += piece.replace(" ", _HARD_SPACE)  # it stays on one line, to be copied
+        else:
+            if begun.strip():
+                yield from _folded(begun.rstrip(" "), width, rest)
+            yield fold_command(piece, width, len(rest) + 4, rest)
+            begun = rest
+    if begun.strip() or not text:
+        yield from _folded(begun.rstrip(" "), width, rest)
+
+
+def _folded(line: str, width: int, rest: str) -> list[str]:
+    return [part.replace(_HARD_SPACE, " ") for part in fold_line(line, width, len(rest))]
+
+
+def answer(found: Found, width: int | None = None) -> str:
+    """All that is known of it, for a terminal of that width; None: for none."""
+    return lay_out(_answer(found), width and min(width, MAX_WIDTH))
+
+
+def _answer(found: Found) -> Iterator[Part]:
+    named = _Named(found)
     if found.symptom is not None:
         yield found.symptom.words
         yield from _about(found)
-        yield from _full(found.symptom, path)
+        yield from _full(found.symptom, named)
         return
     if found.errno is None:
         assert found.call is not None
-        yield from _overview_of(found.call)
+        yield f"{found.call}()"
+        yield from _about(found)
+        yield from (_line(meaning) for meaning in TABLE if meaning.call == found.call)
         first = next(each.errno for each in TABLE if each.call == found.call)
         yield from ("", f"In full: udsproxy explain {found.call} {first}")
         return
@@ -47,70 +107,89 @@ def _answer(found: Found) -> Iterator[str]:
     if here:
         yield f"{found.call}(): {_title(found.errno)}"
         yield from _about(found)
-        yield from _full(here[0], path)
+        yield from _full(here[0], named)
         return
     yield _title(found.errno)
     yield from _about(found)
+    if (note := NOTES.get((found.call, found.errno)) if found.call else None) is not None:
+        yield Paragraph(note)
+        return
     if not meanings:
-        yield from _wrapped(
+        yield Paragraph(
             ELSEWHERE.get(found.errno, "None of these calls returns it on a Unix socket: " + ", ".join(CALLS) + ".")
         )
         return
     if found.call is not None:
-        yield from _wrapped(f"{found.call}() does not return it on a Unix socket. What does:")
-    yield from _of_each_call(meanings, path)
+        yield Paragraph(f"{found.call}() does not return it on a Unix socket. What does:")
+    yield from _of_each_call(meanings, named)
 
 
-def _of_each_call(meanings: list[Meaning], path: str) -> Iterator[str]:
+class _Named:
+    """What stands in a text for PATH and FILE: what the line names, quoted for a shell."""
+
+    def __init__(self, found: Found) -> None:
+        names = {"PATH": found.path, "FILE": found.file}
+        self._names = {place: shlex.quote(name) for place, name in names.items() if name is not None}
+        self._kind = None if found.path is None else "abstract" if found.path.startswith("@") else "path"
+
+    def possible(self, causes: Iterable[Cause]) -> list[Cause]:
+        """Without those that this kind of address rules out."""
+        return [cause for cause in causes if None in (cause.only, self._kind) or cause.only == self._kind]
+
+    def put(self, text: str) -> str:
+        return _PLACE.sub(lambda place: self._names.get(place[0], place[0]), text)
+
+
+def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[Part]:
     """The first in full, as it is the most likely one, the others in short."""
     groups = list(_grouped(meanings))
     for number, (calls, meaning) in enumerate(groups):
         yield ""
         yield f"{_calls(calls)}: {meaning.errno}"
         if number == 0:
-            yield from _full(meaning, path)
+            yield from _full(meaning, named)
         else:
-            yield from _wrapped(meaning.means)
+            yield Paragraph(meaning.means)
             for place, cause in enumerate(meaning.causes, 1):
-                yield from _wrapped(cause.text, _place(place, meaning), "    ")
+                yield Paragraph(cause.text, _place(place, meaning.causes), "    ")
     if len(groups) > 1:
         yield ""
         yield f"In full: udsproxy explain {groups[1][0][0]} {groups[1][1].errno}"
 
 
-def _about(found: Found) -> Iterator[str]:
+def _about(found: Found) -> Iterator[Part]:
     """What the line has besides the error."""
-    parts = [part for part in (found.path, found.request) if part is not None]
+    errno = None if found.symptom is None or found.errno is None else _title(found.errno)
+    script = None if found.script is None else f"script {found.script}"
+    parts = [part for part in (errno, found.file, found.path, script, found.request) if part is not None]
     if found.client is not None:
         parts.append(f"client {found.client}")
     if parts:
-        yield from _wrapped("In this line: " + ", ".join(parts))
+        yield Paragraph("In this line: " + ", ".join(parts))
     if found.tcp is not None:
-        yield from _wrapped(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
+        yield Paragraph(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
 
 
-def _full(of: Meaning | Symptom, path: str) -> Iterator[str]:
-    def put(text: str) -> str:
-        return _PLACE.sub(lambda _: path, text)
-
-    yield from _wrapped(of.means)
+def _full(of: Meaning | Symptom, named: _Named) -> Iterator[Part]:
+    causes = named.possible(of.causes)
+    yield Paragraph(of.means)
     yield ""
-    yield "Causes, most likely first:" if len(of.causes) > 1 else "Cause:"
-    for number, cause in enumerate(of.causes, 1):
-        yield from _wrapped(put(cause.text), _place(number, of), "    ")
-        yield from _wrapped(f"tell: {put(cause.check)}", "    ", "          ")
+    yield "Causes, most likely first:" if len(causes) > 1 else "Cause:"
+    for number, cause in enumerate(causes, 1):
+        yield Paragraph(named.put(cause.text), _place(number, causes), "    ")
+        yield Paragraph(f"tell: {named.put(cause.check)}", "    ", "          ")
         if cause.do:
-            yield from _wrapped(f"do:   {put(cause.do)}", "    ", "          ")
+            yield Paragraph(f"do:   {named.put(cause.do)}", "    ", "          ")
     if of.fault is not None:
         yield ""
         yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
-        yield f"    {_reproduce(of.fault)}"
+        yield Command(_reproduce(of.fault), "    ")
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
 
 
-def _place(number: int, of: Meaning | Symptom) -> str:
-    return f" {number}. " if len(of.causes) > 1 else "    "
+def _place(number: int, causes: Sequence[Cause]) -> str:
+    return f" {number}. " if len(causes) > 1 else "    "
 
 
 def _reproduce(fault: str) -> str:
@@ -136,43 +215,29 @@ def _grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Me
         yield tuple(each.call for each in group), group[0]
 
 
-def _wrapped(text: str, first: str = "", rest: str = "", width: int = WIDTH) -> list[str]:
-    """What stands in backticks stays on one line, to be copied."""
-    kept = _QUOTED.sub(lambda said: said[0].replace(" ", _HARD_SPACE), text)
-    lines = textwrap.wrap(
-        kept, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
-    )
-    return [line.replace(_HARD_SPACE, " ") for line in lines]
-
-
 # --- the overview ---
 
 
-def overview() -> str:
-    """Each call with its errnos, a line each."""
-    lines = ["What an error on a Unix socket means."]
+def overview(width: int | None = None) -> str:
+    """Each call with its errnos, a line each. ``width``: as of `answer`."""
+    lines: list[Part] = ["What an error on a Unix socket means."]
     groups = list(_grouped(TABLE))
     for call in CALLS:
         lines += ["", f"{call}()"]
         lines += [_line(meaning) for calls, meaning in groups if calls == (call,)]
     lines += ["", "several calls"]
     lines += [
-        f"{_line(meaning)} ({', '.join(calls) if len(calls) < len(CALLS) - 1 else 'all'})"
+        _line(meaning, f" ({', '.join(calls) if len(calls) < len(CALLS) - 1 else 'all'})")
         for calls, meaning in groups
         if len(calls) > 1
     ]
-    lines += ["", "logged without an errno", *(f"  {symptom.words}" for symptom in SYMPTOMS)]
+    lines += ["", "logged without an errno", *(Paragraph(symptom.words, "  ", "    ") for symptom in SYMPTOMS)]
     lines += ["", "In full: udsproxy explain connect EAGAIN; or paste a line of a log, in quotes."]
-    return "\n".join(lines)
+    return lay_out(lines, width and min(width, MAX_WIDTH))
 
 
-def _overview_of(call: Call) -> Iterator[str]:
-    yield f"{call}()"
-    yield from (_line(meaning) for meaning in TABLE if meaning.call == call)
-
-
-def _line(meaning: Meaning) -> str:
-    return f"  {meaning.errno:<13} {meaning.short}"
+def _line(meaning: Meaning, calls: str = "") -> Paragraph:
+    return Paragraph(meaning.short + calls, f"  {meaning.errno:<13} ", " " * 16)
 
 
 # --- docs/errors.md ---
@@ -236,9 +301,7 @@ def markdown() -> str:
         "",
     ]
     for name, what in ELSEWHERE.items():
-        lines += _wrapped(
-            f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ", _PAGE_WIDTH
-        )
+        lines += _item(f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ")
     return "\n".join(lines) + "\n"
 
 
@@ -252,14 +315,18 @@ def _anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
 
 
+def _item(text: str, first: str = "", rest: str = "") -> Iterator[str]:
+    return _lines(Paragraph(text, first, rest), _PAGE_WIDTH)
+
+
 def _section(heading: str, of: Meaning | Symptom, about: str = "") -> Iterator[str]:
     yield from ("", f"### {heading}", "")
-    yield from _wrapped(about + of.means, width=_PAGE_WIDTH)
+    yield from _item(about + of.means)
     yield ""
     for number, cause in enumerate(of.causes, 1):
         place = f"{number}. " if len(of.causes) > 1 else "- "
         said = f"{cause.text} **Tell:** {cause.check}" + (f" **Do:** {cause.do}" if cause.do else "")
-        yield from _wrapped(place + said, "", " " * len(place), _PAGE_WIDTH)
+        yield from _item(place + said, "", " " * len(place))
     if of.fault is not None:
         yield from ("", f"Reproduce: `--fault '{of.fault}'` ([how](#reproduce))")
     if of.see:

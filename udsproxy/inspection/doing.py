@@ -41,6 +41,7 @@ class Target(msgspec.Struct, frozen=True):
     what: What
     text: str
     who: str | None = None
+    local: str | None = None
 
 
 class Doer:
@@ -61,16 +62,17 @@ class Doer:
             return None
         (self.hidden.add if seen.hidden and seen.state in "SD" else self.hidden.discard)(pid)
         before, since = self._before.get(pid, (None, now))
-        same = before is not None and _is_same_wait(before, seen)
+        same = before is not None and is_same_wait(before, seen)
         if not same:
             since = now
         self._before[pid] = seen, since
-        what, call, target = _tell(pid, seen, machine)
+        what, call, target = tell(pid, seen, machine)
         return Doing(
             what=what,
             call=call,
             on=None if target is None else target.text,
             who=None if target is None else target.who,
+            local=None if target is None else target.local,
             for_s=now - since if same else None,
             wchan=seen.wchan,
             stack=procfs.read_stack(pid) or None if stack else None,
@@ -100,13 +102,14 @@ def waits_at(pid: int, inode: int, numbers: set[int]) -> bool | None:
             if any(watched == inode for _, watched in procfs.read_epoll(pid, args[0])):
                 return True
         elif call in syscalls.POLLS | syscalls.SELECTS | syscalls.TAKES and numbers.intersection(
-            _descriptors(pid, call, args)
+            waited_for(pid, call, args)
         ):
             return True
     return None if unknown or not threads else False
 
 
-def _is_same_wait(before: Activity, now: Activity) -> bool:
+def is_same_wait(before: Activity, now: Activity) -> bool:
+    """Has it not gone on since it was looked at before?"""
     if now.state == "R":
         return before.state == "R" and before.switches == now.switches
     return (before.call, before.args, before.wchan, before.switches, before.ticks) == (
@@ -114,7 +117,8 @@ def _is_same_wait(before: Activity, now: Activity) -> bool:
     )  # fmt: skip
 
 
-def _tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None, Target | None]:
+def tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None, Target | None]:
+    """What a process does that was seen so: what kind of thing, in which system call, on what."""
     if seen.state == "R":
         return "cpu", None, None
     if seen.is_held:
@@ -138,11 +142,14 @@ def _tell(pid: int, seen: Activity, machine: Machine) -> tuple[What, str | None,
         target = _addressed(pid, address, nbytes, machine)
         if target is not None:
             return target.what, call, target
-    numbers = _descriptors(pid, call, args)
+    numbers = waited_for(pid, call, args)
     targets = [_describe(pid, number, machine) for number in numbers[:_MOST_DESCRIBED]]
     if not targets:
         polls = call in syscalls.POLLS | syscalls.SELECTS | syscalls.EPOLLS
         return ("sleep" if polls else "disk" if seen.state == "D" else "unknown"), call, None
+    if call in ("accept", "accept4") and targets[0].what in ("file", "pipe"):
+        # (A server that expects its socket from systemd, or from a web server, and was started by hand.)
+        return "unknown", call, Target("unknown", f"{targets[0].text}, which is no socket: ENOTSOCK")
     accepting = [each for each in targets if each.what == "accept"]
     if accepting:
         return "accept", call, accepting[0]
@@ -177,8 +184,8 @@ _WCHANS: dict[str, What] = {
 }
 
 
-def _descriptors(pid: int, call: str, args: tuple[int, ...]) -> list[int]:
-    """The descriptors that it waits for."""
+def waited_for(pid: int, call: str, args: tuple[int, ...]) -> list[int]:
+    """The descriptors that a process waits for in a system call."""
     if call in syscalls.ON_DESCRIPTOR:
         return [args[0]] if args[0] < 1 << 31 else []
     if call in syscalls.POLLS:
@@ -248,7 +255,7 @@ def _inet(found: Inet, machine: Machine) -> Target:
     if sock.remote.endswith(":0"):
         return Target("socket", f"{found.kind} at {sock.local}")
     who = machine.who_holds(machine.other_end(found) or machine.listener_of(found))
-    return Target("socket", f"{found.kind} {sock.remote}", who)
+    return Target("socket", f"{found.kind} {sock.remote}", who, sock.local)
 
 
 def _unix(pid: int, unix: UnixSocket, machine: Machine) -> Target:

@@ -18,8 +18,9 @@ import msgspec
 
 from udsproxy.endpoints import ownership
 from udsproxy.events import pid_text, printable
+from udsproxy.inspection.abilities import WORKERS, how_to_have
 from udsproxy.inspection.everywhere import Everywhere
-from udsproxy.kernel import namespaces, proc_net_unix, procfs
+from udsproxy.kernel import namespaces, proc_net_unix, process_table, procfs
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, InetSocket, UnixSocket
 from udsproxy.kernel.namespaces import Namespace, Namespaces
 from udsproxy.kernel.server_diag import is_bound
@@ -94,11 +95,11 @@ class Machine:
                 "backlogs, peers, unread bytes: this kernel has no unix_diag (modprobe unix_diag), "
                 "/proc/net/unix is all there is, and which socket is at a path is told by its name alone"
             )
-        root = os.geteuid() == 0
         if self._hidden_processes:
             several = "process" if self._hidden_processes == 1 else "processes"
-            whose = "(that takes CAP_SYS_PTRACE)" if root else "of other users (run as root to see them)"
-            lines.append(f"the sockets of {self._hidden_processes} {several} {whose}")
+            whose = "" if os.geteuid() == 0 else " of other users"
+            how = how_to_have([WORKERS])
+            lines.append(f"the sockets of {self._hidden_processes} {several}{whose} ({how} to see them)")
         if closed := self.everywhere.closed:
             several = "namespace" if closed == 1 else "namespaces"
             lines.append(f"{closed} other network {several} (that takes root: CAP_SYS_ADMIN)")
@@ -179,6 +180,21 @@ class Machine:
         space = None if sock.file is not None else self.namespace_of(sock)
         return sock.name, sock.file, sock.type, space
 
+    def connected_to(self, inode: int) -> UnixSocket | None:
+        """The listening socket that a connection was made to, given the client's end of it, accepted or not; None:
+        it is no such end, or nobody listens there any more."""
+        client = self.unix.get(inode)
+        if client is None or client.state != ESTABLISHED:
+            return None
+        accepted = self.unix.get(client.peer)
+        if accepted is None:
+            return self.queued.get(inode)
+        return self._listeners.get(self._key_of(accepted)) if accepted.name else None
+
+    @cached_property
+    def _listeners(self) -> dict[tuple[object, ...], UnixSocket]:
+        return {self._key_of(each): each for each in self.unix.values() if each.listening and each.name}
+
     @cached_property
     def queued(self) -> dict[int, UnixSocket]:
         """The clients that nobody has accepted yet, by inode: in whose queue."""
@@ -252,9 +268,11 @@ class Machine:
         return self._inner_pids[pid]
 
     def name_of(self, pid: int) -> str:
-        """A process's name, safe to print."""
+        """A process's name, safe to print. (That of a udsproxy is its interpreter's.)"""
         if pid not in self._names:
-            self._names[pid] = printable(procfs.read_comm(pid) or "?")
+            name = procfs.read_comm(pid) or "?"
+            is_ours = name.startswith("python") and process_table.is_udsproxy(pid)
+            self._names[pid] = "udsproxy" if is_ours else printable(name)
         return self._names[pid]
 
     def parent_of(self, pid: int) -> int | None:

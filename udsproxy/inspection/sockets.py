@@ -17,9 +17,13 @@ import msgspec
 
 from udsproxy.events import Doing, printable
 from udsproxy.inspection.doing import Doer, waits_at
+from udsproxy.inspection.idle import idle_clients
 from udsproxy.inspection.machine import Machine, group_name, spelled, user_name
+from udsproxy.inspection.mounted import Mounted, mounted
 from udsproxy.inspection.roles import roles_at
+from udsproxy.inspection.socket_files import File, file_of
 from udsproxy.inspection.stops import Stop, stops
+from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.kernel.diag_codec import ESTABLISHED, LISTEN, UnixSocket
 from udsproxy.kernel.server_diag import is_bound
 from udsproxy.kernel.socket_file import SocketFile
@@ -34,11 +38,6 @@ State = Literal["listening", "shut", "bound", "connected", "stale", "unseen"]
 """``shut``: shutdown() was called on a listener, nobody can connect. ``bound``: it receives datagrams, or nobody
 has called listen(). ``connected``: a socket for datagrams that takes those of one sender only. ``stale``: a file,
 and nobody behind it. ``unseen``: a file, and somebody behind it who is not shown to us (in a container)."""
-
-File = Literal["there", "removed", "replaced", "hidden", "unsure"]
-"""The file of a socket with an absolute path: nothing is there any more, or it is another one's by now, or its
-directory may not be entered, or it cannot be told whether it is another one's. (`udsproxy.inspection.taps` tells
-where a tap has put it.)"""
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -55,9 +54,19 @@ class Process(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """It holds the socket for its children, and does not serve it itself."""
     heir: bool = False
     """It has inherited the socket from a worker that started it, and does not serve it either."""
+    activator: bool = False
+    """It is systemd, which holds the socket for the service that it starts when somebody connects."""
     doing: Doing | None = None
     stopped: Stop | None = None
     """It stands still: whoever waits for it waits until somebody lets it go on."""
+    idle_client: str | None = None
+    """It waits for the next request on a connection that this client keeps open, and so does every other worker
+    (`udsproxy.inspection.idle`)."""
+
+    @property
+    def serves(self) -> bool:
+        """It takes what comes to the socket."""
+        return not (self.master or self.heir or self.activator)
 
 
 class Established(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -108,8 +117,22 @@ class SocketState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Its network namespace (``net:[4026532281]``). Absent: ours."""
     namespace_pid: int | None = None
     """A process that is in that."""
+    mounted: Mounted | None = None
+    """Of ``stale``: how the file is mounted, where that may be why nobody is behind it."""
+    unit: SocketUnit | None = None
+    """Of systemd, where that holds the socket, and the unit is found: only where a socket was asked for."""
     sure: bool = True
     """False: the numbers of the file are this socket's, and may be another one's too (btrfs, FUSE)."""
+
+    @property
+    def activator(self) -> Process | None:
+        """The systemd that holds the socket."""
+        return next((each for each in self.processes if each.activator), None)
+
+    @property
+    def servers(self) -> list[Process]:
+        """The processes that take what comes to the socket."""
+        return [each for each in self.processes if each.serves]
 
     @property
     def full(self) -> bool:
@@ -127,9 +150,10 @@ def survey(machine: Machine) -> list[SocketState]:
     return sorted(found, key=lambda each: (-each.fullness, -(each.queue or 0), each.address or ""))
 
 
-def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketState]:
+def state_of(machine: Machine, address: str, doer: Doer | None, pid: int | None = None) -> list[SocketState]:
     """The sockets at an address: a path, or ``@NAME``, or as `survey` writes it. There may be several: names stand
-    for a socket of each type. ``doer``: None where what the processes do is not asked for.
+    for a socket of each type. ``doer``: None where what the processes do is not asked for. ``pid``: as this process
+    finds the path, which has file systems of its own.
 
     Raises OSError: there is no such path, or it is no socket; ENXIO: nobody has a socket of that name.
     """
@@ -140,7 +164,7 @@ def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketSt
             raise OSError(errno.ENXIO, "nobody has a socket of that name", address)
         return [_state(machine, each, doer) for each in found]
     try:
-        file = SocketFile.at(address)
+        file = SocketFile.at(address, pid)
     except (OSError, ValueError) as error:  # (a NUL in it)
         # Its file may have been removed, or its name be written with escapes.
         found = _as_written(machine, address) or _as_written(machine, os.path.abspath(address))
@@ -154,7 +178,7 @@ def state_of(machine: Machine, address: str, doer: Doer | None) -> list[SocketSt
     path = os.path.abspath(address)
     found, unsure = machine.at(file)
     if found or unsure:
-        return [_state(machine, each, doer, path, sure=bool(found)) for each in found or unsure]
+        return [_state(machine, each, doer, path, file, sure=bool(found)) for each in found or unsure]
     return [_nobodys(machine, file, path)]
 
 
@@ -162,9 +186,11 @@ def _nobodys(machine: Machine, file: SocketFile, path: str) -> SocketState:
     """Of a file that is of no socket that we see."""
     owner, mode = _owner_and_mode(file.stat)
     left = [each for each in machine.unix.values() if each.state == ESTABLISHED and machine.is_file_of(each, file)]
+    unseen = bool(is_bound(path))
     return SocketState(
         address=printable(path),
-        state="unseen" if is_bound(path) else "stale",
+        state="unseen" if unseen else "stale",
+        mounted=None if unseen else mounted(machine, file, path),
         file="there",
         owner=owner,
         mode=mode,
@@ -177,18 +203,30 @@ def _as_written(machine: Machine, address: str) -> list[UnixSocket]:
 
 
 def _state(
-    machine: Machine, sock: UnixSocket, doer: Doer | None, path: str | None = None, *, sure: bool = True
+    machine: Machine,
+    sock: UnixSocket,
+    doer: Doer | None,
+    path: str | None = None,
+    asked: SocketFile | None = None,
+    *,
+    sure: bool = True,
 ) -> SocketState:
+    """``path``: by which it was asked for. ``asked``: the file there, which is its own as far as is known."""
     holders: dict[int, set[int]] = {}
     for pid, number in machine.holders.get(sock.inode, ()):
         holders.setdefault(pid, set()).add(number)
     bound = os.fsdecode(sock.name.partition(b"\0")[0]) if sock.name and sock.name[:1] != b"\0" else None
     space = machine.namespace_of(sock)
-    where, file = _file(machine, sock, path or bound, list(holders))
+    where, file = (
+        file_of(machine, sock, bound, list(holders))
+        if asked is None
+        else ("there" if sure else "unsure", asked.stat)
+    )
     owner, mode = (None, None) if file is None else _owner_and_mode(file)
     streams = sock.type != socket.SOCK_DGRAM
     queues = sock.state == LISTEN
     backlog = sock.backlog if queues and machine.has_diag else None
+    processes = _processes(machine, sock, holders, doer)
     return SocketState(
         address=printable(path) if path else spelled(sock.name),
         type=TYPES.get(sock.type, str(sock.type)),
@@ -204,12 +242,18 @@ def _state(
         file=where,
         owner=owner,
         mode=mode,
-        processes=_processes(machine, sock, holders, doer),
+        processes=processes,
+        unit=_unit(processes, bound or (f"@{os.fsdecode(sock.name[1:])}" if sock.name else None), path),
         connections=tuple(_connection(machine, each) for each in machine.accepted_from(sock)),
         namespace=None if space is None else space.number,
         namespace_pid=None if space is None else next(iter(holders), space.pid),
         sure=sure,
     )
+
+
+def _unit(processes: tuple[Process, ...], *addresses: str | None) -> SocketUnit | None:
+    activator = next((each for each in processes if each.activator), None)
+    return None if activator is None else unit_at([each for each in addresses if each], activator.pid)
 
 
 def _name_of_state(sock: UnixSocket) -> State:
@@ -218,35 +262,6 @@ def _name_of_state(sock: UnixSocket) -> State:
     if sock.state != LISTEN:
         return "bound"
     return "shut" if sock.shut else "listening"
-
-
-def _file(
-    machine: Machine, sock: UnixSocket, path: str | None, pids: list[int]
-) -> tuple[File | None, os.stat_result | None]:
-    """What became of the file. A relative name is one in the directory of who holds the socket, most likely."""
-    if path is None:
-        return None, None
-    absolute = os.path.isabs(path)
-    seen: File | None = None
-    # (The last: where its holder has another root directory, or other mounts, in a container.)
-    for pid in [None, *pids[:1]] if absolute else pids:
-        try:
-            file = SocketFile.at(path, pid)
-        except PermissionError:
-            if pid is None:
-                machine.closed_directories.add(printable(path))
-                seen = "hidden"
-        except (OSError, ValueError):
-            if pid is None:
-                seen = "removed"
-        else:
-            known = machine.is_file_of(sock, file)
-            if known is not False:
-                return "there" if known else "unsure", file.stat
-            seen = "replaced" if pid is None else seen
-    if seen in ("removed", "replaced") and not pids and machine.namespace_of(sock) is not None:
-        return None, None  # it was bound where we cannot look
-    return seen, None
 
 
 def _processes(
@@ -266,6 +281,8 @@ def _processes(
         )
     waits = {pid: waits_at(pid, sock.inode, fds) for pid, fds in holders.items()}
     roles = roles_at(machine, sock, {pid for pid in waits if waits[pid]})
+    workers = [pid for pid in holders if roles[pid] == "server"]
+    idle = {} if any(waits[pid] for pid in workers) else idle_clients(machine, sock, workers)
     return tuple(
         Process(
             pid=pid,
@@ -275,8 +292,10 @@ def _processes(
             waits=waits[pid],
             master=roles[pid] == "master",
             heir=roles[pid] == "heir",
+            activator=roles[pid] == "activator",
             doing=doer.doing(pid, machine, monotonic()),
             stopped=stopped.get(pid),
+            idle_client=idle.get(pid),
         )
         for pid, fds in holders.items()
     )

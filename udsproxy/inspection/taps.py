@@ -16,12 +16,10 @@ import msgspec
 
 from udsproxy.events import printable
 from udsproxy.inspection.machine import Machine
+from udsproxy.inspection.socket_files import SUFFIX as SUFFIX
 from udsproxy.inspection.sockets import SocketState, state_of
 from udsproxy.inspection.stops import Stop
 from udsproxy.kernel import process_table
-
-SUFFIX = ".udsproxy"
-"""What is put behind a path to name the socket that a tap has put aside (udsproxy.takeover)."""
 
 Case = Literal["standing", "given back", "killed", "moved", "left", "beside"]
 """``standing``: in front of the server. ``given back``: the tap stands still, and the server is at its path.
@@ -66,6 +64,12 @@ class Tapped(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return "a tap" if self.tap is None else f"udsproxy (tap), pid {self.tap.pid},"
 
     @property
+    def stands(self) -> str:
+        """Of ``standing``: ``tapped by udsproxy, pid 7, in front of php-fpm, pid 9``."""
+        pid = "" if self.tap is None else f", pid {self.tap.pid}"
+        return f"tapped by udsproxy{pid}, in front of {self.whom}"
+
+    @property
     def whom(self) -> str:
         """The server: ``php-fpm8.2, pid 9``."""
         return "its server" if self.server is None else self.server.text
@@ -80,7 +84,7 @@ class Tapped(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """One line of it: who stands there, what comes of that, and what to do."""
         aside, restore = self.aside, self.restore
         if self.case == "standing":
-            stands = f"{self.who} stands in front of {self.whom}; the server's own socket is {aside}"
+            stands = f"{self.stands}; the server's own socket is {aside}"
             return f"{stands}; it is stopped: clients wait; {self.go_on}" if self.stopped else stands
         if self.case == "given back":
             still = "is stopped" if self.stopped else "does not answer"

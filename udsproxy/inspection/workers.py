@@ -101,6 +101,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     waiting: tuple[int, ...] = ()
     """The connections, of these that were asked for, that nobody has accepted."""
     workers: tuple[WorkerState, ...] = ()
+    activator: str | None = None
+    """``systemd, pid 1``: it holds the socket, and no worker runs yet."""
     refused: Counted | None = None
     """None: that is not counted."""
     why_not: str | None = None
@@ -116,7 +118,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             Did(None, None)
             if worker.doing is None
             else Did(
-                replace(worker.doing, who=None, for_s=None, stack=None, threads=None),
+                replace(worker.doing, who=None, local=None, for_s=None, stack=None, threads=None),
                 None if worker.doing.who is None else _PID.sub("", worker.doing.who),
             )
             for worker in self.workers
@@ -129,7 +131,9 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
     listener = machine.unix.get(ask.listener)
     if listener is None:
         return Sample(number=ask.number)
-    servers = [pid for pid, role in roles_at(machine, listener).items() if role == "server"][:MOST_WORKERS]
+    roles = roles_at(machine, listener)
+    servers = [pid for pid, role in roles.items() if role == "server"][:MOST_WORKERS]
+    activator = next((machine.named(pid) for pid, role in roles.items() if role == "activator"), None)
     held: dict[int, list[int]] = {}
     waiting = []
     for number, inode in ask.connections:
@@ -167,5 +171,6 @@ def take_sample(ask: Ask, machine: Machine, doer: Doer, now: float) -> Sample:
         gone_waiting=sum(not inode for inode in listener.waiting),
         gone_running=sum(each.pid in left and each.is_busy for each in workers) if ask.doing else 0,
         waiting=tuple(waiting),
+        activator=activator if not servers and not held else None,
         workers=workers,
     )

@@ -36,6 +36,8 @@ _EXCHANGE, _NOREPLACE = 2, 1
 _MAX_LINKS = 40
 """Symbolic links that are followed, as by the kernel (MAXSYMLINKS)."""
 _LOCK_RETRY_S = 0.002
+_TAKEN = "removed"
+"""The name of a file in a private directory."""
 _PRIVATE = re.compile(r"\.udsproxy-(\d+)(?:-[0-9a-f]+)?\.d")
 """A private directory: whose (pid), and a random number, so that nobody can have one of that name ready."""
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -192,20 +194,49 @@ class Directory:
                     raise
                 os.unlink(name, dir_fd=self.fd)
                 return True
-            try:
-                rename(self.fd, name, private, "removed")
-            except FileNotFoundError:
-                return False
-            moved = os.stat("removed", dir_fd=private, follow_symlinks=False)
-            if (moved.st_dev, moved.st_ino) in known:
-                os.unlink("removed", dir_fd=private)
-                return True
-            # Somebody has put another there in that very moment. (Where the name is taken again: beside it.)
-            for back in (name, f"{name}.udsproxy-{os.urandom(4).hex()}"):
-                with contextlib.suppress(FileExistsError):
-                    rename(private, "removed", self.fd, back)
-                    break
+            taken = self._take(name, known, private)
+            if taken:
+                os.unlink(_TAKEN, dir_fd=private)
+            return taken
+
+    def move_known(self, old: str, new: str, known: Container[Identity | None]) -> bool:
+        """Rename a file to a name that nothing has, if it is a known one. Returns False where it is not, or is not
+        there. Raises OSError; FileExistsError: something has the new name, and the file keeps the old one."""
+        there = self.identity(old)
+        if there is None or there not in known:
             return False
+        if self.is_ours_alone:
+            self.move(old, new)
+            return True
+        with self.private() as private:
+            taken = self._take(old, known, private)
+            if taken:
+                try:
+                    rename(private, _TAKEN, self.fd, new)
+                except OSError:
+                    self._give_back(old, private)
+                    raise
+            return taken
+
+    def _take(self, name: str, known: Container[Identity | None], private: int) -> bool:
+        """Move a file into a private directory, and look at it there. Returns whether it is a known one; else it is
+        back, or there was none. Raises OSError."""
+        try:
+            rename(self.fd, name, private, _TAKEN)
+        except FileNotFoundError:
+            return False
+        moved = os.stat(_TAKEN, dir_fd=private, follow_symlinks=False)
+        if (moved.st_dev, moved.st_ino) in known:
+            return True
+        self._give_back(name, private)  # somebody has put another there in that very moment
+        return False
+
+    def _give_back(self, name: str, private: int) -> None:
+        """(Where the name is taken again: beside it.)"""
+        for back in (name, f"{name}.udsproxy-{os.urandom(4).hex()}"):
+            with contextlib.suppress(FileExistsError):
+                rename(private, _TAKEN, self.fd, back)
+                break
 
     @contextlib.contextmanager
     def private(self) -> Iterator[int]:

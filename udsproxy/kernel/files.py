@@ -29,12 +29,14 @@ _WRITE = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK | 
 _ROOT = 0
 
 
-def open_log(path: str) -> int:
-    """A descriptor to append to, made with mode 600 where there is no such file. Raises OSError: it cannot be
-    opened, or is a file that others have a hand in."""
+def open_log(path: str, *, by_name: bool = False) -> int:
+    """A descriptor to append to, made with mode 600 where there is no such file. ``by_name``: its name must lead to
+    it, and not /proc. Raises OSError: it cannot be opened, or is a file that others have a hand in."""
     try:
         fd, given = _open_last(path)
         try:
+            if given and by_name:
+                raise OSError(errno.EINVAL, "it is what a descriptor leads to, so its size cannot be bounded")
             _require_log(fd, given=given)
             os.set_blocking(fd, True)
         except BaseException:
@@ -134,16 +136,19 @@ def _is_of_proc(about: os.stat_result) -> bool:
 def _require_log(fd: int, *, given: bool) -> None:
     about = os.fstat(fd)
     if stat.S_ISREG(about.st_mode):
-        if given:
-            return
-        if about.st_uid not in _trusted():
-            raise PermissionError(
-                errno.EPERM, f"it belongs to {_user(about.st_uid)}; choose a file that is not there"
-            )
-        if about.st_nlink > 1:
-            raise PermissionError(errno.EMLINK, "it has another name (a hard link); choose a file that has one")
+        if not given and (why := foreign_log(about)) is not None:
+            raise PermissionError(errno.EPERM, why)
     elif not (stat.S_ISCHR(about.st_mode) or stat.S_ISFIFO(about.st_mode)):
         raise OSError(errno.EINVAL, "it is no file, terminal, pipe or character device")
+
+
+def foreign_log(about: os.stat_result) -> str | None:
+    """Why this file is not one of ours to write to; None: it is."""
+    if about.st_uid not in _trusted():
+        return f"it belongs to {_user(about.st_uid)}; choose a file that is not there"
+    if about.st_nlink > 1:
+        return "it has another name (a hard link); choose a file that has one"
+    return None
 
 
 def _require_config(about: os.stat_result) -> None:

@@ -16,6 +16,8 @@ import msgspec
 from udsproxy.kernel.procfs import read_parent
 
 _MOST_TITLE = 4096
+_MAX_BEFORE = 6
+"""Of the arguments: the interpreter, its options, and the script."""
 _NOFILE = re.compile(r"^Max open files +(\d+|unlimited) +(\d+|unlimited)", re.MULTILINE)
 
 
@@ -29,12 +31,26 @@ class Descriptors(msgspec.Struct, frozen=True):
 
 def read_title(pid: int) -> str:
     """``/proc/PID/cmdline``: the arguments, a space between them, or the title that a server has put there."""
+    text = _read_command_line(pid)
+    return text.rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "backslashreplace")
+
+
+def read_arguments(pid: int) -> list[str]:
+    """The same, each argument by itself (`os.fsdecode`)."""
+    return [os.fsdecode(word) for word in _read_command_line(pid).removesuffix(b"\0").split(b"\0")]
+
+
+def is_udsproxy(pid: int) -> bool:
+    """Has it been started as a udsproxy, by what its command line says? (As a script, or by ``python -m``.)"""
+    return "udsproxy" in map(os.path.basename, read_arguments(pid)[:_MAX_BEFORE])
+
+
+def _read_command_line(pid: int) -> bytes:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            text = file.read(_MOST_TITLE)
+            return file.read(_MOST_TITLE)
     except OSError:
-        return ""
-    return text.rstrip(b"\0").replace(b"\0", b" ").decode("utf-8", "backslashreplace")
+        return b""
 
 
 def titled(start: str) -> Iterator[tuple[int, str]]:

@@ -109,6 +109,15 @@ def read_parent(pid: int) -> int | None:
         return None
 
 
+def read_age(pid: int) -> float | None:
+    """For how many seconds a process has been there: field 22 of ``/proc/PID/stat``, and ``/proc/uptime``."""
+    try:
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        return float(_read("/proc/uptime").split()[0]) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (ValueError, IndexError):
+        return None
+
+
 def read_tracer(pid: int) -> int | None:
     """Who traces it (ptrace(2)): ``TracerPid`` of ``/proc/PID/status``."""
     found = re.search(rb"^TracerPid:\s*([1-9]\d*)", _read(f"/proc/{pid}/status"), re.MULTILINE)

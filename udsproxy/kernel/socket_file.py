@@ -22,22 +22,20 @@ import socket
 import stat
 import struct
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Self
 
+from udsproxy.kernel import mounts
 from udsproxy.kernel.diag_codec import UnixSocket
+from udsproxy.kernel.mounts import Mount
 from udsproxy.kernel.pidfd import copy_descriptor
+from udsproxy.kernel.roots import open_in
 
 _SIOCUNIXFILE = 0x89E0
-_OPENAT2 = 437
-_RESOLVE_IN_ROOT = 0x10
-_OPEN_HOW = struct.Struct("=QQQ")
-"""struct open_how: flags, mode, resolve."""
 _AT_EMPTY_PATH = 0x1000
 _MAX_HANDLE = 128
 _HANDLE = struct.Struct(f"=Ii{_MAX_HANDLE}s")
 """struct file_handle: its size, its type, what it is."""
-_MOUNTED = re.compile(r"^(\d+) \d+ (\d+):(\d+) .*? - (\S+)", re.MULTILINE)
-"""A line of mountinfo: the mount's id, the device, the type of the file system."""
 _ANY_NUMBERS = re.compile(r"fuse(blk|\..*)?|virtiofs|9p|cifs|smb3")
 """File systems whose numbers are their server's."""
 _LOW = 0xFFFFFFFF
@@ -49,12 +47,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class SocketFile:
     """A file that is there, as sock_diag would name it."""
 
-    def __init__(self, fd: int, path: str, mounts: str = "/proc/self/mountinfo") -> None:
-        """``fd``: it, opened with O_PATH. ``mounts``: where its mount is listed. Raises OSError."""
+    def __init__(self, fd: int, path: str, mounts_at: str = "/proc/self/mountinfo") -> None:
+        """``fd``: it, opened with O_PATH. ``mounts_at``: where its mount is listed. Raises OSError."""
         self.path = path
         self.stat = os.fstat(fd)
         self._handle = _handle_of(fd)
-        self._mounts = mounts
+        self._mounts_at = mounts_at
         self._known: tuple[int | None, bool] | None = None
         told = _told_of(fd)
         self._mount = told.get("mnt_id")
@@ -65,7 +63,7 @@ class SocketFile:
     def at(cls, path: str, pid: int | None = None) -> Self:
         """The file at a path, symbolic links followed; as process ``pid`` finds it, which may have another root
         directory and other mounts. Raises OSError, ValueError."""
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if pid is None else _open_as(pid, path)
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if pid is None else open_as(pid, path)
         try:
             return cls(fd, path, f"/proc/{'self' if pid is None else pid}/mountinfo")
         finally:
@@ -74,6 +72,16 @@ class SocketFile:
     @property
     def is_socket(self) -> bool:
         return stat.S_ISSOCK(self.stat.st_mode)
+
+    @cached_property
+    def mounts(self) -> list[Mount]:
+        """All mounts of the process that finds it so."""
+        return mounts.read(self._mounts_at)
+
+    @property
+    def mount(self) -> Mount | None:
+        """The one that it is on; None: that cannot be told."""
+        return next((each for each in self.mounts if each.id == self._mount), None)
 
     def is_of(self, sock: UnixSocket) -> bool | None:
         """Is it the file of this socket? None: that is not known."""
@@ -111,13 +119,10 @@ class SocketFile:
 
     def _look_up(self) -> tuple[int | None, bool]:
         """The device of its file system, where that is told, and whether no two files there have one number."""
-        text = ""
-        with contextlib.suppress(OSError), open(self._mounts, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-        for mount, major, minor, kind in _MOUNTED.findall(text):
-            if int(mount) == self._mount:
-                return int(major) << 20 | int(minor), not _ANY_NUMBERS.fullmatch(kind)
-        return None, not text  # (without /proc stat() is all there is)
+        mount = self.mount
+        if mount is not None:
+            return mount.device, not _ANY_NUMBERS.fullmatch(mount.kind)
+        return None, not self.mounts  # (without /proc stat() is all there is)
 
     def _is(self, other: int) -> bool | None:
         """Is what this descriptor leads to the same file? (It is on the same file system.)"""
@@ -151,22 +156,20 @@ def _file_of(pid: int, number: int, inode: int) -> int:
         return fcntl.ioctl(sock.fileno(), _SIOCUNIXFILE)
 
 
-def _open_as(pid: int, path: str) -> int:
-    """Raises OSError."""
+def open_as(pid: int, path: str) -> int:
+    """A file as another process finds it, opened with O_PATH. Raises OSError, ValueError."""
     if "\0" in path:
         raise ValueError("embedded null byte")
     if not path.startswith("/"):
         return os.open(f"/proc/{pid}/cwd/{path}", os.O_PATH | os.O_CLOEXEC)
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        how = _OPEN_HOW.pack(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
-        fd: int = _libc.syscall(_OPENAT2, root, os.fsencode(path), how, ctypes.c_size_t(len(how)))
-        if fd < 0:
-            failed = ctypes.get_errno()
-            if failed == errno.ENOSYS:  # (before Linux 5.6; absolute symbolic links then lead to our own root)
-                return os.open(f"/proc/{pid}/root{path}", os.O_PATH | os.O_CLOEXEC)
-            raise OSError(failed, os.strerror(failed), path)
-        return fd
+        return open_in(root, path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        # (Absolute symbolic links then lead to our own root.)
+        return os.open(f"/proc/{pid}/root{path}", os.O_PATH | os.O_CLOEXEC)
     finally:
         os.close(root)
 

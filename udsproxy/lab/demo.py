@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -19,8 +20,10 @@ from udsproxy.config import LogConfig, ProxyConfig
 from udsproxy.endpoints import UnixPath, connect, unix_socket
 from udsproxy.kernel import own_processes
 from udsproxy.lab import requester
+from udsproxy.layout import fold, fold_command
 from udsproxy.proxy.server import Server
 from udsproxy.sinks.text import duration
+from udsproxy.terminal import width_of
 
 WORKERS, BACKLOG, BURST = 2, 2, 12
 SLOW_S = 0.5
@@ -31,19 +34,22 @@ _START_S = 10.0
 _SETTLE_S = 0.15
 """Time for the log's thread to write, so that the proxy's lines and ours stay in order."""
 
-_ENDING = """\
-What you saw:
-  nginx would have logged each EAGAIN as
-    connect() to unix:... failed (11: Resource temporarily unavailable) while connecting to upstream
-  and answered 502. A server with {workers} workers and a backlog of {backlog} has room for
-  {workers} + {backlog} + 1 clients: those that are served, and those that wait, one more than the backlog says.
-
-What to do next:
-  Put it in front of your own server, and point nginx's fastcgi_pass at the new socket:
-    udsproxy run /run/php/seen.sock /run/php/php8.2-fpm.sock
-  -v shows every FastCGI record, -vv the bytes, --log json is for programs.
-  Read docs/nginx-php-fpm.md (the setup, step by step) and docs/events.md (what each key means).
-"""
+_SEEN = (
+    "What you saw:",
+    "  nginx would have logged each EAGAIN as",
+    "    connect() to unix:... failed (11: Resource temporarily unavailable) while connecting to upstream",
+    "  and answered 502. A server with {workers} workers and a backlog of {backlog} has room for {workers} +"
+    " {backlog} + 1 clients: those that are served, and those that wait, one more than the backlog says.",
+    "",
+    "What to do next:",
+    "  Put it in front of your own server, and point nginx's fastcgi_pass at the new socket:",
+    "    udsproxy run /run/php/seen.sock /run/php/php8.2-fpm.sock",
+    "  -v shows every FastCGI record, -vv the bytes, --log json is for programs.",
+    "  Read docs/nginx-php-fpm.md (the setup, step by step) and docs/events.md (what each key means).",
+    "",
+)
+"""Line by line, each folded where it does not fit."""
+_MAX_WIDTH = 100
 
 
 async def demo() -> None:
@@ -78,7 +84,8 @@ async def demo() -> None:
                 await trio.sleep(_SETTLE_S)
                 _tell(outcomes)
     _say("")
-    _say(_ENDING.format(workers=WORKERS, backlog=BACKLOG))
+    for line in _SEEN:
+        _say(line.format(workers=WORKERS, backlog=BACKLOG), hang=0)
 
 
 @asynccontextmanager
@@ -135,18 +142,21 @@ async def _burst(upstream: UnixPath) -> list[str]:
 
 def _tell(outcomes: list[str]) -> None:
     for number, outcome in enumerate(outcomes, 1):
-        _say(f"  client {number:>2}  {outcome}")
+        _say(f"  client {number:>2}  {outcome}", hang=11)
     kinds = Counter("answered" if outcome.startswith("status") else "got EAGAIN" for outcome in outcomes)
     _say("  " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
 
 
 def _title(text: str) -> None:
-    _say(f"\n{text}\n{'-' * len(text)}")
+    width = width_of(sys.stdout)
+    _say(f"\n{text}", hang=3)
+    _say("-" * min(len(text), width or len(text)))
 
 
 def _command(*words: str) -> None:
-    _say(f"$ udsproxy {' '.join(words)}")
+    print(fold_command(f"udsproxy {' '.join(words)}", width_of(sys.stdout), 4, "$ "), flush=True)
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _say(text: str, hang: int = 2) -> None:
+    width = width_of(sys.stdout)
+    print(fold(text, width and min(width, _MAX_WIDTH), hang), flush=True)

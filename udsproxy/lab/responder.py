@@ -146,7 +146,8 @@ def serve(listener: Listener, *, workers: int, delay_s: float) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         while True:
             while len(pids) < workers:
-                pids.add(_fork(listener.sock, workers, delay_s))
+                with held_signals():  # what a handler raises within a hook of fork() (os.register_at_fork) is lost
+                    pids.add(_fork(listener.sock, workers, delay_s))
             pid, _ = os.wait()
             pids.discard(pid)
     except _Stop:
@@ -154,7 +155,7 @@ def serve(listener: Listener, *, workers: int, delay_s: float) -> None:
     finally:
         for number in _ENDING:
             signal.signal(number, signal.SIG_IGN)
-        # One that has just died may have been waited for already, or not be in the list yet.
+        # One that has just died may have been waited for already.
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -178,6 +179,7 @@ def _fork(sock: socket.socket, workers: int, delay_s: float) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number in (signal.SIGINT, signal.SIGHUP):  # a terminal's go to all; the master ends us
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         while os.getppid() == master:
             connection, _ = sock.accept()

@@ -23,7 +23,7 @@ _LINE = re.compile(
 )
 _UNIX = "unix:"
 _CALL = re.compile(
-    r"(?P<call>[a-z]\w{1,20})\(\) (?:to (?P<address>\S.{0,120}?) |\"(?P<file>.*?)\" )?failed"
+    r"(?P<call>[a-z]\w{1,20})\(\) (?:to (?P<address>\S.{0,120}?) |\"(?P<file>.*)\" )?failed"
     r"(?: \((?P<errno>\d{1,5}): (?P<words>[^()]{1,100})\))?"
 )
 _TIMED_OUT = re.compile(r"upstream timed out \((?P<errno>\d{1,5}): (?P<words>[^()]{1,100})\)")
@@ -36,7 +36,14 @@ _REQUEST = re.compile(
     r"(?:, subrequest: \"[^ \"]{0,2000}\")?"
     r"(?:, upstream: \"(?P<upstream>[^\"]{1,300})\")?"
 )
-_UPSTREAM_PATH = re.compile(r"\w{1,12}://unix:(?P<path>[^\"]*)")
+_SPACED = re.compile(
+    r", request: \"(?P<request>[^\"]{1,2000})\""
+    r"(?=$|, (?:subrequest|upstream|host|referrer): \")(?:, upstream: \"(?P<upstream>[^\"]{1,300})\")?"
+)
+"""Of a request with spaces in its URI, which nginx took up to 1.21."""
+_STREAM = re.compile(r"(?P<request>), server: [^,\"]{0,100}, upstream: \"(?P<upstream>[^\"]{1,300})\"")
+"""The lines of the stream module, which knows no requests."""
+_UPSTREAM_PATH = re.compile(r"(?:\w{1,12}://)?unix:(?P<path>[^\"]*)")
 
 
 class NginxError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,7 +84,7 @@ def parse_line(line: str) -> NginxError | None:
     # A script's message may hold anything, what nginx writes behind it included: the last is nginx's.
     client = _last(_CLIENT, said) if stderr else _CLIENT.search(said)
     own, behind = (said, "") if client is None else (said[: client.start()], said[client.start() :])
-    request = _REQUEST.search(behind)
+    request = _REQUEST.search(behind) or _SPACED.search(behind) or _STREAM.search(behind)
     upstream = None if request is None else request["upstream"]
     failed = None if stderr else (_CALL.match(own) or _TIMED_OUT.match(own))
     fields = {} if failed is None else failed.groupdict()
@@ -96,7 +103,7 @@ def parse_line(line: str) -> NginxError | None:
         stderr=stderr,
         doing=None if doing is None else doing["doing"],
         client=None if client is None else client["client"],
-        request=None if request is None else request["request"],
+        request=None if request is None else request["request"] or None,
         upstream=upstream,
     )
 

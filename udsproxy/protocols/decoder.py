@@ -35,11 +35,15 @@ class AcceptWait:
     """How long a connection was in the upstream's accept queue, as far as that is known: between two times, which
     come nearer to each other as more is seen."""
 
-    __slots__ = ("_had_sent", "_held_until", "_least", "_most", "connected_at")
+    __slots__ = ("_had_sent", "_held_until", "_least", "_most", "connected_at", "ended", "told")
 
     def __init__(self, connected_at: int, least: int = 0, most: int | None = None) -> None:
         """In ns; ``least`` and ``most`` count from ``connected_at``."""
         self.connected_at = connected_at
+        self.ended = False
+        """It is known when it ended, or nobody will know."""
+        self.told = False
+        """An event has told that the upstream accepted the connection."""
         self._least = least
         self._most = most
         self._held_until = 0
@@ -59,9 +63,15 @@ class AcceptWait:
 
     def end(self, waited_at: int, seen_at: int | None) -> None:
         """At the one time it waited (where that is later than `connected_at`), at the other no longer."""
+        self.ended = True
         self._least = max(self._least, waited_at - self.connected_at)
         if seen_at is not None:
             self._most = seen_at - self.connected_at
+
+    @property
+    def was_seen(self) -> bool:
+        """The connection was seen to wait, or to have been accepted: that is worth an event."""
+        return self._most is not None
 
     def known(self, answered_at: int | None) -> tuple[float, float] | None:
         """Seconds, and by how much that may be wrong. ``answered_at``: by then it was accepted. None: it may never

@@ -14,12 +14,12 @@ Rules:
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 
 from udsproxy.events import MASK, DecodeError, Direction, Event, Message, Request, Snapshot, printable
 from udsproxy.protocols import fastcgi as wire
+from udsproxy.protocols.cgi_head import CGIHead
 from udsproxy.protocols.decoder import Pending, Scope
 from udsproxy.protocols.fastcgi_screen import MAX_TRUSTED_PADDING
 from udsproxy.protocols.secrets import Masking
@@ -28,8 +28,6 @@ PROTOCOL = "fastcgi"
 
 MAX_OPEN = 32
 """Open requests on one connection. FastCGI servers in use multiplex few or none."""
-MAX_HEAD = 16 * 1024
-"""Bytes of STDOUT in which the CGI headers must be; nginx's own limit is 4 or 8 KiB."""
 MAX_STDERR = 8 * 1024
 MAX_PARAMS_SHOWN = 64 * 1024
 """Bytes of parameters that a `Message` shows; the rest is counted."""
@@ -58,6 +56,8 @@ _FROM_CLIENT = {
     wire.STDIN: _ANY,
     wire.DATA: _ANY,
     wire.GET_VALUES: _ANY,
+    wire.GET_VALUES_RESULT: _ANY,
+    wire.UNKNOWN_TYPE: 8,
 }
 """Which types a client sends, and the size that their content must have."""
 _FROM_SERVER = {
@@ -73,29 +73,25 @@ _PLAIN_FROM_SERVER = frozenset({wire.STDOUT, wire.STDERR})
 _FIXED_FROM_CLIENT = {wire.BEGIN_REQUEST: wire.BEGIN_BODY.size, wire.ABORT_REQUEST: 0}
 _FIXED_FROM_SERVER = {wire.END_REQUEST: wire.END_BODY.size}
 """Types that are right from there with this size, if they have a request id."""
-_MANAGEMENT = frozenset({wire.GET_VALUES, wire.GET_VALUES_RESULT, wire.UNKNOWN_TYPE})
-_UNDERSTOOD_WHOLE = _MANAGEMENT | {wire.BEGIN_REQUEST, wire.END_REQUEST}
+_FIRST = (b"", *(bytes([kind]) for kind in (wire.BEGIN_REQUEST, *sorted(wire.MANAGEMENT))))
+"""The second byte of what a client may begin with."""
+_UNDERSTOOD_WHOLE = wire.MANAGEMENT | {wire.BEGIN_REQUEST, wire.END_REQUEST}
 _WANTED = frozenset({b"REQUEST_METHOD", b"REQUEST_URI", b"SCRIPT_NAME", b"SCRIPT_FILENAME", b"QUERY_STRING"})
-_HEADER_LINE = re.compile(
-    rb"^[ \t]*(status|content-type|location)[ \t]*:[ \t]*([^\r\n]*)", re.MULTILINE | re.IGNORECASE
-)
-"""The headers that mean something here (RFC 3875, section 6.3)."""
 
 
 def recognise(start: bytes) -> bool | None:
     """Do these first bytes of a client begin FastCGI? None: too few to tell.
 
-    They do where they are the header of a BEGIN_REQUEST with a role that exists (spec 5.1), or of a
-    GET_VALUES (spec 4.1).
+    They do where they are the header of a BEGIN_REQUEST with a role that exists (spec 5.1), or of a management
+    record (spec 4.1): a server answers a type that it does not understand with UNKNOWN_TYPE (spec 4.2).
     """
     if len(start) < wire.HEADER.size:
-        right = start[:1] in (b"", b"\x01") and start[1:2] in (b"", b"\x01", b"\x09")
-        return None if right else False
+        return None if start[:1] in (b"", b"\x01") and start[1:2] in _FIRST else False
     version, kind, request_id, size, _ = wire.HEADER.unpack_from(start)
     if version != wire.VERSION:
         return False
     if kind != wire.BEGIN_REQUEST:
-        return bool(kind == wire.GET_VALUES and request_id == 0)
+        return kind in wire.MANAGEMENT and not request_id and _FROM_CLIENT[kind] in (_ANY, size)
     if request_id == 0 or size != wire.BEGIN_BODY.size:
         return False
     if len(start) < wire.HEADER.size + 2:
@@ -135,8 +131,8 @@ class _Exchange:
         more is shown."""
         self.expected_at = 0
         """Where the record begins that goes on with a pair."""
-        self.head: bytes | None = b""
-        """The start of STDOUT until its headers are complete; then None."""
+        self.head: CGIHead | None = CGIHead()
+        """Reads the start of STDOUT until its headers are complete; then None."""
         self.status: int | None = None
         self.content_type: str | None = None
         self.stderr = b""
@@ -151,7 +147,9 @@ class _Exchange:
 
     def size(self) -> int:
         """Bytes that are kept, about."""
-        nbytes = len(self.head or b"") + len(self.stderr) + sum(map(len, self.found.values()))
+        nbytes = (
+            (0 if self.head is None else self.head.kept) + len(self.stderr) + sum(map(len, self.found.values()))
+        )
         if self.reader is not None:
             nbytes += _READER_BYTES + self.reader.kept
         if self.shown_bytes:
@@ -410,7 +408,7 @@ class FastCGIDecoder:
             return None if stream.direction == "c2s" else f"type {kind}, which no server sends"
         if kind not in stream.allowed:
             return f"{name} from the {'client' if stream.direction == 'c2s' else 'server'}"
-        if (request_id == 0) != (kind in _MANAGEMENT):
+        if (request_id == 0) != (kind in wire.MANAGEMENT):
             return f"{name} with request id {request_id}"
         if stream.allowed[kind] not in (_ANY, size):
             return f"{name} of {size} bytes, not {stream.allowed[kind]}"
@@ -449,7 +447,7 @@ class FastCGIDecoder:
                 self._note(exchange, stop - start)
         elif kind == wire.STDOUT:
             if exchange.head is not None:
-                self._take_head(exchange, data[start:stop])
+                self._take_head(exchange, exchange.head, data[start:stop])
                 self._note(exchange, stop - start)
         elif kind == wire.STDERR and len(exchange.stderr) < MAX_STDERR:
             exchange.stderr = (exchange.stderr + data[start:stop])[:MAX_STDERR]
@@ -515,31 +513,12 @@ class FastCGIDecoder:
                     exchange.show(name, value, self._masking)
 
     @staticmethod
-    def _take_head(exchange: _Exchange, piece: bytes) -> None:
-        """CGI headers, up to the empty line (RFC 3875, section 6.2)."""
-        head = exchange.head + piece if exchange.head else piece
-        since = max(0, len(head) - len(piece) - 2)  # it may begin in the last piece
-        lf, crlf = head.find(b"\n\n", since), head.find(b"\n\r\n", since)
-        end = lf if crlf < 0 or 0 <= lf < crlf else crlf
-        if end < 0:
-            # Past the limit they are no headers that a server would read; status stays unknown.
-            exchange.head = None if len(head) > MAX_HEAD + 2 else head
-            return
-        exchange.head = None
-        if end > MAX_HEAD:
-            return
-        status = 200
-        for name, value in _HEADER_LINE.findall(head, 0, end):
-            kind = name.lower()
-            if kind == b"status":
-                code = value[:3]
-                exchange.status = int(code) if len(code) == 3 and code.isdigit() else None
-            elif kind == b"content-type":
-                exchange.content_type = printable(value[:MAX_TEXT].rstrip())
-            else:
-                status = 302
-        if exchange.status is None:
-            exchange.status = status
+    def _take_head(exchange: _Exchange, head: CGIHead, piece: bytes) -> None:
+        if head.feed(piece):
+            exchange.head = None
+        exchange.status = head.status
+        if head.content_type is not None:
+            exchange.content_type = printable(head.content_type[:MAX_TEXT])
 
     def _end_record(
         self, stream: _Stream, kind: int, request_id: int, size: int, exchange: _Exchange | None, at: int

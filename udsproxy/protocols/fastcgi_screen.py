@@ -30,10 +30,12 @@ _MAX_NAME = 256
 _REQUEST_BYTES = 700
 """What a request costs to know, about."""
 
-_TYPES = frozenset({wire.BEGIN_REQUEST, wire.ABORT_REQUEST, wire.PARAMS, wire.STDIN, wire.DATA, wire.GET_VALUES})
+_TYPES = wire.MANAGEMENT | {wire.BEGIN_REQUEST, wire.ABORT_REQUEST, wire.PARAMS, wire.STDIN, wire.DATA}
+_VALUES = frozenset({wire.GET_VALUES, wire.GET_VALUES_RESULT})
+_SIZES = {wire.BEGIN_REQUEST: wire.BEGIN_BODY.size, wire.ABORT_REQUEST: 0, wire.UNKNOWN_TYPE: 8}
 _BEGIN_BODY = ({0}, {1, 2, 3}, {0, 1}, {0}, {0}, {0}, {0}, {0})
 _NO_NAME = re.compile(rb"[^A-Za-z0-9_.:-]")
-_RECORD = re.compile(rb"\x01[\x01\x02\x04\x05\x08\x09]")
+_RECORD = re.compile(rb"\x01[\x01\x02\x04\x05\x08-\x0b]")
 """What a record begins with, in a body that claims to go on."""
 
 
@@ -194,7 +196,7 @@ class FastCGIScreen:
         self._kind = self._done = 0
         self._request: _Request | None = None
         self._values: PairScreen | None = None
-        """The pairs of GET_VALUES."""
+        """The pairs of GET_VALUES, or of its answer."""
         self._requests: dict[int, _Request] = {}
 
     def feed(self, data: bytes) -> bytes:
@@ -233,7 +235,7 @@ class FastCGIScreen:
         elif at in (2, 3):
             self._take_id(out, pos, kind, header)
         elif at in (4, 5):
-            size = {wire.BEGIN_REQUEST: wire.BEGIN_BODY.size, wire.ABORT_REQUEST: 0}.get(kind)
+            size = _SIZES.get(kind)
             self._lost = size is not None and byte != size.to_bytes(2, "big")[at - 4]
         elif at == 7:
             self._lost = byte != 0
@@ -246,9 +248,9 @@ class FastCGIScreen:
     def _take_id(self, out: bytearray, pos: int, kind: int, header: bytes) -> None:
         """Only numbers that are open are shown, and of those that are new the small ones."""
         at = len(header) - 1
-        if kind in (wire.BEGIN_REQUEST, wire.GET_VALUES):
+        if kind == wire.BEGIN_REQUEST or kind in wire.MANAGEMENT:
             number = int.from_bytes(header[2:4], "big")
-            self._lost = at == 3 and (number == 0) != (kind == wire.GET_VALUES)
+            self._lost = at == 3 and (number == 0) != (kind in wire.MANAGEMENT)
             is_known = header[2] == 0
         else:
             is_known = any(each.to_bytes(2, "big")[: at - 1] == header[2:] for each in self._requests)
@@ -274,7 +276,7 @@ class FastCGIScreen:
                 pairs = PairScreen(self._masking, self._ledger, sure=not self._is_mixed(None))
                 self._requests[number] = _Request(pairs)
         self._request = self._requests.get(number)
-        if kind == wire.GET_VALUES:
+        if kind in _VALUES:
             self._values = PairScreen(self._masking, self._ledger, sure=not self._is_mixed(None))
         elif kind == wire.PARAMS:
             self._begin_params(self._request, size, padding)
@@ -312,7 +314,7 @@ class FastCGIScreen:
         request = self._request
         if self._kind == wire.PARAMS and request is not None:
             request.pairs.feed(out, start, stop)
-        elif self._kind == wire.GET_VALUES and self._values is not None:
+        elif self._kind in _VALUES and self._values is not None:
             self._values.feed(out, start, stop)
         elif self._kind == wire.STDIN and request is not None and request.has_params and self._masking.shows_bodies:
             self._body(request, out, start, stop)

@@ -8,10 +8,13 @@ Rules:
   decoder is told and stops guessing, a `Dropped` event says how much.
 * The work (decoding, rendering) is done in small units, of microseconds mostly, by `Tap.work`, which the relay
   calls when traffic leaves it time. It reads no clock.
+* Events of a connection come in the order `open`, `accepted`, answer, `request`, `close`. The name of the worker is
+  asked for meanwhile: an answer does not wait for it, and `accepted` comes without it then.
 """
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -21,6 +24,7 @@ import msgspec
 from msgspec.structs import replace
 
 from udsproxy.events import (
+    Accepted,
     Close,
     Data,
     DecodeError,
@@ -32,12 +36,14 @@ from udsproxy.events import (
     Snapshot,
     Summary,
     UpstreamError,
+    Worker,
     printable,
 )
 from udsproxy.protocols.budget import Budget, Ledger
 from udsproxy.protocols.decoder import AcceptWait, DatagramDecoder, Decoder, Pending, RawDecoder, Scope
 from udsproxy.protocols.registry import make_decoder
 from udsproxy.protocols.screen import ClosedScreen, Screen, make_screens
+from udsproxy.protocols.script_times import ByScript
 from udsproxy.protocols.secrets import Masking
 
 QUEUE_BYTES = 16 * 1024 * 1024
@@ -84,11 +90,19 @@ class Mark(msgspec.Struct, frozen=True):
     rule: str
 
 
+class _Signal(enum.Enum):
+    """An item of the queue that carries nothing."""
+
+    ACCEPTED = 1
+    """A worker has the connection, and it is known who does."""
+
+
 class Observation:
     """One connection, as the tap sees it. Made by `Tap.observe`."""
 
     __slots__ = (
-        "_blind", "_decoder", "_is_stream", "_ledger", "_offsets", "_tap", "_wait", "conn", "proxy", "screens",
+        "_blind", "_decoder", "_has_answer", "_is_stream", "_ledger", "_offsets", "_tap", "_wait", "_worker",
+        "conn", "proxy", "screens",
     )  # fmt: skip
 
     def __init__(
@@ -99,10 +113,13 @@ class Observation:
         conn: int,
         wait: AcceptWait | None,
         ledger: Ledger,
+        has_answer: Callable[[AcceptWait], bool],
         *,
         is_stream: bool = True,
     ) -> None:
         self._tap = tap
+        self._has_answer = has_answer
+        self._worker: Worker | None = None
         self._ledger = ledger
         self.screens: dict[Direction, Screen] = {}
         """Through which the bytes are shown, where they are."""
@@ -140,6 +157,13 @@ class Observation:
     def mark(self, at: int, mark: Mark) -> None:
         """A fault applies from here on."""
         self._tap.append((self, "c2s", at, mark))
+
+    def accepted(self, worker: Worker | None) -> None:
+        """The upstream has accepted it; this worker has it, if that is known."""
+        if self._wait is not None and not self._wait.told:
+            self._worker = worker
+            self._tap.append((self, "s2c", self._wait.connected_at, _Signal.ACCEPTED))
+            self._tap.wake()
 
     def close(self, event: Close, why: str) -> None:
         """The connection ended; ``why`` is what an exchange that has not ended is told to have ended by."""
@@ -211,6 +235,32 @@ class Observation:
             return None
         return self._wait.known(None if self._decoder is None else self._decoder.answered_at)
 
+    @property
+    def may_be_accepted(self) -> bool:
+        """Its `Accepted` has not been told, and may yet be."""
+        return self._wait is not None and not self._wait.told
+
+    def tell_accepted(self, *, asked: bool) -> Sequence[Event]:
+        """Its `Accepted`, if that is due: the worker was ``asked`` for, or what comes next is told after it."""
+        wait = self._wait
+        if wait is None or wait.told or not (self._has_answer(wait) or asked):
+            return ()
+        known = self.waited()
+        if known is None:
+            return ()
+        wait.told = True
+        wait_s, error_s = known
+        return (
+            Accepted(
+                at=wait.connected_at + int(wait_s * 1e9),
+                proxy=self.proxy,
+                conn=self.conn,
+                accept_wait_s=wait_s,
+                accept_error_s=error_s,
+                worker=self._worker,
+            ),
+        )
+
     def begun(self, before: int) -> Sequence[tuple[int, int]]:
         """The exchanges that have begun before that time (ns) and not ended, as far as that is decoded: when, and
         which."""
@@ -242,7 +292,10 @@ class Observation:
             protocol=None if decoder is None else decoder.protocol,
             requests=0 if decoder is None else decoder.exchanges,
         )
-        return [*left, told]
+        accepted = self.tell_accepted(asked=False)
+        if self._wait is not None:
+            self._wait.told = True  # now or never
+        return [*accepted, *left, told]
 
     def give_up(self, at: int, error: Exception) -> Event:
         """The decoder has a bug: from here on this connection is raw and hidden, and nothing else is touched."""
@@ -253,9 +306,14 @@ class Observation:
         return ProxyError(at=at, proxy=self.proxy, conn=self.conn, op="decode", errno="BUG", message=message)
 
 
-_What = bytes | tuple[Close, str] | Event | Mark | None
+_What = bytes | tuple[Close, str] | Event | Mark | _Signal | None
 """Bytes that were forwarded; a connection's end; an event; a fault; None: bytes were lost here."""
 _Item = tuple[Observation | None, Direction, int, _What]
+
+
+def _follows(direction: Direction, events: Sequence[Event]) -> bool:
+    """Whether these are told after the upstream has accepted the connection."""
+    return direction == "s2c" or any(isinstance(event, Request) for event in events)
 
 
 class Tap:
@@ -298,6 +356,7 @@ class Tap:
             ),
             0,
         )
+        self._scripts = ByScript(several=len(decode) > 1)
         self._name = name
         self._sinks = sinks
         self.quiet = not sinks
@@ -328,9 +387,17 @@ class Tap:
     # --- the traffic's side ---
 
     def observe(
-        self, proxy: str, conn: int, wait: AcceptWait | None = None, *, is_stream: bool = True
+        self,
+        proxy: str,
+        conn: int,
+        wait: AcceptWait | None = None,
+        has_answer: Callable[[AcceptWait], bool] = lambda _: False,
+        *,
+        is_stream: bool = True,
     ) -> Observation:
-        """The observation of a new connection. ``is_stream``: else each chunk of its bytes is a datagram."""
+        """The observation of a new connection. ``has_answer``: is called where an answer of a connection whose
+        ``wait`` was not told is decoded: is it worth telling? ``is_stream``: else each chunk of its bytes is a
+        datagram."""
         choice = self._choices[proxy]
         if choice == "none" and self._verbosity >= 2:
             choice = "raw"  # the bytes themselves are asked for
@@ -338,7 +405,7 @@ class Tap:
         if self._sinks and choice != "none":
             scope = Scope(proxy, conn, self._verbosity >= 1, self._masking, ledger, wait)
             decoder = make_decoder(choice, scope) if is_stream else DatagramDecoder(scope)
-        seen = Observation(self, decoder, proxy, conn, wait, ledger, is_stream=is_stream)
+        seen = Observation(self, decoder, proxy, conn, wait, ledger, has_answer, is_stream=is_stream)
         if decoder is not None and self._showing:
             seen.screens = make_screens(self._masking if is_stream else None, ledger)
         return seen
@@ -386,7 +453,16 @@ class Tap:
     def so_far(self, total_s: float, at: int) -> Summary:
         """What was seen until now."""
         dropped = self.total_dropped + sum(sink.total_dropped for sink in self._sinks)
-        return Summary(at=at, proxy=self._name, total_s=total_s, dropped=dropped, **self.summary)
+        scripts, others = self._scripts.told()
+        return Summary(
+            at=at,
+            proxy=self._name,
+            total_s=total_s,
+            dropped=dropped,
+            scripts=scripts,
+            others=others,
+            **self.summary,
+        )
 
     def finish(self, total_s: float, at: int) -> Summary:
         """Say what was seen in all. What still waits is dropped and counted."""
@@ -416,9 +492,13 @@ class Tap:
                 parts = (watched.decode_close(*item),)
             elif isinstance(item, Mark):
                 parts = (watched.decode_mark(at, item),)
+            elif isinstance(item, _Signal):
+                parts = (watched.tell_accepted(asked=True),)
             else:
                 parts = (watched.decode_gap(direction, at),)
             for events in parts:
+                if events and watched is not None and watched.may_be_accepted and _follows(direction, events):
+                    events = [*watched.tell_accepted(asked=False), *events]
                 for event in events:
                     tally = tallies.get(event.__class__)
                     if tally is not None:
@@ -446,6 +526,7 @@ class Tap:
 
     def _count_request(self, event: Request) -> None:
         self.summary["requests"] += 1
+        self._scripts.add(event)
         if event.incomplete is not None:
             self.summary["incomplete"] += 1
         self._tell_watcher(event)

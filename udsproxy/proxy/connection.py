@@ -15,7 +15,7 @@ import msgspec
 import trio
 
 from udsproxy.endpoints import Socket
-from udsproxy.events import Accepted, Client, Close, Open, ProxyError, Side, Snapshot, Worker
+from udsproxy.events import Client, Close, Open, ProxyError, Side, Snapshot, Worker
 from udsproxy.faults.kinds import AcceptDelay, Stream
 from udsproxy.faults.path import Path
 from udsproxy.faults.rules import Book, Rule
@@ -41,7 +41,7 @@ _WHY = {
 class Connection(Pair):
     """One connection: a pair of the relay, with what it is called here."""
 
-    __slots__ = ("_observation", "_of", "faults", "number", "opened_at", "path", "tell", "told_accepted", "wait")
+    __slots__ = ("_observation", "_of", "faults", "number", "opened_at", "path", "tell", "wait")
 
     def __init__(
         self,
@@ -58,8 +58,6 @@ class Connection(Pair):
         self.number = number
         self._observation = observation
         self.wait = wait
-        self.told_accepted = False
-        """It was said that the upstream has accepted it."""
         self.opened_at = 0 if observation is None else monotonic_ns()
         self.path: Path | None = None
         """Of its bytes through faults."""
@@ -98,22 +96,9 @@ class Connection(Pair):
             self._observation.snapshot(request, snapshot)
 
     def tell_accepted(self, worker: Worker | None) -> None:
-        """Once: a worker has it, this one, as far as we may see that."""
-        known = None if self._observation is None else self._observation.waited()
-        if known is not None and not self.told_accepted and self.wait is not None:
-            self.told_accepted = True
-            wait_s, error_s = known
-            at = self.wait.connected_at + int(wait_s * 1e9)
-            self._of.tap.put(
-                Accepted(
-                    at=at,
-                    proxy=self._of.proxy,
-                    conn=self.number,
-                    accept_wait_s=wait_s,
-                    accept_error_s=error_s,
-                    worker=worker,
-                )
-            )
+        """A worker has it: this one, where we may see that."""
+        if self._observation is not None:
+            self._observation.accepted(worker)
 
     def divert(self, relay: Relay, path: Path) -> None:
         """From now on its bytes go through faults."""
@@ -255,7 +240,7 @@ class Connections:
         is_new = wait is None and upstream.family == socket.AF_UNIX
         if is_new and not tap.quiet:
             wait = AcceptWait(monotonic_ns())
-        observation = None if tap.quiet else tap.observe(self.proxy, number, wait)
+        observation = None if tap.quiet else tap.observe(self.proxy, number, wait, waits.has_answer)
         connection = Connection(self, number, client, upstream, observation, wait)
         if is_new:
             waits.add(connection)

@@ -50,6 +50,7 @@ class Gathered:
         """Without who is behind it."""
         self._whos: dict[Did, Counter[str]] = {}
         self._levels: list[Level] = []
+        self._activator: str | None = None
         self._each = 1
         """So many levels one stands for."""
         self._of_last = 0
@@ -98,6 +99,7 @@ class Gathered:
         self._backlog = sample.backlog if sample.backlog is not None else self._backlog
         self._gone_waiting = max(self._gone_waiting, sample.gone_waiting)
         self._gone_running = max(self._gone_running, sample.gone_running)
+        self._activator = sample.activator
         for did, count in sample.what_they_do().items():
             what = replace(did, who=None)
             if what in self._waits or len(self._waits) < _MAX_KEPT_WAITS:
@@ -182,7 +184,9 @@ class Gathered:
 
     def _unseen(self) -> str | None:
         parts = [f"EAGAINs are not all counted: {why}" for why in self._uncounted]
-        if not self._workers:
+        if not self._workers and self._activator is not None:
+            parts.append(f"no worker runs yet: {self._activator}, is to start the service")
+        elif not self._workers:
             parts.append("the workers cannot be seen" + (" (run as root)" if self._hidden else ""))
         return "; ".join(parts) or None
 

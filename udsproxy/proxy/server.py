@@ -34,7 +34,7 @@ from udsproxy.proxy.observer import Observer
 from udsproxy.proxy.relay import Relay
 from udsproxy.proxy.running_faults import RunningFaults
 from udsproxy.proxy.socket_types import require_fit, type_of
-from udsproxy.sinks import make_sinks
+from udsproxy.sinks import STANDARD_OUTPUT, make_sinks
 from udsproxy.sinks.sink import TextSink
 from udsproxy.units import ConfigError
 
@@ -72,9 +72,12 @@ class Server:
         grace_s: float = 5.0,
         seed: int = 0,
         listen: Callable[[ProxyConfig], Listener] | None = None,
+        shown_on: int = STANDARD_OUTPUT,
     ) -> None:
-        """``seed``: of the faults' chance. ``listen``: how a proxy listens, where not on a socket of its own."""
+        """``seed``: of the faults' chance. ``listen``: how a proxy listens, where not on a socket of its own.
+        ``shown_on``: the descriptor for what is shown."""
         self._listen = listen or _listen
+        self.shown_on = shown_on
         self._seed = seed
         self._proxies = proxies
         self._log = log
@@ -107,7 +110,7 @@ class Server:
         raise_fd_limit()
         self._began = monotonic_ns()
         try:
-            self._sinks = make_sinks(self._log, several=len(self._proxies) > 1)
+            self._sinks = make_sinks(self._log, several=len(self._proxies) > 1, fd=self.shown_on)
             watched = [p for p in self._proxies if p.is_watched and not isinstance(p.upstream, Tcp)]
             if self._sinks and watched:
                 self._observer = Observer(counts=any(p.incident_s is not None for p in watched))
@@ -153,8 +156,8 @@ class Server:
 
     @property
     def is_unread(self) -> bool:
-        """The reader of its output has gone."""
-        return any(sink.reader_has_gone for sink in self._sinks)
+        """The reader of what it shows has gone."""
+        return any(sink.is_shown and sink.reader_has_gone for sink in self._sinks)
 
     def change(self, proxies: Sequence[ProxyConfig]) -> list[str]:
         """Put the faults of these proxies in force, in place of those that are. Returns what else differs, a line
@@ -204,7 +207,7 @@ class Server:
             list(self._sinks),
             name=self._proxies[0].name if len(self._proxies) == 1 else "all",
             decode={proxy.name: proxy.decode for proxy in self._proxies},
-            verbosity=2 if self._log.format == "socat" else self._log.verbosity,
+            verbosity=2 if self._log.shown == "socat" else self._log.verbosity,
             masking=None if self._log.show_secrets else Masking(self._log.redact, self._log.show),
         )
         self._tap = tap

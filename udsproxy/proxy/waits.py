@@ -118,6 +118,12 @@ class Waits:
                 self._pause = FIRST_NS
                 self._look_when(at)
 
+    def has_answer(self, wait: AcceptWait) -> bool:
+        """An answer of a connection is decoded, or it has ended. Returns whether its wait is worth telling."""
+        if not wait.ended and self._looked_at > wait.connected_at:
+            wait.end(self._looked_at, monotonic_ns())  # it waited when we looked; `prune` has not come to it yet
+        return self.accepted is not None and wait.was_seen
+
     def _look_when(self, at: int) -> None:
         self._look_at = at
         self._call_at(at, self._look)
@@ -151,7 +157,7 @@ class Waits:
         if seen_at is None and self._looked_at > wait.connected_at and connection.answered:
             seen_at = monotonic_ns()  # it waited when we looked, and was answered meanwhile
         wait.end(self._looked_at, seen_at)
-        if seen_at is not None and self.accepted is not None:
+        if seen_at is not None and self.accepted is not None and not wait.told:
             self.accepted(connection)
 
     def _look(self, at: int) -> None:

@@ -1,7 +1,8 @@
-"""``--log console``: for people, a line an exchange, aligned.
+"""``--log console``: for people, a row for each exchange (rows.py), and a line for everything else.
 
-Rules: what a reader compares stands in columns; what has any length (URI, error text) comes last. Colour only
-says again what the words say. Nothing that a peer sent gets here unescaped (events.py).
+Rules: times of day are local, everywhere. Colour only repeats what the words say. On a terminal no line is wider
+than it; its width is asked for at each event, so that a resized one is followed. Nothing that a peer sent gets here
+unescaped (events.py).
 """
 
 from __future__ import annotations
@@ -28,15 +29,14 @@ from udsproxy.events import (
     UpstreamError,
     pid_text,
 )
-from udsproxy.sinks.text import WallClock, duration, hexdump_lines, size
+from udsproxy.layout import shortened
+from udsproxy.sinks import rows
+from udsproxy.sinks.rows import BOLD, CYAN, DIM, GREEN, RED, YELLOW, Cells, Note
+from udsproxy.sinks.script_table import script_table
+from udsproxy.sinks.text import WallClock, duration, hexdump_lines, local_time, size
+from udsproxy.terminal import Width
 
-_RED, _GREEN, _YELLOW, _CYAN, _DIM, _BOLD = "31", "32", "33", "36", "2", "1"
 _ARROW = {"c2s": ">", "s2c": "<"}
-_HEADING = (
-    f"{'TIME':<12} {'CONN':>6} {'METHOD':<7} {'STATUS':<6}"
-    f" {'TTFB':>8} {'TOTAL':>8} {'SENT':>9} {'RECEIVED':>9}  URI"
-)
-_INDENT = " " * 20
 _WAIT_SHOWN_S = 0.005
 """A wait in the accept queue that is worth a word at the end of a request's line."""
 
@@ -45,25 +45,40 @@ class ConsoleRenderer:
     """See `udsproxy.sinks.sink.Renderer`."""
 
     def __init__(
-        self, clock: WallClock, *, color: bool, verbosity: int, hexdump: int, several: bool = False
+        self,
+        clock: WallClock,
+        *,
+        color: bool,
+        verbosity: int,
+        hexdump: int,
+        several: bool = False,
+        width: Width | None = None,
     ) -> None:
-        """``several``: there are several proxies, so that each line needs to name its own."""
+        """``several``: there are several proxies, so that each line needs to name its own. ``width``: of the
+        terminal; None: there is none."""
         self._clock = clock
         self._color = color
         self._verbosity = verbosity
         self._hexdump = hexdump
         self._several = several
-        self._headed = False
+        self._width = width
+        self._layout = rows.layout(None, several=several, color=color)
+        self._heading = ""
+        """The one that was written last."""
 
     def render(self, event: Event) -> bytes | Iterator[bytes] | None:
+        if self._width is not None and (width := self._width()) != self._layout.width:
+            self._layout = rows.layout(width, several=self._several, color=self._color)
         if isinstance(event, Data):
             return self._data(event)
-        text = self._text(event)
-        return None if text is None else f"{text}\n".encode("utf-8", "backslashreplace")
+        if isinstance(event, Request):
+            text: str | None = self._request(event)
+        else:
+            text = self._text(event)
+            text = text and self._layout.fold(text)
+        return None if text is None else f"{self._begin(event)}{text}\n".encode("utf-8", "backslashreplace")
 
     def _text(self, event: Event) -> str | None:
-        if isinstance(event, Request):
-            return self._request(event)
         if isinstance(event, Close):
             return self._close(event)
         if isinstance(event, Message):
@@ -86,7 +101,7 @@ class ConsoleRenderer:
             if event.conn is not None and not self._verbosity:
                 return None  # the exchange, or the connection's end, tells of it
             name = event.kind if event.rule == event.kind else f"{event.rule} ({event.kind})"
-            return f"{self._start(event)} {self._paint(f'fault {name}', _YELLOW)}: {event.detail}"
+            return f"{self._start(event)} {self._paint(f'fault {name}', YELLOW)}: {event.detail}"
         if isinstance(event, DecodeError):
             where = f"{_side(event.direction)}'s byte {event.offset}"
             return self._trouble(event, f"not {event.protocol} from {where} on: {event.reason}")
@@ -103,37 +118,42 @@ class ConsoleRenderer:
         return None
 
     def _paint(self, text: str, *codes: str) -> str:
-        return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if self._color and codes else text
+        return rows.paint(text, *codes) if self._color and codes else text
+
+    def _shortened(self, uri: str) -> str:
+        """One that stands inside a line: at most half a line of a terminal."""
+        return shortened(uri, self._layout.width and self._layout.width // 2)
 
     def _start(self, event: Event) -> str:
-        conn = f"#{event.conn}" if event.conn is not None else ""
-        start = f"{self._paint(self._clock.time_of_day(event.at), _DIM)} {conn:>6}"
-        return f"{start} {self._paint(event.proxy, _CYAN)}" if self._several else start
+        return self._layout.begin(self._clock.time_of_day(event.at), _conn(event), event.proxy)
 
     def _request(self, event: Request) -> str:
         status = str(event.status) if event.status is not None else "-"
         bad = event.incomplete is not None or event.status is None or event.status >= 500
-        color = _RED if bad else _YELLOW if event.status is not None and event.status >= 400 else _GREEN
-        line = (
-            f"{self._heading()}{self._start(event)} {event.method or '-':<7} {self._paint(f'{status:<6}', color)}"
-            f" {'-' if event.ttfb_s is None else duration(event.ttfb_s):>8} {duration(event.total_s):>8}"
-            f" {size(event.c2s_bytes):>9} {size(event.s2c_bytes):>9}  {event.uri or '-'}"
+        color = RED if bad else YELLOW if event.status is not None and event.status >= 400 else GREEN
+        row = Cells(
+            self._clock.time_of_day(event.at),
+            _conn(event),
+            event.proxy,
+            event.method or "-",
+            self._paint(f"{status:<6}", color),
+            "-" if event.ttfb_s is None else duration(event.ttfb_s),
+            duration(event.total_s),
+            size(event.c2s_bytes),
+            size(event.s2c_bytes),
         )
-        if event.incomplete is not None:
-            line += "  " + self._paint(f"incomplete: {event.incomplete}", _RED)
-        elif event.protocol_status not in (None, "REQUEST_COMPLETE"):
-            line += "  " + self._paint(f"{event.protocol_status}", _RED)
-        if event.faults:
-            line += "  " + self._paint(f"fault: {', '.join(event.faults)}", _YELLOW)
-        if event.app_status:
-            line += f"  app status {event.app_status}"
-        if event.accept_wait_s is not None and event.accept_wait_s >= _WAIT_SHOWN_S:
-            line += "  " + self._paint(f"after {duration(event.accept_wait_s)} in the queue", _YELLOW)
-        if event.unseen:
-            line += "  " + self._paint(event.unseen, _DIM)
+        text = self._headed() + self._layout.row(row, event.uri or "-", _notes(event), color=self._color)
         if event.stderr:
-            line += f"\n{_INDENT}{self._paint('stderr', _YELLOW)} {event.stderr}"
-        return line
+            stderr = f"{self._layout.indent}{self._paint('stderr', YELLOW)} {event.stderr}"
+            text += f"\n{self._layout.fold(stderr)}"
+        return text
+
+    def _headed(self) -> str:
+        """The names of the columns: before the first exchange, and again where a resized terminal shows others."""
+        if self._heading == self._layout.heading:
+            return ""
+        self._heading = self._layout.heading
+        return self._layout.fold(self._heading) + "\n"
 
     def _accepted(self, event: Accepted) -> str:
         by, who = "the upstream", event.worker
@@ -145,31 +165,26 @@ class ConsoleRenderer:
         age = duration(event.snapshot.at_s)
         since = event.snapshot.doing.for_s if event.snapshot.doing is not None else None
         so_long = f" for {duration(since)} or more" if since else ""
-        what = "" if event.request is None else f"{event.method or '-'} {event.uri or '-'}  "
-        line = f"{self._start(event)} {self._paint(f'slow {age}', _YELLOW)} {what}{event.snapshot.text}{so_long}"
+        uri = self._shortened(event.uri or "-")
+        what = "" if event.request is None else f"{event.method or '-'} {uri}  "
+        line = f"{self._start(event)} {self._paint(f'slow {age}', YELLOW)} {what}{event.snapshot.text}{so_long}"
         stack = event.snapshot.doing.stack if event.snapshot.doing is not None else None
         if stack and self._verbosity:
-            line += f"\n{_INDENT}kernel: {' < '.join(stack)}"
+            line += f"\n{self._layout.indent}kernel: {' < '.join(stack)}"
         return line
 
     def _incident(self, event: Incident) -> str:
-        what = self._paint("incident" if event.phase == "open" else "incident over", _RED, _BOLD)
-        lines = [f"{self._start(event)} {what}: {event.what}"]
-        lines += [f"{_INDENT}{each.workers:>5} × {each.doing}" for each in event.waiting_on or ()]
+        what = self._paint("incident" if event.phase == "open" else "incident over,", RED, BOLD)
+        lines = [f"{self._start(event)} {what} since {local_time(event.since)}: {event.what}"]
+        indent = self._layout.indent
+        lines += [f"{indent}{each.workers:>5} × {each.doing}" for each in event.waiting_on or ()]
         lines += [
-            f"{_INDENT}{load.count:>5} × {load.script}, the oldest {duration(load.oldest_s)}"
+            f"{indent}{load.count:>5} × {self._shortened(load.script)}, the oldest {duration(load.oldest_s)}"
             for load in event.in_flight or ()
         ]
         if event.unseen:
-            lines.append(f"{_INDENT}{self._paint(event.unseen, _DIM)}")
+            lines.append(f"{indent}{self._paint(event.unseen, DIM)}")
         return "\n".join(lines)
-
-    def _heading(self) -> str:
-        """The names of the columns, once, before the first exchange."""
-        if self._headed:
-            return ""
-        self._headed = True
-        return self._paint(_HEADING, _BOLD) + "\n"
 
     def _close(self, event: Close) -> str | None:
         """At -v always; else only for a connection that no exchange has told of."""
@@ -181,11 +196,19 @@ class ConsoleRenderer:
         if self._verbosity:
             through = f"{size(event.c2s_bytes)} sent, {size(event.s2c_bytes)} received, {duration(event.total_s)}"
             return f"{self._start(event)} closed by {event.by}{errno}; {through}"
-        return (
-            f"{self._heading()}{self._start(event)} {event.protocol or 'raw':<7} {'':<6} {'':>8}"
-            f" {duration(event.total_s):>8} {size(event.c2s_bytes):>9} {size(event.s2c_bytes):>9}"
-            f"  closed by {event.by}{errno}"
+        row = Cells(
+            self._clock.time_of_day(event.at),
+            _conn(event),
+            event.proxy,
+            event.protocol or "raw",
+            " " * 6,
+            "",
+            duration(event.total_s),
+            size(event.c2s_bytes),
+            size(event.s2c_bytes),
         )
+        note = (f"closed by {event.by}{errno}", "")
+        return self._headed() + self._layout.row(row, "", [note], color=False)
 
     def _open(self, event: Open) -> str:
         who, client = event.client, ""
@@ -196,9 +219,11 @@ class ConsoleRenderer:
         return f"{self._start(event)} opened{client}{took}"
 
     def _message(self, event: Message) -> str:
-        arrow = self._paint(_ARROW[event.direction], _CYAN)
+        arrow = self._paint(_ARROW[event.direction], CYAN)
         fields = "".join(
-            f"\n{_INDENT}    {name}={value}" for name, value in event.fields.items() if name != "request"
+            f"\n{self._layout.indent}    {name}={value}"
+            for name, value in event.fields.items()
+            if name != "request"
         )
         request = event.fields.get("request")
         of = f" of request {request}" if request is not None else ""
@@ -208,10 +233,13 @@ class ConsoleRenderer:
         return f"{self._start(event)} {arrow} {event.kind}{of}, {size(event.nbytes)}{fields}"
 
     def _data(self, event: Data) -> Iterator[bytes]:
-        arrow = self._paint(_ARROW[event.direction], _CYAN)
-        yield f"{self._start(event)} {arrow} {len(event.data)} bytes from {event.offset}\n".encode()
-        for line in hexdump_lines(event.data, self._hexdump):
-            yield f"{_INDENT}{line}\n".encode()
+        arrow = self._paint(_ARROW[event.direction], CYAN)
+        indent, width = self._layout.indent, self._layout.width
+        room = None if width is None else width - len(indent)
+        head = f"{self._start(event)} {arrow} {len(event.data)} bytes from {event.offset}"
+        yield f"{self._layout.fold(head)}\n".encode("utf-8", "backslashreplace")
+        for line in hexdump_lines(event.data, self._hexdump, room):
+            yield f"{indent}{line}\n".encode()
 
     def _listening(self, event: Listening) -> str:
         rights = f" (mode {event.mode}, {event.owner})" if event.mode else ""
@@ -219,21 +247,27 @@ class ConsoleRenderer:
         where = f"on {event.listen}{rights} for {event.upstream}"
         if event.listen == event.upstream:
             where = f"in place of {event.listen}{rights}"
-        return f"{self._start(event)} {self._paint('listening', _BOLD)} {where}{type_}"
+        return f"{self._start(event)} {self._paint('listening', BOLD)} {where}{type_}"
 
     def _queue(self, event: Queue) -> str:
         full = event.queue > event.backlog
-        what = self._paint("queue full", _RED) if full else "queue no longer full"
+        what = self._paint("queue full", RED) if full else "queue no longer full"
         refused = "; the next client gets EAGAIN" if full else ""
         return (
             f"{self._start(event)} {what}: {event.queue} of {event.backlog + 1}, {event.active} connected{refused}"
         )
 
     def _trouble(self, event: Event, text: str) -> str:
-        return f"{self._start(event)} {self._paint(text, _RED)}"
+        return f"{self._start(event)} {self._paint(text, RED)}"
 
     def _summary(self, event: Summary) -> str:
-        return f"{self._start(event)} {self._paint('seen', _BOLD)} {summary_text(event)}"
+        heading, *rows = script_table(event, self._layout.width) or [""]
+        table = [self._paint(heading, BOLD), *rows] if rows else []
+        return "\n".join([f"{self._start(event)} {self._paint('seen', BOLD)} {summary_text(event)}", *table])
+
+    def _begin(self, event: Event) -> str:
+        """The summary comes after a Ctrl-C, of which the terminal has written ``^C`` where the line begins."""
+        return "\r" if isinstance(event, Summary) and self._layout.width is not None else ""
 
 
 def summary_text(event: Summary) -> str:
@@ -249,6 +283,28 @@ def summary_text(event: Summary) -> str:
             parts.append(_count(count, what))
     parts.append(f"{size(event.c2s_bytes)} sent, {size(event.s2c_bytes)} received in {duration(event.total_s)}")
     return "; ".join(parts)
+
+
+def _notes(event: Request) -> list[Note]:
+    """What is to be said of an exchange besides its row."""
+    notes: list[Note] = []
+    if event.incomplete is not None:
+        notes.append((f"incomplete: {event.incomplete}", RED))
+    elif event.protocol_status not in (None, "REQUEST_COMPLETE"):
+        notes.append((f"{event.protocol_status}", RED))
+    if event.faults:
+        notes.append((f"fault: {', '.join(event.faults)}", YELLOW))
+    if event.app_status:
+        notes.append((f"app status {event.app_status}", ""))
+    if event.accept_wait_s is not None and event.accept_wait_s >= _WAIT_SHOWN_S:
+        notes.append((f"after {duration(event.accept_wait_s)} in the queue", YELLOW))
+    if event.unseen:
+        notes.append((event.unseen, DIM))
+    return notes
+
+
+def _conn(event: Event) -> str:
+    return f"#{event.conn}" if event.conn is not None else ""
 
 
 def _count(number: int, what: str) -> str:

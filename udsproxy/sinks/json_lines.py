@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from udsproxy.events import Data, Event
+from udsproxy.events import Data, Event, Message
 from udsproxy.sinks.text import WallClock, hexdump_lines
 
 _encode = msgspec.json.Encoder().encode
@@ -43,13 +43,17 @@ class _ToJson:
 class JsonRenderer:
     """See `udsproxy.sinks.sink.Renderer`."""
 
-    def __init__(self, clock: WallClock, *, hexdump: int) -> None:
+    def __init__(self, clock: WallClock, *, hexdump: int, verbosity: int = 2) -> None:
+        """``verbosity``: below 2 there are no bytes, below 1 no messages (another output may want them)."""
         self._hexdump = hexdump
+        self._hidden = frozenset((Data, Message)[: 2 - min(verbosity, 2)])
         self._kept = _Line()
         logger = structlog.wrap_logger(self._kept, processors=[_ToJson(clock)], wrapper_class=structlog.BoundLogger)
         self._log: Callable[..., object] = logger.bind().info
 
     def render(self, event: Event) -> bytes | Iterator[bytes] | None:
+        if event.__class__ in self._hidden:
+            return None
         if isinstance(event, Data):
             return self._render_data(event)
         self._log(event)

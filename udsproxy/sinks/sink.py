@@ -32,8 +32,12 @@ class Renderer(Protocol):
 class TextSink:
     """A renderer and a writer. See `udsproxy.protocols.tap.Sink`."""
 
-    def __init__(self, name: str, renderer: Renderer, writer: Writer, *, limit: int = HELD_BYTES) -> None:
+    def __init__(
+        self, name: str, renderer: Renderer, writer: Writer, *, limit: int = HELD_BYTES, is_shown: bool = False
+    ) -> None:
+        """``is_shown``: it is what people see, and not the file."""
         self.name = name
+        self.is_shown = is_shown
         self._renderer = renderer
         self._writer = writer
         self._limit = limit

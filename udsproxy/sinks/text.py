@@ -62,6 +62,11 @@ class WallClock:
         return f"{self._local}{nanos // 1000:06d}"
 
 
+def local_time(rfc3339: str) -> str:
+    """The local time of day of an RFC 3339 time: ``07:10:04.718`` for ``2026-11-23T06:10:04.718335Z``."""
+    return datetime.fromisoformat(rfc3339).astimezone().strftime("%H:%M:%S.%f")[:-3]
+
+
 def duration(seconds: float) -> str:
     """``1.3 ms``: three figures or so, right for a column of 8."""
     if seconds < 0.0995:
@@ -83,9 +88,25 @@ def size(nbytes: int) -> str:
     return f"{value / 1024:.1f} TiB"
 
 
-def hexdump_lines(data: bytes, most: int) -> Iterator[str]:
-    """The hexdump of at most ``most`` bytes, line by line, and a line that says what was left out."""
-    if most > 0:
-        yield from hexdump.hexdump(data[:most], result="generator")
-    if len(data) > most:
-        yield f"({len(data) - most} more bytes)"
+_HEXDUMP_WIDTH = 76
+"""Of a line with 16 bytes."""
+
+
+def hexdump_lines(data: bytes, limit: int, width: int | None = None) -> Iterator[str]:
+    """The hexdump of at most ``limit`` bytes, line by line, and a line that says what was left out. ``width``: the
+    cells that a line may take; None: any number."""
+    if limit > 0:
+        if width is None or width >= _HEXDUMP_WIDTH:
+            yield from hexdump.hexdump(data[:limit], result="generator")
+        else:
+            yield from _narrow_hexdump(data[:limit], 8 if width >= 43 else 4)
+    if len(data) > limit:
+        yield f"({len(data) - limit} more bytes)"
+
+
+def _narrow_hexdump(data: bytes, count: int) -> Iterator[str]:
+    """Lines of ``count`` bytes, which take 11 + 4 * count cells."""
+    for start in range(0, len(data), count):
+        piece = data[start : start + count]
+        text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in piece)
+        yield f"{start:08X}: {hexdump.dump(piece):<{3 * count - 1}}  {text}"

@@ -8,6 +8,8 @@ Rules:
   was closed) nothing is tried any more: ``dead`` is set.
 * A file that was moved away (logrotate) or removed is made anew under its name; what was written before is not
   moved.
+* Where the size of a file is limited it is rotated before a line that has no room, so that no line is cut. A line
+  that is longer than a file may be is lost.
 * The thread ends with the process, also where a write is stuck for good.
 """
 
@@ -17,6 +19,7 @@ import contextlib
 import errno
 import os
 import select
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from threading import Event, Thread
@@ -30,10 +33,18 @@ class Writer:
     """Writes to a descriptor, in order, in a thread of its own."""
 
     def __init__(
-        self, fd: int, name: str, *, owned: bool, reopen: Callable[[int], int | None] | None = None
+        self,
+        fd: int,
+        name: str,
+        *,
+        owned: bool,
+        reopen: Callable[[int], int | None] | None = None,
+        rotate: Callable[[int], int] | None = None,
+        limit: int = sys.maxsize,
     ) -> None:
         """``owned``: close the descriptor at the end. ``reopen``: returns another, where the file of this one is
-        not at its place any more, or raises OSError."""
+        not at its place any more, or raises OSError. ``rotate``: returns another, of a new file, where this one has
+        reached its ``limit`` (bytes), or raises OSError."""
         self.dead = False
         self.error: OSError | None = None
         """Why the last write failed; None once one has succeeded again."""
@@ -44,6 +55,8 @@ class Writer:
         self._fd = fd
         self._owned = owned
         self._reopen = reopen
+        self._rotate = rotate
+        self._limit = limit
         self._queue: deque[bytes] = deque()
         self._filled = Event()
         self._closing = Event()
@@ -101,15 +114,63 @@ class Writer:
             closing = self._closing.is_set()
             self._filled.clear()  # before the queue is emptied: what comes after that sets it again
             data = b"".join([self._queue.popleft() for _ in range(len(self._queue))])
-            if self.dead:
-                self._count_lost(data, 0)
-            elif data:
-                self._write(data)
-            self._written += len(data)
+            self._write(data)
             if closing:
                 break
         if self._owned:
             os.close(self._fd)
+
+    def _write(self, data: bytes) -> None:
+        """Whole lines, in as many pieces as files are needed for them."""
+        while data:
+            piece = self._write_piece(data)
+            self._written += piece
+            data = data[piece:]
+
+    def _write_piece(self, data: bytes) -> int:
+        """What the file has room for. Returns how much of this is written, or lost."""
+        if self.dead:
+            self._count_lost(data, 0)
+            return len(data)
+        piece, left = data, len(data)
+        try:
+            self._follow()
+            room = self._room_for(data)
+            piece = data[: room or data.find(b"\n") + 1]
+            left = len(piece)
+            if not room:
+                raise OSError(errno.EFBIG, "a line is longer than the file may be")
+            view = memoryview(b"\n" * self._torn + piece)  # what was begun ends here
+            left = len(view)
+            while left:
+                left -= self._write_some(view[-left:])
+        except OSError as error:
+            self.error = error
+            self.dead = error.errno == errno.EPIPE or (error.errno == errno.EIO and self._is_hung_up())
+        else:
+            self.error = None
+        written = max(0, len(piece) - left)
+        self._count_lost(piece, written)
+        if left <= len(piece):
+            half = written - (piece.rfind(b"\n", 0, written) + 1)
+            self._torn = left > 0 and half > 0 and not self._take_back(half)
+        return len(piece)
+
+    def _room_for(self, data: bytes) -> int:
+        """How many bytes of these lines go into the file, as whole lines; where that is none it is rotated first.
+        0: the first line is longer than any file may be. Raises OSError."""
+        if self._rotate is None:
+            return len(data)
+        for _ in range(2):
+            size = os.fstat(self._fd).st_size
+            room = max(0, self._limit - size - self._torn)
+            whole = len(data) if len(data) <= room else data.rfind(b"\n", 0, room) + 1
+            if whole or not size:
+                return whole
+            fd = self._rotate(self._fd)
+            os.close(self._fd)
+            self._fd, self._torn = fd, False
+        return 0
 
     def _count_lost(self, data: bytes, written: int) -> None:
         """Count what is missing where so many bytes of this were written."""
@@ -121,25 +182,6 @@ class Writer:
                 counts += count
         self.lost_lines += lines
         self.lost_counts += counts
-
-    def _write(self, data: bytes) -> None:
-        left = len(data)
-        try:
-            self._follow()
-            view = memoryview(b"\n" * self._torn + data)  # what was begun ends here
-            left = len(view)
-            while left:
-                left -= self._write_some(view[-left:])
-        except OSError as error:
-            self.error = error
-            self.dead = error.errno == errno.EPIPE or (error.errno == errno.EIO and self._is_hung_up())
-        else:
-            self.error = None
-        written = max(0, len(data) - left)
-        self._count_lost(data, written)
-        if left <= len(data):
-            half = written - (data.rfind(b"\n", 0, written) + 1)
-            self._torn = left > 0 and half > 0 and not self._take_back(half)
 
     def _follow(self) -> None:
         """Go on where the file's name is. Raises OSError: it has been removed, and there can be no other."""

@@ -40,12 +40,12 @@ class Guardian:
         names: Names,
         *,
         log: int | None,
-        as_json: bool,
+        file: str | None,
         proxy: str,
         before_start: Callable[[], None] = lambda: None,
     ) -> None:
-        """``log``: a descriptor that it tells its deeds on, ``as_json`` or as text, besides standard error.
-        ``before_start`` is called before a process is started. Raises `GuardianError`."""
+        """``log``: a descriptor to write JSON lines to about what it does, besides standard error; ``file``: its
+        path, where it is a file. ``before_start`` is called before a process is started. Raises `GuardianError`."""
         self._names = names
         self._before_start = before_start
         self._beats_fd = os.memfd_create("udsproxy-beats", os.MFD_CLOEXEC)
@@ -56,7 +56,7 @@ class Guardian:
             "name": names.name,
             "directory_path": names.directory.path,
             "log": log,
-            "as_json": as_json,
+            "file": file,
             "proxy": proxy,
             "beats": self._beats_fd,
             "pid": os.getpid(),

@@ -27,7 +27,10 @@ import sys
 import time
 
 from udsproxy.kernel.directory import Directory, Identity, identity_of
+from udsproxy.kernel.files import reopen_log
+from udsproxy.layout import fold
 from udsproxy.takeover.names import Known, Names, put_back, stand_down
+from udsproxy.terminal import width_reader
 
 HELLO, ARM = b"hello", b"arm"
 """What the proxy sends: is it up; with three descriptors, the directory, a file of ours, and the real one."""
@@ -177,18 +180,26 @@ def _tell(line: str, told: dict[str, object]) -> None:
     # (A name may be made to drive a terminal, or to forge a line.)
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     with contextlib.suppress(OSError):
-        os.write(2, f"udsproxy: {line}\n".encode(errors="backslashreplace"))
+        os.write(2, _folded(line, 2))
     if not isinstance(log, int):
         return
-    if told["as_json"]:
-        now = time.time_ns()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06}Z"
-        event = {"ts": stamp, "event": "restored", "proxy": told["proxy"], "message": line}
-        text = json.dumps(event, separators=(",", ":")) + "\n"
-    else:
-        text = f"udsproxy: {line}\n"
+    file = told["file"]
+    if isinstance(file, str):
+        with contextlib.suppress(OSError):  # it may have been rotated
+            there = reopen_log(log, file)
+            log = log if there is None else there
+    now = time.time_ns()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now // 1000 % 10**6:06}Z"
+    event = {"ts": stamp, "event": "restored", "proxy": told["proxy"], "message": line}
+    text = json.dumps(event, separators=(",", ":")) + "\n"
     with contextlib.suppress(OSError):
         os.write(log, (_end_of_line(log) + text).encode(errors="backslashreplace"))
+
+
+def _folded(line: str, fd: int) -> bytes:
+    """The line as a person reads it, for the terminal that the descriptor may be."""
+    name = "udsproxy: "
+    return f"{fold(name + line, width_reader(fd)(), len(name))}\n".encode(errors="backslashreplace")
 
 
 def _end_of_line(fd: int) -> str:

@@ -1,0 +1,121 @@
+"""Findings from nginx's error log: what it has met at this socket, and how often. Pure.
+
+ngx_event_connect.c logs a full queue (error 11) and a refusal (111) at level `error`, all else that connect() says
+at `crit`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from udsproxy.doctor.facts import ErrorLog, Facts, Logged
+from udsproxy.doctor.finding import Finding, Level, plural
+
+_HIDES_11 = ("crit", "alert", "emerg")
+
+
+class _Meaning(NamedTuple):
+    level: Level
+    why: str
+    do: str
+
+
+_QUEUE_WAS_FULL = (
+    "The queue was full: for a moment no worker accepted, and each client that came meanwhile was refused."
+)
+_MEANINGS = {
+    "connect 11": _Meaning("problem", _QUEUE_WAS_FULL, ""),
+    "connect 2": _Meaning(
+        "warning",
+        "There was no such path: php-fpm removes its socket when it stops, and makes it when it starts.",
+        "Reload the server instead of restarting it; see its own log for why it stopped.",
+    ),
+    "connect 13": _Meaning(
+        "warning",
+        "nginx's user may not connect: no write permission on the socket, or no x on a directory above it.",
+        "Compare the times with changes of owner and mode; what holds now is told below.",
+    ),
+    "connect 111": _Meaning(
+        "warning",
+        "The file was there, and nobody listened: the server had been killed.",
+        "See the server's own log, and dmesg (the OOM killer), at that time.",
+    ),
+    "recv 104": _Meaning(
+        "warning",
+        "A worker ended with a request half read: it was killed, or its master closed the socket.",
+        "Look for SIGSEGV, SIGKILL and `execution timed out` in php-fpm's error_log at that time.",
+    ),
+    "timed out 110": _Meaning(
+        "warning",
+        "No answer came within nginx's *_read_timeout: the request waited in the queue, or its worker was stuck. "
+        "(A connect timeout never applies to a Unix socket.)",
+        "Find what the workers wait for: udsproxy state PATH while it happens, php-fpm's slowlog.",
+    ),
+    "closed": _Meaning(
+        "warning",
+        "A worker closed the connection without a whole answer: it crashed, or was killed.",
+        "Look for SIGSEGV, SIGKILL and `execution timed out` in php-fpm's error_log at that time.",
+    ),
+    "no live upstreams": _Meaning(
+        "problem",
+        "After failures nginx had left out all servers of the block: every request was a 502 for a while.",
+        "max_fails=0 on each `server unix:...` of the block.",
+    ),
+}
+_OTHER = _Meaning("warning", "", "udsproxy explain tells what such a line means.")
+
+
+def findings(facts: Facts) -> Iterator[Finding]:
+    """All of them."""
+    for nginx in facts.nginx:
+        for log in nginx.logs:
+            for logged in log.logged:
+                yield _logged(facts, log, logged)
+            if not log.logged and log.begin and log.level not in _HIDES_11:
+                yield Finding(
+                    "fine", f"nginx's error log has no failure of this socket since {log.begin} ({log.path})"
+                )
+            if log.level in _HIDES_11:
+                yield Finding(
+                    "note",
+                    f"error_log {log.path} {log.level}: error 11 is not in it",
+                    "nginx logs a full queue, and a refusal, at level error.",
+                    f"error_log {log.path} error;",
+                    "nginx -T | grep error_log",
+                )
+
+
+def _logged(facts: Facts, log: ErrorLog, logged: Logged) -> Finding:
+    meaning = _MEANINGS.get(logged.kind, _OTHER)
+    number = logged.kind.rpartition(" ")[2]
+    what = f"error {number}" if number.isdecimal() else f"`{logged.words}`"
+    level, do = meaning.level, meaning.do
+    count = logged.since_start
+    when = f"{plural(count, 'time')} since the server was started, last at {logged.last}"
+    if not count:
+        level, count = "note", logged.count
+        when = f"{plural(count, 'time')}, the last at {logged.last}, before the server was started"
+    part = "" if log.is_whole else f" Only its end was read, from {log.begin or 'some time'} on."
+    line = f"`{logged.words}` in {log.path}.{part}"
+    if logged.kind == "connect 11":
+        do = _room(facts)
+    return Finding(
+        level,
+        f"nginx logged {what} for this socket {when}",
+        f"{meaning.why} {line}".strip(),
+        do,
+        f"grep -F {shlex.quote(logged.words)} {shlex.quote(log.path)} | tail",
+    )
+
+
+def _room(facts: Facts) -> str:
+    """What to do about a full queue."""
+    find = "Find what held the workers then (udsproxy tap shows it with each request)"
+    has, pool = facts.backlog, facts.pool
+    if has is None or (pool is None and facts.systemd is None):
+        return f"{find}; then a longer queue."
+    where = "Backlog= of its unit" if pool is None or facts.systemd is not None else "listen.backlog"
+    at = "" if pool is None or facts.systemd is not None else f" ({pool.at('listen.backlog')})"
+    return f"{find}. {has + 1} may wait now: a larger {where}{at}, and a restart, lets more wait where they failed."

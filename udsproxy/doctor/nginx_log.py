@@ -1,0 +1,139 @@
+"""The end of nginx's error log: which of its lines are about a socket, how many of each kind, and when.
+
+nginx writes its local time, and no zone. The zone is told by the time at which the file was written last, which is
+that of its last line.
+
+Rules: pure; in bounded memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from udsproxy.doctor.facts import ErrorLog, Logged
+from udsproxy.doctor.reading import shown
+from udsproxy.logs.nginx_error import NginxError, parse_line
+
+_MARKS = (b"unix:", b"no live upstreams")
+"""What a line has that is about a Unix socket."""
+_NO_LIVE = "no live upstreams"
+_CLOSED = "upstream prematurely closed"
+_FULL = "connect 11"
+"""It is told first: others may come of it."""
+_MAX_KINDS = 32
+_MAX_SLACK_S = 300.0
+"""Between the last line and the time of the file."""
+_QUARTER_S = 900.0
+_TEXT = "%Y-%m-%d %H:%M:%S"
+
+
+@dataclass(slots=True)
+class _Kind:
+    words: str
+    count: int = 0
+    since_start: int = 0
+    last: datetime | None = None
+
+
+def summarize(
+    log: ErrorLog,
+    data: bytes,
+    written_at: float,
+    began_at: float | None,
+    is_same: Callable[[str], bool],
+    upstreams: Container[str],
+) -> ErrorLog:
+    """The log with what its end, ``data``, says. ``written_at``: when the file was written last, and ``began_at``:
+    when the server was started (seconds since 1970; None: not known); ``upstreams``: the names of blocks that have
+    the socket."""
+    lines = data.split(b"\n")
+    if not log.is_whole:
+        lines = lines[1:]
+    start = _local(began_at, written_at, lines)
+    kinds: dict[str, _Kind] = {}
+    known: dict[str, bool] = {}
+    for line in lines:
+        if not any(mark in line for mark in _MARKS):
+            continue
+        record = parse_line(os.fsdecode(line))
+        if record is None or (kind := _kind(record)) is None or not _is_about(record, is_same, upstreams, known):
+            continue
+        if kind not in kinds and len(kinds) >= _MAX_KINDS:
+            continue
+        counted = kinds.setdefault(kind, _Kind(_words(record)))
+        counted.count += 1
+        counted.since_start += start is None or record.at is None or record.at >= start
+        counted.last = record.at if counted.last is None or record.at is None else max(counted.last, record.at)
+    first = next((at for line in lines[:100] if (at := _time_of(line)) is not None), None)
+    return ErrorLog(
+        shown(log.path),
+        "" if first is None else first.strftime(_TEXT),
+        log.is_whole,
+        log.level,
+        tuple(
+            Logged(
+                kind,
+                each.words,
+                each.count,
+                "" if each.last is None else each.last.strftime(_TEXT),
+                each.since_start,
+            )
+            for kind, each in sorted(kinds.items(), key=lambda item: (item[0] != _FULL, -item[1].count))
+        ),
+    )
+
+
+def _kind(record: NginxError) -> str | None:
+    """None: it tells of no failure of the socket."""
+    if record.stderr:
+        return None
+    if record.timed_out:
+        return f"timed out {record.errno}"
+    if record.call is not None and record.errno is not None:
+        return f"{record.call} {record.errno}"
+    if record.message.startswith(_NO_LIVE):
+        return _NO_LIVE
+    return "closed" if record.message.startswith(_CLOSED) else None
+
+
+def _words(record: NginxError) -> str:
+    if record.errno is None:
+        return _NO_LIVE if record.message.startswith(_NO_LIVE) else "upstream prematurely closed connection"
+    what = "upstream timed out" if record.timed_out else f"{record.call}() failed"
+    return shown(f"{what} ({record.errno}: {record.words})")
+
+
+def _is_about(
+    record: NginxError, is_same: Callable[[str], bool], upstreams: Container[str], known: dict[str, bool]
+) -> bool:
+    if record.path is None:
+        name = (record.upstream or "").partition("://")[2].partition("/")[0]
+        return name in upstreams
+    if record.path not in known and len(known) < 1000:
+        known[record.path] = is_same(record.path)
+    return known.get(record.path, False)
+
+
+def _time_of(line: bytes) -> datetime | None:
+    record = parse_line(os.fsdecode(line[:200]))
+    return None if record is None else record.at
+
+
+def _local(at: float | None, written_at: float, lines: list[bytes]) -> datetime | None:
+    """A time as nginx would write it; None: its zone cannot be told."""
+    last = next((found for line in lines[:-100:-1] if (found := _time_of(line)) is not None), None)
+    if at is None or last is None:
+        return None
+    epoch = datetime(1970, 1, 1)  # noqa: DTZ001 - times in the log have no zone
+    offset = (last - epoch).total_seconds() - written_at
+    zone = round(offset / _QUARTER_S) * _QUARTER_S
+    if abs(offset - zone) > _MAX_SLACK_S:
+        return None
+    try:
+        # (Whole seconds in the log.)
+        return (epoch + timedelta(seconds=at + zone)).replace(microsecond=0)
+    except OverflowError:
+        return None

@@ -1,0 +1,87 @@
+"""A summary of logs as text: the table, and the newest lines in order of time.
+
+Rule: the width is an argument, as in `udsproxy.layout`. What stands in the lines has been through `printable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from udsproxy.explain.lines import Found
+from udsproxy.explain.summary import Run, Tally, script_of
+from udsproxy.layout import fold, shortened
+
+_MAX_SCRIPTS = 5
+_MAX_SCRIPT = 60
+"""Cells of a script's name."""
+
+
+def title(found: Found) -> str:
+    """``connect(): EAGAIN, /run/php/p.sock``."""
+    if found.symptom is not None:
+        what = found.symptom.words
+    else:
+        what = ": ".join(part for part in (f"{found.call}()" if found.call else None, found.errno) if part)
+    return ", ".join(part for part in (what, found.path or found.tcp) if part)
+
+
+def table(tallies: Iterable[Tally], width: int | None) -> list[str]:
+    """A row for each error, and below it when it was worst, and for which scripts."""
+    rows = list(tallies)
+    clock = _Clock(at for each in rows for at in (each.first, each.last))
+    indent = 7 + 2 * (clock.cells + 2)
+    lines = [f"COUNT  {'FIRST':<{clock.cells}}  {'LAST':<{clock.cells}}  ERROR"]
+    for row in rows:
+        head = f"{row.count:>5}  {clock.text(row.first)}  {clock.text(row.last)}  "
+        lines.append(fold(head + title(row.example), width, indent))
+        below = ", ".join(_below(row, clock))
+        if below:
+            lines.append(fold(" " * indent + below, width, 0))
+    return lines
+
+
+def _below(row: Tally, clock: _Clock) -> Iterator[str]:
+    if row.busiest is not None and row.busiest_count > 1 and row.busiest_count < row.count:
+        yield f"{row.busiest_count} of them in the minute of {clock.minute(row.busiest)}"
+    for script, count in row.top_scripts(_MAX_SCRIPTS):
+        yield f"{shortened(script, _MAX_SCRIPT)} ({count})"
+    if (others := len(row.scripts) - _MAX_SCRIPTS) > 0:
+        yield f"and {others} other scripts"
+
+
+def in_order(runs: Iterable[Run], width: int | None) -> list[str]:
+    """The newest lines, oldest first; those of one kind in a row are one."""
+    rows = list(runs)
+    clock = _Clock(at for each in rows for at in (each.first, each.last))
+    return [_run(row, clock, width) for row in rows]
+
+
+def event(run: Run, width: int | None) -> str:
+    """A run as it is shown while a log is followed."""
+    return _run(run, _Clock(()), width)
+
+
+def _run(row: Run, clock: _Clock, width: int | None) -> str:
+    count = "" if row.count == 1 else f"{row.count} x "
+    program = f"{row.example.program}: " if row.example.program else ""
+    script = script_of(row.example)
+    said = f"{clock.text(row.first)}  {program}{count}{title(row.example)}"
+    if script is not None:
+        said += f", {shortened(script, _MAX_SCRIPT)}"
+    return fold(said, width, clock.cells + 2)
+
+
+class _Clock:
+    """How times are written: with their date where they are of several days."""
+
+    def __init__(self, times: Iterable[datetime | None]) -> None:
+        days = {at.date() for at in times if at is not None}
+        self._form = "%Y-%m-%d %H:%M:%S" if len(days) > 1 else "%H:%M:%S"
+        self.cells = 19 if len(days) > 1 else 8
+
+    def text(self, at: datetime | None) -> str:
+        return "-".ljust(self.cells) if at is None else at.strftime(self._form)
+
+    def minute(self, at: datetime) -> str:
+        return at.strftime(self._form.removesuffix(":%S"))

@@ -1,0 +1,150 @@
+"""What the lines of logs say together: how often each error came, when, and for which scripts.
+
+Rules:
+
+* Sans I/O. Memory is bounded, whatever the logs hold: `MAX_KINDS` errors, `MAX_SCRIPTS` scripts of each, and the
+  newest `MAX_RUNS` runs. What is beyond is counted, not kept.
+* Lines come in order of time (`merged`). A line without a time has that of the line before it in its file.
+* A time without a zone is local time; all are shown in local time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+
+from udsproxy.explain.lines import Found, understand
+from udsproxy.logs.reading import read
+
+MAX_KINDS = 500
+MAX_SCRIPTS = 200
+MAX_RUNS = 15
+
+Kind = tuple[str | None, str | None, str | None, str | None]
+"""Call, errno, a symptom's words, the socket's path: lines that share it are counted together."""
+Stamped = tuple[datetime | None, Found]
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
+
+
+def kind_of(found: Found) -> Kind:
+    """What it is counted as."""
+    symptom = None if found.symptom is None else found.symptom.words
+    return found.call, found.errno, symptom, found.path or found.tcp
+
+
+def script_of(found: Found) -> str | None:
+    """The script, or the path of the request."""
+    if found.script is not None:
+        return found.script
+    words = (found.request or "").split(" ")
+    return words[1].partition("?")[0] or None if len(words) > 1 else None
+
+
+@dataclass(slots=True)
+class Tally:
+    """One kind of error. ``example`` is the newest line of it."""
+
+    example: Found
+    count: int = 0
+    first: datetime | None = None
+    last: datetime | None = None
+    busiest: datetime | None = None
+    """The minute with most of its lines."""
+    busiest_count: int = 0
+    scripts: dict[str, int] = field(default_factory=dict)
+    _minute: datetime | None = None
+    _in_minute: int = 0
+
+    def add(self, found: Found, at: datetime | None) -> None:
+        self.example = found
+        self.count += 1
+        script = script_of(found)
+        if script is not None and (script in self.scripts or len(self.scripts) < MAX_SCRIPTS):
+            self.scripts[script] = self.scripts.get(script, 0) + 1
+        if at is None:
+            return
+        self.first = self.first or at
+        self.last = at
+        minute = at.replace(second=0, microsecond=0)
+        self._in_minute = self._in_minute + 1 if minute == self._minute else 1
+        self._minute = minute
+        if self._in_minute > self.busiest_count:
+            self.busiest, self.busiest_count = minute, self._in_minute
+
+    def top_scripts(self, most: int) -> list[tuple[str, int]]:
+        """The most frequent ones."""
+        return sorted(self.scripts.items(), key=lambda each: -each[1])[:most]
+
+
+@dataclass(slots=True)
+class Run:
+    """Lines of one kind in a row."""
+
+    example: Found
+    first: datetime | None
+    last: datetime | None
+    count: int = 1
+
+
+class Summary:
+    """All that was found so far."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[Kind, Tally] = {}
+        self.runs: deque[Run] = deque(maxlen=MAX_RUNS)
+        self.others = 0
+        """Lines of kinds beyond `MAX_KINDS`."""
+
+    def add(self, found: Found, at: datetime | None) -> bool:
+        """Count it. Returns whether it is the first of its kind."""
+        kind = kind_of(found)
+        if (tally := self._tallies.get(kind)) is None:
+            if len(self._tallies) >= MAX_KINDS:
+                self.others += 1
+                return False
+            tally = self._tallies[kind] = Tally(found)
+        tally.add(found, at)
+        if self.runs and kind_of(self.runs[-1].example) == kind:
+            run = self.runs[-1]
+            run.example, run.last, run.count = found, at or run.last, run.count + 1
+        else:
+            self.runs.append(Run(found, at, at))
+        return tally.count == 1
+
+    def tallies(self) -> list[Tally]:
+        """The most frequent first; of those as frequent, the newest."""
+        order = sorted(self._tallies.values(), key=lambda each: each.last or _EARLIEST, reverse=True)
+        return sorted(order, key=lambda each: each.count, reverse=True)
+
+
+class Reader:
+    """The lines of one file or stream: what each says, and when."""
+
+    def __init__(self, today: date) -> None:
+        self._today = today
+        self._last: datetime | None = None
+
+    def read(self, lines: Iterable[str]) -> Iterator[Stamped]:
+        """Those that have an error."""
+        for line in lines:
+            said = read(line, self._today)
+            if said.at is not None:
+                self._last = said.at.astimezone()
+            found = understand(said)
+            if found is not None:
+                yield self._last, found
+
+
+def merged(streams: Iterable[Iterable[Stamped]]) -> Iterator[Stamped]:
+    """Those of all streams in order of time; a stream whose own times go back stays in its own order."""
+    yield from heapq.merge(*(_never_back(each) for each in streams), key=lambda stamped: stamped[0] or _EARLIEST)
+
+
+def _never_back(stream: Iterable[Stamped]) -> Iterator[Stamped]:
+    last = None
+    for at, found in stream:
+        last = at if last is None else max(at or last, last)
+        yield last, found

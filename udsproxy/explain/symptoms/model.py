@@ -1,0 +1,36 @@
+"""What an entry of the table of lines is."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from udsproxy.explain.errors import Cause
+from udsproxy.logs.line import LogLine
+
+
+class Symptom(msgspec.Struct, frozen=True):
+    """A line that is known by its words: it has no errno, or one that is not the socket's.
+
+    ``words`` is what is logged; ``pattern`` finds it in the program's own words, where ``words`` would not do.
+    ``programs`` are those that write it: a line that is known to be another program's is not it. A ``weak`` one
+    counts only where the line has no errno. ``elsewhere``: it is not the socket's failure, so that the
+    line's errno is told, and the socket's path is not.
+    """
+
+    words: str
+    means: str
+    causes: tuple[Cause, ...]
+    pattern: str = ""
+    programs: tuple[str, ...] = ()
+    fault: str | None = None
+    see: tuple[str, ...] = ()
+    weak: bool = False
+    elsewhere: bool = False
+
+    def is_in(self, line: LogLine) -> bool:
+        """Whether ``line`` says so."""
+        if self.programs and line.program and line.program not in self.programs:
+            return False
+        return re.search(self.pattern or re.escape(self.words), line.said, re.IGNORECASE) is not None

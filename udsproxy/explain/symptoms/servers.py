@@ -1,0 +1,307 @@
+"""Other web and application servers: Apache, lighttpd, HAProxy, uWSGI, gunicorn, unicorn.
+
+Rules: as in `udsproxy.explain.symptoms.nginx`.
+"""
+
+from __future__ import annotations
+
+from udsproxy.explain.errors import Cause
+from udsproxy.explain.symptoms.causes import DIED, LINE_BEFORE, NOT_FASTCGI, QUEUED, RESTARTED, SLOW, TERMINATED
+from udsproxy.explain.symptoms.model import Symptom
+
+SERVERS: tuple[Symptom, ...] = (
+    Symptom(
+        "(70007)The timeout specified has expired",
+        "Apache gave up waiting: 70007 is its own clock (APR_TIMEUP), not the socket's. After ProxyTimeout, or "
+        "timeout= "
+        "of the worker (60 s by default), it answers 504 or 503. It is the twin of nginx's `upstream timed out "
+        "(110`.",
+        (
+            SLOW,
+            QUEUED,
+            Cause(
+                "The time is shorter than the script may take.",
+                "`apachectl -t -D DUMP_CONFIG | grep -iE 'timeout|ProxyPass'`",
+                "ProxyTimeout, or timeout= of ProxyPass; `<Proxy>` with ProxySet timeout= for a SetHandler.",
+            ),
+        ),
+        pattern=r"^\(70007\)|the timeout specified has expired",
+        programs=("apache",),
+        fault="hold",
+    ),
+    Symptom(
+        "(70014)End of file found",
+        "The server closed before a whole answer had come: 70014 is APR_EOF. It is the twin of nginx's "
+        "`upstream "
+        "prematurely closed`.",
+        (DIED, TERMINATED, RESTARTED, NOT_FASTCGI),
+        pattern=r"^\(70014\)|end of file found",
+        programs=("apache",),
+        fault="close",
+    ),
+    Symptom(
+        "AH01079: failed to make connection to backend",
+        "Apache could not connect. httpd-UDS stands for a Unix socket; the path and the errno are in the line "
+        "before, "
+        "AH02454 (or AH00957 for TCP).",
+        (
+            LINE_BEFORE,
+            Cause(
+                "The server is not running, its queue is full, or Apache may not use its socket.",
+                "`udsproxy state PATH`, with the path of SetHandler or ProxyPass.",
+                "See `udsproxy explain connect`.",
+            ),
+        ),
+        pattern=r"failed to make connection to backend",
+        programs=("apache",),
+        weak=True,
+    ),
+    Symptom(
+        "AH00898: Error reading from remote server",
+        "Apache got no proper answer. Why is in the line before, of the same request.",
+        (LINE_BEFORE,),
+        pattern=r"AH00898|error reading from remote server",
+        programs=("apache",),
+        weak=True,
+    ),
+    Symptom(
+        "AH00959: ap_proxy_connect_backend disabling worker",
+        "Apache leaves this server out after a failed connect(), for retry= seconds (60 by default): one "
+        "failure becomes "
+        "a minute of 503. It is the twin of nginx's fail_timeout.",
+        (
+            LINE_BEFORE,
+            Cause(
+                "A short failure (a reload, a full queue) is made longer by that.",
+                "Later requests have 503 at once, without a line of their own.",
+                'retry=0 of ProxyPass, or `<Proxy "unix:PATH|fcgi://localhost">` with ProxySet retry=0.',
+            ),
+        ),
+        pattern=r"AH0?0959|disabling worker",
+        programs=("apache",),
+    ),
+    Symptom(
+        "AH01068: Got bogus version",
+        "The answer does not begin with FastCGI's version, 1. The number is the first byte that came: 72 is "
+        "the H of HTTP.",
+        (NOT_FASTCGI,),
+        pattern=r"AH0106[7-9]|got bogus (?:version|rid|type)",
+        programs=("apache",),
+    ),
+    Symptom(
+        "mod_fcgid: read data timeout",
+        "The application behind mod_fcgid sent nothing for FcgidIOTimeout (40 s by default): Apache's own "
+        "clock. It "
+        "answers 500.",
+        (
+            SLOW,
+            Cause(
+                "The time is shorter than the script may take.",
+                "The seconds in the line.",
+                "Raise FcgidIOTimeout.",
+            ),
+        ),
+        pattern=r"mod_fcgid: (?:read data timeout|ap_pass_brigade failed|error reading data from FastCGI)",
+        programs=("apache",),
+        weak=True,
+    ),
+    Symptom(
+        "unexpected end-of-file (perhaps the fastcgi process died)",
+        "lighttpd: the server closed before a whole answer had come. It is the twin of nginx's `upstream "
+        "prematurely "
+        "closed`.",
+        (DIED, TERMINATED, RESTARTED, NOT_FASTCGI),
+        pattern=r"unexpected end-of-file|response not received, request sent",
+        programs=("lighttpd",),
+        fault="close",
+    ),
+    Symptom(
+        "backend died; we'll disable it",
+        "lighttpd leaves this server out for some seconds after a failure. What failed is in the line before.",
+        (
+            LINE_BEFORE,
+            Cause(
+                "All servers are left out at the same time: requests get 503.",
+                "`all handlers ... are down` follows; the lines before have `connect failed`.",
+                "Explain that line first; disable-time in fastcgi.server.",
+            ),
+        ),
+        pattern=r"backend died|all handlers for\b.*are down|we'll disable it for",
+        programs=("lighttpd",),
+        weak=True,
+    ),
+    Symptom(
+        "uWSGI listen queue of socket full",
+        "uWSGI's accept queue is full: who connects now gets EAGAIN (nginx: error 11), or waits. The numbers "
+        "are how many "
+        "wait, and the backlog.",
+        (
+            Cause(
+                "All workers are busy with something slow.",
+                "`udsproxy state PATH` shows what each waits for; uwsgitop, or --stats.",
+                "Make that faster, or bound it (harakiri).",
+            ),
+            Cause(
+                "There are too few workers, or the queue is short: listen = 100 by default.",
+                "No single request is slow in `udsproxy tap PATH`.",
+                "Raise processes; raise listen, and net.core.somaxconn to no less.",
+            ),
+        ),
+        pattern=r"uWSGI listen queue of socket\b.*\bfull",
+        programs=("uwsgi",),
+        fault="workers=2",
+        see=("nginx-php-fpm.md#catch-error-11",),
+    ),
+    Symptom(
+        "Listen queue size is greater than the system max net.core.somaxconn",
+        "uWSGI does not start: the kernel would cut its backlog to net.core.somaxconn.",
+        (
+            Cause(
+                "listen = is larger than net.core.somaxconn (in this network namespace).",
+                "`sysctl net.core.somaxconn`",
+                "Raise it (a container has its own: --sysctl net.core.somaxconn=1024), or lower listen.",
+            ),
+        ),
+        pattern=r"listen queue size is greater than",
+    ),
+    Symptom(
+        "uwsgi_response_write_body_do() TIMEOUT",
+        "nginx, or the visitor behind it, did not read for socket-timeout seconds (4 by default): uWSGI's own "
+        "clock.",
+        (
+            Cause(
+                "A slow visitor and a large answer, where nginx does not buffer it (uwsgi_buffering off).",
+                "`udsproxy tap PATH`: the client of that request reads slowly.",
+                "uwsgi_buffering on, or a longer socket-timeout.",
+            ),
+        ),
+        pattern=r"uwsgi_\w+\(\) TIMEOUT",
+        programs=("uwsgi",),
+    ),
+    Symptom(
+        "HARAKIRI ON WORKER",
+        "A request took longer than harakiri, and uWSGI killed its worker. nginx has `upstream prematurely "
+        "closed "
+        "connection`, and answers 502.",
+        (
+            SLOW,
+            Cause(
+                "The limit is shorter than the request may take.",
+                "`grep harakiri` in uWSGI's configuration.",
+                "Raise harakiri, and uwsgi_read_timeout of nginx with it.",
+            ),
+        ),
+        pattern=r"\bHARAKIRI\b",
+        programs=("uwsgi",),
+    ),
+    Symptom(
+        "error removing unix socket",
+        "The server found the file of an earlier run at its path, and may not remove it; bind() fails next "
+        "(EADDRINUSE).",
+        (
+            Cause(
+                "The file belongs to another user, and its directory is /tmp (sticky), or is not the server's.",
+                "`ls -ld PATH $(dirname PATH)`; the user that the server starts as.",
+                "Remove the file once, as its owner; use a directory of the server's own (RuntimeDirectory=).",
+            ),
+        ),
+        pattern=r"error removing unix socket|unlink\(\): .*\[core/socket\.c",
+        programs=("uwsgi",),
+    ),
+    Symptom(
+        "gunicorn: Can't connect to",
+        "gunicorn says connect, and means bind(): it could not make its own socket, and gives up after five tries.",
+        (
+            Cause(
+                "The directory does not exist, or its user may not write there.",
+                "`gunicorn --log-level debug` says the errno; `namei -l PATH`.",
+                "RuntimeDirectory= of the unit. See `udsproxy explain bind ENOENT`, `udsproxy explain bind "
+                "EACCES`.",
+            ),
+            Cause(
+                "The filesystem has no sockets (a shared folder of a virtual machine, /mnt/c of WSL).",
+                "`df -T $(dirname PATH)`",
+                "Put it below /run.",
+            ),
+        ),
+        pattern=r"^can't connect to (?:/|unix:)|^gunicorn: can't connect to",
+        programs=("gunicorn",),
+    ),
+    Symptom(
+        "WORKER TIMEOUT",
+        "gunicorn heard nothing from a worker for --timeout (30 s by default), and killed it. nginx has "
+        "`upstream "
+        "prematurely closed connection`, and answers 502.",
+        (
+            SLOW,
+            Cause(
+                "The limit is shorter than a request may take.",
+                "The same request each time (`udsproxy tap PATH`).",
+                "Raise --timeout; a worker class with threads (gthread) reports while a request runs.",
+            ),
+        ),
+        pattern=r"\bWORKER TIMEOUT\b",
+        programs=("gunicorn",),
+    ),
+    Symptom(
+        "was sent SIGKILL! Perhaps out of memory?",
+        "A worker was killed. nginx has `upstream prematurely closed connection` for its request, and answers 502.",
+        (
+            Cause(
+                "The kernel, or the container, was out of memory.",
+                "`journalctl -k | grep -i 'killed process'`; `systemctl show UNIT -p MemoryMax`.",
+                "Less memory a worker, or fewer workers.",
+            ),
+            Cause(
+                "gunicorn itself killed it, after WORKER TIMEOUT.",
+                "That line stands before it.",
+                "Explain that line first.",
+            ),
+        ),
+        pattern=r"was sent SIG(?:KILL|SEGV|ABRT)",
+        programs=("gunicorn",),
+    ),
+    Symptom(
+        "worker=0 timeout, killing",
+        "unicorn killed a worker whose request took longer than timeout (60 s by default). nginx has `upstream "
+        "prematurely closed connection`, and answers 502.",
+        (SLOW,),
+        pattern=r"worker=\d+ (?:PID:\d+ )?timeout\b.*killing",
+        programs=("ruby",),
+    ),
+    Symptom(
+        "HAProxy: SC in the termination state",
+        "HAProxy could not connect to the server: its connect() failed, or it is known to be down. The client "
+        "got 503.",
+        (
+            Cause(
+                "The server is not running (connect() ENOENT or ECONNREFUSED), or its queue is full (EAGAIN).",
+                "`udsproxy state PATH`; HAProxy's own line `Server ... is DOWN, reason: Layer4 connection "
+                "problem`.",
+                "See `udsproxy explain connect`.",
+            ),
+            Cause(
+                "HAProxy runs in a chroot, or as a user who may not use the socket.",
+                "`grep -E 'chroot|user|group'` in its configuration; `namei -l PATH`.",
+                "Put the socket inside the chroot, with rights for HAProxy's user.",
+            ),
+        ),
+        pattern=r"^(?-i:SC)[A-Z-]{0,2}$|^HAProxy: SC in the",
+        programs=("haproxy",),
+    ),
+    Symptom(
+        "HAProxy: sH in the termination state",
+        "The server sent no header of an answer before timeout server was over: HAProxy's own clock. The "
+        "client got 504.",
+        (SLOW, QUEUED),
+        pattern=r"^(?-i:s[HD])[A-Z-]{0,2}$|^HAProxy: (?-i:sH) in the",
+        programs=("haproxy",),
+    ),
+    Symptom(
+        "HAProxy: SH in the termination state",
+        "The server closed, or reset the connection, before a whole header had come. The client got 502.",
+        (DIED, TERMINATED, RESTARTED),
+        pattern=r"^(?-i:S[HD])[A-Z-]{0,2}$|^HAProxy: (?-i:SH) in the",
+        programs=("haproxy",),
+    ),
+)
