@@ -210,7 +210,6 @@ _WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "fr
 _TELLS = {
     "sinks/text.py",
     "takeover/guardian_process.py",
-    "proxy/incident.py",
     "doctor/seen.py",
     "doctor/gathering.py",
     "logs/times.py",
