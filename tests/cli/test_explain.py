@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from udsproxy.cli.tailing import MAX_READ
+from udsproxy.cli.tailing import MAX_LINES, MAX_READ
 from udsproxy.explain.errors import TABLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
@@ -104,7 +104,9 @@ def test_the_newest_of_standard_input_counts() -> None:
     done = explain("-", given=old.encode() + b"\n" + noise * (MAX_READ // len(noise) + 10) + LINE.encode())
     assert done.returncode == 0
     assert re.findall(r"^\d+ x (.*) \(", done.stdout, re.MULTILINE) == ["connect(): EAGAIN"]
-    assert f"Only the newest {MAX_READ // 2**20} MiB of standard input were read." in done.stdout
+    assert (
+        f"Only the end of standard input was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines." in done.stdout
+    )
 
 
 def test_the_newest_of_a_file_counts(tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_the_newest_of_a_file_counts(tmp_path: Path) -> None:
     done = explain(str(log))
     assert done.returncode == 0
     assert re.findall(r"^\d+ x (.*) \(", done.stdout, re.MULTILINE) == ["connect(): EAGAIN"]
-    assert f"Only the newest {MAX_READ // 2**20} MiB of {log} were read." in done.stdout
+    assert f"Only the end of {log} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines." in done.stdout
 
 
 def test_many_errors() -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.proxy import StartProxy
+from tests.e2e.site import start_nginx, start_php_fpm
 from tests.e2e.test_tap import OTHER_UID, ROOT
 from tests.e2e.tools import LIMIT_S, EchoServer, udsproxy, until
 from tests.stage import REPOSITORY, Stage
@@ -141,3 +142,25 @@ def test_what_is_said_to_be_pasted(stage: Stage) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_logs_of_nginx_and_php_fpm(stage: Stage) -> None:
+    """What the real programs log is summed up, in order of time: a request that ran into its limit, and then a
+    server that is not there. (Within a second, which is all that they tell, the log that is named first is first.)
+    """
+    upstream = stage.path("php.sock")
+    php_fpm = start_php_fpm(stage, upstream, "request_terminate_timeout = 1s", workers=1)
+    front = start_nginx(stage, {"direct": upstream})["direct"]
+    assert front.fetch("/compute.php?until=/nothing").status == 502
+    php_fpm.terminate()
+    php_fpm.wait(LIMIT_S)
+    assert front.fetch("/hello.php").status == 502
+    done = udsproxy("explain", stage.path("php", "log"), front.error_log)
+    assert done.returncode == 0
+    said = done.stdout.decode()
+    newest = said.partition("The newest, in order of time:\n")[2].partition("\n\n")[0]
+    at = [newest.index(part) for part in ("php-fpm: execution timed out", "/compute.php", "connect(): ENOENT")]
+    assert at == sorted(at), newest
+    assert re.search(rf"^ +1  .*connect\(\): ENOENT, {re.escape(upstream)}$", said, re.MULTILINE)
+    assert "1 x connect(): ENOENT (2, No such file or directory)" in said
+    assert "1 x execution timed out, terminating" in said

@@ -440,3 +440,12 @@ def test_each_error_says_what_it_is_first() -> None:
     found = parse("connect 11")
     assert found is not None
     assert answer(found).splitlines()[0] == "connect(): EAGAIN (11, Resource temporarily unavailable)"
+
+
+def test_only_causes_of_the_errno() -> None:
+    """Where a line about a file has an errno, the causes of others are left out."""
+    found = parse('[error] 1#1: *1 open() "/var/www/50x.html" failed (2: No such file or directory), client: ::1')
+    assert found is not None
+    said = answer(found)
+    assert "ENOENT: the file does not exist" in said
+    assert "EACCES" not in said

@@ -46,7 +46,7 @@ def test_each_error_with_its_times_and_scripts() -> None:
     assert report.table([tally], 100) == [
         "COUNT  FIRST     LAST      ERROR",
         "    4  12:00:00  12:03:20  connect(): EAGAIN, /run/p.sock",
-        "                           2 of them in the minute of 12:01, /a.php (3), /b.php (1)",
+        "       2 of them in the minute of 12:01, /a.php (3), /b.php (1)",
     ]
 
 
@@ -61,6 +61,14 @@ def test_two_logs_in_order_of_time() -> None:
         "12:00:03  nginx: 2 x connect(): EAGAIN",
         "12:00:05  php-fpm: server reached pm.max_children setting",
     ]
+
+
+def test_two_logs_in_one_stream() -> None:
+    """Nor does it matter that they come one behind the other (``cat``)."""
+    separate = summary_of([nginx(1), nginx(3)], [php_fpm(0), php_fpm(2)])
+    together = summary_of([nginx(1), nginx(3), php_fpm(0), php_fpm(2)])
+    assert report.table(together.tallies(), 100) == report.table(separate.tallies(), 100)
+    assert report.in_order(together.runs, 100) == report.in_order(separate.runs, 100)
 
 
 def test_a_line_without_a_time_has_that_of_the_line_before() -> None:

@@ -18,9 +18,9 @@ from udsproxy.cli.arguments import OTHER, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
 from udsproxy.cli.people import show, tell, width
-from udsproxy.cli.tailing import MAX_READ, STANDARD_INPUT, Log, is_log
+from udsproxy.cli.tailing import MAX_LINES, MAX_READ, STANDARD_INPUT, Log, is_log
 from udsproxy.events import printable
-from udsproxy.explain import report, text
+from udsproxy.explain import page, report, text
 from udsproxy.explain.lines import Found, parse
 from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged
 from udsproxy.inspection.machine import Machine
@@ -62,7 +62,7 @@ def explain(
     if options:
         raise UnknownOption(options[0], ("explain",))
     if markdown:
-        show(text.markdown().removesuffix("\n"))
+        show(page.markdown().removesuffix("\n"))
     elif follow or (what and all(map(is_log, what))):
         _explain_logs(what or (STANDARD_INPUT,), follow=follow)
     elif not what:
@@ -94,7 +94,7 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
     for log in logs:
         if log.is_cut:
             name = "standard input" if log.name == STANDARD_INPUT else printable(log.name)
-            show(f"\nOnly the newest {MAX_READ // 2**20} MiB of {name} were read.")
+            tell(f"\nOnly the end of {name} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines.")
     if follow:
         _follow(logs, readers, summary)
 
@@ -104,7 +104,7 @@ def _show_all(summary: Summary) -> None:
     tallies = summary.tallies()
     show("\n".join(report.table(tallies[:MAX_ANSWERS], columns)))
     if summary.others or len(tallies) > MAX_ANSWERS:
-        show(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
+        tell(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
     if len(tallies) > 1:
         show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, columns)))
     explained: dict[tuple[str | None, ...], Tally] = {}
@@ -112,7 +112,7 @@ def _show_all(summary: Summary) -> None:
         explained.setdefault(kind_of(tally.example)[:3], tally)
     for tally in explained.values():
         found = msgspec.structs.replace(tally.example, client=None, request=None, script=None)
-        show(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
+        tell(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
 
 
 def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> None:
@@ -122,7 +122,7 @@ def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> No
         while logs and not people.output_is_lost():
             ready, _, _ = select.select([log for log in logs if not log.is_file], [], [], _LOOK_S)
             newest = [readers[log.name].read(log.more()) for log in logs if log.is_file or log in ready]
-            _show_events(list(merged(newest)), summary)
+            _show_events(merged(newest), summary)
             logs = [log for log in logs if not log.is_at_end]
     except KeyboardInterrupt:
         pass
@@ -142,7 +142,7 @@ def _show_events(stamped: list[Stamped], summary: Summary) -> None:
             answer = text.answer(run.example, columns and columns - 4)
             show("".join(f"    {line}\n" for line in answer.splitlines()))
     if len(groups) > _MAX_EVENTS:
-        show(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
+        tell(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
 
 
 def _today() -> date:

@@ -2,7 +2,7 @@
 
 Rules:
 
-* Of each log the newest `MAX_READ` bytes are kept, whatever its size, and of a line `MAX_LINE`.
+* Of each log the newest `MAX_READ` bytes are kept, and `MAX_LINES` lines, whatever its size; of a line `MAX_LINE`.
 * A file that was moved away is read to its end, and the new one of that name is opened (logrotate); one that was
   truncated is read from its start.
 * What was opened is checked, not its name: only files, pipes, sockets and terminals are read.
@@ -21,6 +21,7 @@ from udsproxy.cli.common import FAILED, USAGE, Failure
 from udsproxy.events import errno_message, errno_name, printable
 
 MAX_READ = 8 * 1024 * 1024
+MAX_LINES = 100_000
 MAX_LINE = 64 * 1024
 _CHUNK = 256 * 1024
 STANDARD_INPUT = "-"
@@ -70,7 +71,9 @@ class Log:
         data = b"".join(kept)
         if self.is_cut:
             data = data.partition(b"\n")[2]
-        return self._lines(data)
+        lines = self._lines(data)
+        self.is_cut |= len(lines) > MAX_LINES
+        return lines[-MAX_LINES:]
 
     def more(self) -> list[str]:
         """The whole lines that came since. No file is waited for; a pipe has to be readable. Raises `Failure`."""

@@ -25,7 +25,9 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "No nginx is seen to run whose configuration has this path.",
             "Name the client's user: --client www-data.",
         )
-    if facts.pool is not None and facts.tapped is None and not facts.hops:
+    if facts.onward is not None and facts.onward.way:
+        yield _goes_on(facts, facts.onward)
+    if facts.pool is not None and facts.tapped is None and not facts.hops and facts.systemd is None:
         yield from _as_configured(facts)
         yield from _ignored(facts.pool)
     if all(entry.mode & 1 for entry in facts.entries[:-1]) and facts.entries[-1].mode & 2:
@@ -81,6 +83,22 @@ def _may_connect(facts: Facts, user: User) -> Iterator[Finding]:
     )
 
 
+def _goes_on(facts: Facts, user: User) -> Finding:
+    """May a ``run`` connect to the socket behind it?"""
+    stopped, socket = obstacle(user.way, user), user.way[-1].path
+    who = f"{user.name} ({user.where})"
+    if stopped is None:
+        return Finding("fine", f"{who} may connect to {socket}")
+    return Finding(
+        "problem",
+        f"{who} cannot connect to {socket}: EACCES (13: Permission denied)",
+        f"{stopped.path} is {stopped.owner}, mode {stopped.mode:o}; {why_not(stopped, user)}. (As root udsproxy "
+        "connects as its clients; as another user it does as itself.)",
+        f"{_way_in(facts, stopped, user, stopped is user.way[-1])} Or run udsproxy as root.",
+        f"namei -l {shlex.quote(socket)}",
+    )
+
+
 def _pid_of(user: User) -> str:
     return user.where.rpartition(" ")[2]
 
@@ -96,6 +114,9 @@ def _way_in(facts: Facts, stopped: Entry, user: User, at_socket: bool) -> str:
         return (
             f"setfacl -m u:{user.name}:x {shlex.quote(stopped.path)}, or a directory that all may enter (/run/php)."
         )
+    if facts.systemd is not None:
+        where = "its unit" if facts.unit is None else facts.unit.name
+        return f"SocketGroup={group} and SocketMode=0660 in {where} (systemctl edit); then restart that."
     pool = facts.pool
     if pool is not None and pool.has_acl:
         key = "listen.acl_users" if pool.settings.get("listen.acl_users") else "listen.acl_groups"

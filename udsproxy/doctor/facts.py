@@ -242,6 +242,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     such hop, or the socket is not to be seen."""
     inode: int | None = None
     """Of the server's socket."""
+    onward: User | None = None
+    """As whom the last ``run`` connects, where that is not as its clients, and its way there."""
     somaxconn: int | None = None
     """Of that network namespace."""
     mounted: Mounted | None = None

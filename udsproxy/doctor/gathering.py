@@ -18,7 +18,7 @@ from udsproxy.doctor.facts import Entry, Facts, Nginx, Process, User
 from udsproxy.doctor.known import KnownSocket
 from udsproxy.doctor.php_fpm import configuration_of
 from udsproxy.doctor.reading import shown
-from udsproxy.doctor.way import above, entry_of
+from udsproxy.doctor.way import above, entry_of, way_to
 from udsproxy.endpoints.ownership import group_name, user_name
 from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
@@ -126,6 +126,7 @@ class _Gathering:
             hops=route.hops,
             behind=route.address if route.hops else None,
             inode=None if found is None else found.inode,
+            onward=_onward(route),
             systemd=None if found is None or found.activator is None else found.activator.pid,
             unit=self._unit(found),
             mounted=None if found is None else found.mounted,
@@ -174,7 +175,7 @@ class _Gathering:
     def _server_of(self, route: Route) -> SocketState | None:
         """The socket that clients come to."""
         found = list(route.servers)
-        if self._abstract:  # (names of other network namespaces lead nobody of ours there)
+        if self._abstract and not route.hops:  # (names of other network namespaces lead nobody of ours there)
             found = [each for each in found if each.namespace is None]
         return next((each for each in found if each.state == "listening"), found[0] if found else None)
 
@@ -281,3 +282,24 @@ def _line_of(path: str) -> str | None:
 def _somaxconn() -> int | None:
     text = _line_of("/proc/sys/net/core/somaxconn")
     return int(text) if text and text.isdecimal() else None
+
+
+def _onward(route: Route) -> User | None:
+    """As whom the last ``run`` of them connects: root does as its clients, and everybody else as itself."""
+    for hop, path in reversed(list(zip(route.hops, route.paths[1:], strict=False))):
+        if hop.kind != "run" or hop.process is None or not path.startswith("/"):
+            continue
+        ids = procfs.read_ids(hop.process.pid)
+        if ids is None or ids[0] == 0:
+            return None
+        uid, gid, more = ids
+        root = Root(hop.process.pid)
+        try:
+            way = way_to(root, path)
+        except (OSError, ValueError):
+            return None
+        finally:
+            root.close()
+        where = f"udsproxy run, pid {hop.process.pid}"
+        return User(user_name(uid), uid, (gid, *more), where, group_name(gid), pid=hop.process.pid, way=way)
+    return None

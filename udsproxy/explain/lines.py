@@ -70,6 +70,7 @@ _CALL_WORD = re.compile(rf"^({_CALL})\b", re.IGNORECASE)
 _NAMED = r"(?:(?:/|@|\\x00|\\0)[^\s\"'<>|,:;()\[\]]+)"
 _NUL = re.compile(r"^(?:@?\\x00|@?\\0|@@)")
 """How strace, Python and others write the first byte of an abstract name, for which there is an @ here."""
+_SLASHES = re.compile(r"^/{2,}")
 _PATHS = tuple(
     re.compile(form)
     for form in (
@@ -81,19 +82,27 @@ _PATHS = tuple(
         rf"\bunix (?:unix@)?()({_NAMED})",
         r"(?i:\b(?:socket|path|address|AF=1) ?=?)()[\"']((?:[/@]|\\x00|\\0)[^\"']{1,200})[\"']",
         rf"(?i:\bcannot bind unix socket )(?:\([^()]{{1,60}}\) )?()\[({_NAMED})\]",
-        rf"(?i:\b(?:addr=|bound to: |can't connect to |connection in use: |redis at |bind to path ))()({_NAMED})",
+        rf"(?i:\b(?:addr=|bound to: |can't connect to |connection in use: |redis at |bind to path:? ))()({_NAMED})",
         rf"(?i:\bconnection to )()({_NAMED})",
+        rf"(?i:\bon socket: )()({_NAMED})",
         rf"(?i:\bconnect\()()({_NAMED})\)",
         rf"(?i:\blistening socket )\(()({_NAMED})\)",
         rf"(?i: \(2\) for |\(2\) for |\(errno::\w+\) - | - )()({_NAMED})",
         rf"\bE[A-Z]{{3,15}}:? (?:[a-z ]{{1,40}} )?()({_NAMED})",
         rf"(?i:\bcannot bind to )()({_NAMED})",
+        rf"(?i:\b(?:local)?socket:? )()({_NAMED})",
+        rf"(?i:\bconnect(?:ing)?(?: to)? )()({_NAMED})",
+        r"(?i:\bWSGI daemon process '[^']{1,80}' on )()'(/[^']{1,108})'",
         rf"()(?<![\w.~-])({_NAMED}\.sock(?:et)?(?:-\d+)?)\b",
     )
 )
 _FILE = re.compile(r"\((/[^()\"]{1,200})\)")
-_TCP = re.compile(r"\b(?:connect(?:ing)?(?:\(\))? to|dial tcp) (\[?[\da-fA-F.:]{6,45}:\d{1,5})\b")
-_LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)([ =])\d{3,}(?=[ ,.;\]]|$)")
+_TCP = re.compile(
+    r"(?<![\w.:])(\[[\da-fA-F:.]{2,45}\]:\d{1,5}|\d{1,3}(?:\.\d{1,3}){3}:\d{1,5}|\*:\d{1,5})(?![\w.])"
+    r"|\bhost (\S{1,80} port \d{1,5})\b|\(('[\d.:a-z]{1,45}', \d{1,5})\)"
+    r"|\b(?:listen|dial) tcp[46]? (\S{1,80}):(?= )"
+)
+_LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)(?<!code)([ =])\d{3,}(?=[ ,.;\]]|$)")
 """None that could be an errno."""
 
 
@@ -112,16 +121,17 @@ def understand(line: LogLine) -> Found | None:
         return None
     call, errno, symptom = decided
     elsewhere = symptom is not None and symptom.elsewhere
+    path = None if elsewhere else _shown(_plain(line.path)) or _path(line.said)
     return Found(
         call=call,
         errno=errno if symptom is None or elsewhere else None,
         symptom=symptom,
-        path=None if elsewhere else _shown(line.path) or _path(line.said),
+        path=path,
         file=_shown(line.file) or (_first(_FILE, line.said) if elsewhere else None),
         client=_shown(line.client),
         request=_shown(line.request),
         script=_shown(line.script),
-        tcp=_shown(line.tcp) or _first(_TCP, line.said),
+        tcp=_shown(line.tcp) or (None if path is not None or elsewhere else _tcp(line.said)),
         program=line.program,
         at=line.at,
     )
@@ -202,8 +212,18 @@ def _cannot_bind(line: LogLine) -> bool:
 def _path(said: str) -> str | None:
     for form in _PATHS:
         if (found := form.search(said)) is not None:
-            return _shown(_NUL.sub("@", found[1] + found[2]))
+            return _shown(_plain(found[1] + found[2].rstrip(".")))
     return None
+
+
+def _plain(path: str | None) -> str | None:
+    """An abstract name begins with @, and unix:///x is /x."""
+    return path and _SLASHES.sub("/", _NUL.sub("@", path))
+
+
+def _tcp(said: str) -> str | None:
+    found = _TCP.search(said)
+    return None if found is None else _shown(next(each for each in found.groups() if each))
 
 
 def _first(form: re.Pattern[str], text: str) -> str | None:

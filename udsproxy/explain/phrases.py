@@ -32,6 +32,8 @@ ERRNOS: tuple[Phrase, ...] = (
     _phrase(r"adding listener failed addr=.* \(in use\)", "bind", "EADDRINUSE"),  # unicorn
     _phrase(r"there is already a server bound to: ", "bind", "EADDRINUSE"),  # puma
     _phrase(r"another process with pid \d+ is using unix socket file", "bind", "EADDRINUSE"),  # MySQL
+    _phrase(r"do you already have another mysqld server running on socket", "bind", "EADDRINUSE"),
+    _phrase(r"another program is already listening on a port", "bind", "EADDRINUSE"),  # supervisord
     _phrase(r"ControlSocket .{1,200} already exists, disabling multiplexing", "bind", "EADDRINUSE"),  # ssh
     _phrase(r"^unix://\S{1,200} no such file", "connect", "ENOENT"),  # supervisorctl
     _phrase(r"^unix://\S{1,200} refused connection", "connect", "ECONNREFUSED"),
@@ -42,11 +44,14 @@ CALLS_IN_WORDS: tuple[Phrase, ...] = (
     _phrase(r"^connection to \S{1,200} failed: \[Errno", "bind"),  # gunicorn, of its own socket
     _phrase(r"\bunable to bind\b|\b(?:can(?:'|no)t|could not|failed to) bind\b|\bbind .{0,120}failed\b", "bind"),
     _phrase(r"\bbind on unix socket\b|\bfailed to create listening socket\b|\badd_unix_listener\b", "bind"),
+    _phrase(r"some protocols failed to start their listeners|still could not bind\(\)", "bind"),
+    _phrase(r"\berror adding listener addr=", "bind"),  # unicorn
     _phrase(r"SQLSTATE\[HY000\] \[2002\]|\(HY000/2002\)", "connect"),
     _phrase(r"\b(?:connect(?:ing|ion)?|connected) (?:to|on)\b|\bdial(?:ing)? (?:unix|tcp)\b", "connect"),
     _phrase(
         r"\b(?:connect(?:ion)?|establishing connection) failed\b|\b(?:could not|can(?:'|no)t) connect\b", "connect"
     ),
+    _phrase(r"\bconnect [/@]|\bunable to connect to WSGI daemon\b", "connect"),
     _phrase(r"\binitial connection step\b|\blayer4 connection problem\b|\bconnecting to agent\b", "connect"),
     _phrase(r"\bunable to connect to cgi daemon\b|\bcontrol socket connect\(", "connect"),
     _phrase(r"\brecv failure\b", "recv"),

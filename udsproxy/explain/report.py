@@ -15,6 +15,8 @@ from udsproxy.layout import fold, shortened
 _MAX_SCRIPTS = 5
 _MAX_SCRIPT = 60
 """Cells of a script's name."""
+_BELOW = " " * 7
+"""Before what stands below a row: under FIRST, so that there is room on a narrow terminal."""
 
 
 def title(found: Found) -> str:
@@ -30,14 +32,13 @@ def table(tallies: Iterable[Tally], width: int | None) -> list[str]:
     """A row for each error, and below it when it was worst, and for which scripts."""
     rows = list(tallies)
     clock = _Clock(at for each in rows for at in (each.first, each.last))
-    indent = 7 + 2 * (clock.cells + 2)
     lines = [f"COUNT  {'FIRST':<{clock.cells}}  {'LAST':<{clock.cells}}  ERROR"]
     for row in rows:
         head = f"{row.count:>5}  {clock.text(row.first)}  {clock.text(row.last)}  "
-        lines.append(fold(head + title(row.example), width, indent))
+        lines.append(fold(head + title(row.example), width, len(_BELOW)))
         below = ", ".join(_below(row, clock))
         if below:
-            lines.append(fold(" " * indent + below, width, 0))
+            lines.append(fold(_BELOW + below, width, 0))
     return lines
 
 

@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -138,13 +137,7 @@ class Reader:
                 yield self._last, found
 
 
-def merged(streams: Iterable[Iterable[Stamped]]) -> Iterator[Stamped]:
-    """Those of all streams in order of time; a stream whose own times go back stays in its own order."""
-    yield from heapq.merge(*(_never_back(each) for each in streams), key=lambda stamped: stamped[0] or _EARLIEST)
-
-
-def _never_back(stream: Iterable[Stamped]) -> Iterator[Stamped]:
-    last = None
-    for at, found in stream:
-        last = at if last is None else max(at or last, last)
-        yield last, found
+def merged(streams: Iterable[Iterable[Stamped]]) -> list[Stamped]:
+    """Those of all streams in order of time, and lines of the same time as they stand. (Sorted as a whole: a stream
+    may hold several logs, one behind the other, as of ``cat``.)"""
+    return sorted((each for stream in streams for each in stream), key=lambda stamped: stamped[0] or _EARLIEST)

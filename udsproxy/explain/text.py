@@ -1,4 +1,4 @@
-"""The table as text: an answer for a terminal, the overview, and docs/errors.md.
+"""The table as text: an answer for a terminal, and the overview.
 
 Rules: an answer is paragraphs and commands, and `lay_out` makes lines of them that fit a terminal. A command stays
 on one line if it fits, and can be copied in any case. What was pasted has been through `printable`; in a command it
@@ -21,14 +21,9 @@ from udsproxy.layout import cells, fold_command, fold_line
 
 MAX_WIDTH = 100
 """Lines that are longer are hard to read, on however wide a terminal."""
-_PAGE_WIDTH = 112
 _PLACE = re.compile(r"\b(?:PATH|FILE)\b")
 _QUOTED = re.compile(r"([^\s`]*`[^`]*`[^\s`]*)")
 _HARD_SPACE = "\xa0"
-_COMMAND = "$ "
-"""Stands before a command that is a line of its own; it is not printed."""
-_HANG = 16
-"""Of what is folded and no paragraph: the lines of the overview, behind the errno's name."""
 
 
 class Paragraph(NamedTuple):
@@ -130,11 +125,18 @@ class _Named:
     def __init__(self, found: Found) -> None:
         names = {"PATH": found.path, "FILE": found.file}
         self._names = {place: shlex.quote(name) for place, name in names.items() if name is not None}
+        self._errno = found.errno
         self._kind = None if found.path is None else "abstract" if found.path.startswith("@") else "path"
 
     def possible(self, causes: Iterable[Cause]) -> list[Cause]:
-        """Without those that this kind of address rules out."""
-        return [cause for cause in causes if None in (cause.only, self._kind) or cause.only == self._kind]
+        """Without those that the kind of address, or the errno, rules out; all where none would be left."""
+        left = [
+            cause
+            for cause in causes
+            if (None in (cause.only, self._kind) or cause.only == self._kind)
+            and (None in (cause.errno, self._errno) or cause.errno == self._errno)
+        ]
+        return left or list(causes)
 
     def put(self, text: str) -> str:
         return _PLACE.sub(lambda place: self._names.get(place[0], place[0]), text)
@@ -142,10 +144,10 @@ class _Named:
 
 def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[Part]:
     """The first in full, as it is the most likely one, the others in short."""
-    groups = list(_grouped(meanings))
+    groups = list(grouped(meanings))
     for number, (calls, meaning) in enumerate(groups):
         yield ""
-        yield f"{_calls(calls)}: {meaning.errno}"
+        yield f"{spelled(calls)}: {meaning.errno}"
         if number == 0:
             yield from _full(meaning, named)
         else:
@@ -183,7 +185,7 @@ def _full(of: Meaning | Symptom, named: _Named) -> Iterator[Part]:
     if of.fault is not None:
         yield ""
         yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
-        yield Command(_reproduce(of.fault), "    ")
+        yield Command(reproduce(of.fault), "    ")
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
 
@@ -192,7 +194,7 @@ def _place(number: int, causes: Sequence[Cause]) -> str:
     return f" {number}. " if len(causes) > 1 else "    "
 
 
-def _reproduce(fault: str) -> str:
+def reproduce(fault: str) -> str:
     """One line for a shell: a server, and a proxy with the fault in front of it, in a new directory."""
     return f"D=$(mktemp -d); (udsproxy serve $D/s & udsproxy run $D/p $D/s --fault '{fault}')"
 
@@ -202,11 +204,11 @@ def _title(errno: str) -> str:
     return f"{errno} ({number}, {errno_message(number)})"
 
 
-def _calls(calls: Iterable[Call]) -> str:
+def spelled(calls: Iterable[Call]) -> str:
     return ", ".join(f"{call}()" for call in calls)
 
 
-def _grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Meaning]]:
+def grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Meaning]]:
     """Those that say the same of several calls are one."""
     groups: dict[tuple[str, str, tuple[Cause, ...]], list[Meaning]] = {}
     for meaning in meanings:
@@ -221,7 +223,7 @@ def _grouped(meanings: Iterable[Meaning]) -> Iterator[tuple[tuple[Call, ...], Me
 def overview(width: int | None = None) -> str:
     """Each call with its errnos, a line each. ``width``: as of `answer`."""
     lines: list[Part] = ["What an error on a Unix socket means."]
-    groups = list(_grouped(TABLE))
+    groups = list(grouped(TABLE))
     for call in CALLS:
         lines += ["", f"{call}()"]
         lines += [_line(meaning) for calls, meaning in groups if calls == (call,)]
@@ -238,98 +240,3 @@ def overview(width: int | None = None) -> str:
 
 def _line(meaning: Meaning, calls: str = "") -> Paragraph:
     return Paragraph(meaning.short + calls, f"  {meaning.errno:<13} ", " " * 16)
-
-
-# --- docs/errors.md ---
-
-_HEAD = """\
-# What does this errno, or this line of nginx, mean?
-
-Made by `udsproxy explain --markdown`. The same in a terminal, with the path of your socket in the commands:
-
-```
-udsproxy explain EAGAIN
-udsproxy explain connect 11
-udsproxy explain '2026/11/23 09:33:42 [error] 115#115: *37 connect() to unix:/run/php/p.sock failed (11: ...'
-tail -n 200 /var/log/nginx/error.log | udsproxy explain -
-```
-
-Every errno that Linux returns on a Unix socket for connect, accept, send (write, sendto, sendmsg), recv (read,
-recvfrom, recvmsg), bind and listen, but ENOMEM; the most likely cause first. A test provokes each on a real socket,
-but for those that say why not. `PATH` is your socket's path, `PID` a process's number, `UNIT` a service of systemd;
-php8.2-fpm and www-data are Debian's names.
-
-strace, where it is named, makes a process several times slower while it is attached: in production, for a moment.
-
-## Reproduce
-
-On sockets of your own, never on one in use: a server, and a proxy with the fault in front of it, in a directory of
-their own. Ctrl-C ends both. The clients of `$D/p`, whose path the proxy prints, meet the error.
-
-```
-{}
-```"""
-
-
-def markdown() -> str:
-    """The page docs/errors.md."""
-    lines = [_HEAD.replace("{}", _reproduce("eagain")), "", "| call | returns |", "| --- | --- |"]
-    groups = sorted(_grouped(TABLE), key=lambda group: len(group[0]) > 1)
-    for call in CALLS:
-        names = (
-            f"[{meaning.errno}](#{_anchor(_heading(calls, meaning))})" for calls, meaning in groups if call in calls
-        )
-        lines.append(f"| {call}() | {', '.join(names)} |")
-    lines += ["", "And [lines without an errno](#lines-without-an-errno)."]
-    for call in CALLS:
-        lines += ["", f"## {call}()"]
-        for calls, meaning in groups:
-            if calls == (call,):
-                lines += _section(_heading(calls, meaning), meaning)
-    lines += ["", "## Several calls"]
-    for calls, meaning in groups:
-        if len(calls) > 1:
-            lines += _section(_heading(calls, meaning), meaning, about=f"From {_calls(calls)}. ")
-    lines += ["", "## Lines without an errno"]
-    for symptom in SYMPTOMS:
-        lines += _section(f"`{symptom.words}`", symptom)
-    lines += [
-        "",
-        "## Errors of others",
-        "",
-        "None of these calls returns them on a Unix socket (ENOMEM: all do).",
-        "",
-    ]
-    for name, what in ELSEWHERE.items():
-        lines += _item(f"- **{name}** ({number_of(name)}, {errno_message(number_of(name))}): {what}", "", "  ")
-    return "\n".join(lines) + "\n"
-
-
-def _heading(calls: tuple[Call, ...], meaning: Meaning) -> str:
-    call = f"{calls[0]}(): " if len(calls) == 1 else ""
-    return f"{call}{meaning.errno} ({meaning.number}, {meaning.words})"
-
-
-def _anchor(heading: str) -> str:
-    """As GitHub makes it."""
-    return re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
-
-
-def _item(text: str, first: str = "", rest: str = "") -> Iterator[str]:
-    return _lines(Paragraph(text, first, rest), _PAGE_WIDTH)
-
-
-def _section(heading: str, of: Meaning | Symptom, about: str = "") -> Iterator[str]:
-    yield from ("", f"### {heading}", "")
-    yield from _item(about + of.means)
-    yield ""
-    for number, cause in enumerate(of.causes, 1):
-        place = f"{number}. " if len(of.causes) > 1 else "- "
-        said = f"{cause.text} **Tell:** {cause.check}" + (f" **Do:** {cause.do}" if cause.do else "")
-        yield from _item(place + said, "", " " * len(place))
-    if of.fault is not None:
-        yield from ("", f"Reproduce: `--fault '{of.fault}'` ([how](#reproduce))")
-    if of.see:
-        yield from ("", "See " + ", ".join(f"[{page}]({page})" for page in of.see) + ".")
-    if isinstance(of, Meaning) and of.unprovoked:
-        yield from ("", f"(No test provokes it: {of.unprovoked}.)")

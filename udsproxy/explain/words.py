@@ -81,6 +81,7 @@ _NUMBER = re.compile(
     | \berror\ (\d{{1,5}})\ connecting\b()   # redis-py
     | \bsocket\ '[^']{{0,108}}'\ \((\d{{1,5}})\)()   # MySQL
     | \berrno[:= ]{{1,2}}(\d{{1,5}})\b:?\ ?({_ALL})?
+    | error\((\d{{1,5}}),\ '({_ALL})?         # Python's repr: FileNotFoundError(2, 'No such ...')
     | \bos\ {{\ code:\ (\d{{1,5}})()        # Rust
     """,
     re.VERBOSE,

@@ -63,6 +63,13 @@ FORMS_OF_LINES: tuple[Form, ...] = (
     ),
     _form(
         "apache",
+        rf"\[(?P<at>{FORMS['apache']})\] \[wsgi:{_LEVEL}\] (?:\[pid \d+(?::tid \d+)?\] )?"
+        r"(?:\((?P<number>\d{1,6})\)(?P<words>[^:]{1,80}): )?(?:\[(?:client|remote) (?P<client>[^\]]{1,80})\] )?"
+        r"(?P<said>mod_wsgi \(pid=\d{1,10}\): .*)",
+        r", referer: .*",
+    ),
+    _form(
+        "apache",
         rf"\[(?P<at>{FORMS['apache']})\] (?:\[(?:\w{{1,30}}:)?{_LEVEL}\d?\] )(?:\[pid \d+(?::tid \d+)?\] )?"
         r"(?:\((?P<number>\d{1,6})\)(?P<words>[^:]{1,80}): )?(?:\[(?:client|remote) (?P<client>[^\]]{1,80})\] )?"
         r"(?P<said>.*)",
@@ -86,6 +93,7 @@ FORMS_OF_LINES: tuple[Form, ...] = (
     _form(
         "gunicorn",
         rf"\[?(?P<at>{FORMS['iso']})\]? \[\d{{1,10}}\] \[(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\] (?P<said>.*)",
+        r"(?P<own>Invalid request from ip=|Error handling request ).*",
     ),
     _form("ruby", rf"[DIWEFA], \[(?P<at>{FORMS['iso']}) #\d{{1,10}}\] +[A-Z]{{1,8}} -- [^:]{{0,40}}: (?P<said>.*)"),
     _form(

@@ -23,7 +23,8 @@ _LINE = re.compile(
 )
 _UNIX = "unix:"
 _CALL = re.compile(
-    r"(?P<call>[a-z]\w{1,20})\(\) (?:to (?P<address>\S.{0,120}?) |\"(?P<file>.*)\" )?failed"
+    r"(?:could not open error log file: |kevent\(\) reported that )?(?P<call>[a-z]\w{1,20})\(\) "
+    r"(?:to (?P<address>\S.{0,120}?) |\"(?P<file>.*)\" )?failed"
     r"(?: \((?P<errno>\d{1,5}): (?P<words>[^()]{1,100})\))?"
 )
 _TIMED_OUT = re.compile(r"upstream timed out \((?P<errno>\d{1,5}): (?P<words>[^()]{1,100})\)")

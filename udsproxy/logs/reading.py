@@ -19,6 +19,8 @@ from udsproxy.logs.times import parse_time
 from udsproxy.logs.wrapping import unwrap
 
 MAX_LINE = 16 * 1024
+MAX_SAID = 4 * 1024
+"""Of a program's own words, characters: of what is longer (a trace) the beginning and the end are kept."""
 
 _BARE_NGINX = re.compile(
     r"nginx: \[[a-z]{4,6}\] |FastCGI sent in stderr: |upstream (?:timed|sent|prematurely|server) |no live upstreams"
@@ -43,8 +45,12 @@ def read(text: str, today: date | None = None) -> LogLine:
     line = _nginx(wrapped.text) or _of_a_form(wrapped.text, today)
     if line is None:
         line = LogLine(said=_REQUEST.sub(CUT, wrapped.text), program=wrapped.program)
+    said = line.said
+    if len(said) > MAX_SAID:
+        said = f"{said[: MAX_SAID // 2]} {CUT} {said[-MAX_SAID // 2 :]}"
     return msgspec.structs.replace(
         line,
+        said=said,
         at=line.at or wrapped.at,
         program=line.program or wrapped.program,
         request=line.request or wrapped.request,

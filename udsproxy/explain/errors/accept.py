@@ -66,8 +66,8 @@ ACCEPT: tuple[Meaning, ...] = (
                 "Call bind(), listen(), accept(), in this order.",
             ),
             Cause(
-                "A blocking accept(), and the listener was shut down by another thread or process: the "
-                "program ends.",
+                "A blocking accept(), and the listener was shut down by another thread or process: the program "
+                "ends.",
                 "`strace -f -e trace=shutdown -p PID`",
             ),
             Cause(

@@ -8,8 +8,8 @@ BIND: tuple[Meaning, ...] = (
     Meaning(
         "bind",
         "EADDRINUSE",
-        "There is something at this path already, of whatever kind. SO_REUSEADDR changes nothing here. With"
-        " an abstract name: another socket has it.",
+        "There is something at this path already, of whatever kind. SO_REUSEADDR changes nothing here. With an "
+        "abstract name: another socket has it.",
         (
             Cause(
                 "The file of an earlier run is left over: a socket's file stays until somebody removes it.",
@@ -98,8 +98,8 @@ BIND: tuple[Meaning, ...] = (
         "The filesystem cannot hold a socket, or the directory must not change.",
         (
             Cause(
-                "The filesystem has no sockets: vfat, some network and shared folders (of virtual machines,"
-                " say), /sys.",
+                "The filesystem has no sockets: vfat, some network and shared folders (of virtual machines, "
+                "say), /sys.",
                 "`df -T $(dirname PATH)`",
                 "Put it below /run.",
             ),

@@ -22,8 +22,8 @@ CONNECT: tuple[Meaning, ...] = (
             ),
             Cause(
                 "There are too few workers for the load.",
-                "php-fpm's log has `server reached pm.max_children setting`, and no single request is slow "
-                "in `udsproxy tap PATH`; `udsproxy doctor PATH` compares the settings.",
+                "php-fpm's log has `server reached pm.max_children setting`, and no single request is slow in "
+                "`udsproxy tap PATH`; `udsproxy doctor PATH` compares the settings.",
                 "Raise pm.max_children, as far as memory and the database allow.",
             ),
             Cause(
@@ -34,8 +34,8 @@ CONNECT: tuple[Meaning, ...] = (
                 "restart the server.",
             ),
             Cause(
-                "New workers come too slowly: pm = dynamic adds some once a second, pm = ondemand starts "
-                "from none.",
+                "New workers come too slowly: pm = dynamic adds some once a second, pm = ondemand starts from "
+                "none.",
                 "php-fpm's log has `seems busy ... spawning`; the errors come only when load begins.",
                 "Raise pm.start_servers and pm.min_spare_servers, or use pm = static.",
             ),
@@ -56,8 +56,8 @@ CONNECT: tuple[Meaning, ...] = (
             Cause(
                 "The server is not running: php-fpm removes its socket when it stops, and makes it anew.",
                 "`systemctl status php8.2-fpm`; `journalctl -u php8.2-fpm` has why it stopped.",
-                "Start it. Where it happens at each deployment, reload it (SIGUSR2) instead of restarting: "
-                "the socket stays.",
+                "Start it. Where it happens at each deployment, reload it (SIGUSR2) instead of restarting: the "
+                "socket stays.",
             ),
             Cause(
                 "Client and server have different paths (often after an update: php8.1-fpm.sock, php8.2-fpm.sock).",
@@ -90,11 +90,9 @@ CONNECT: tuple[Meaning, ...] = (
             Cause(
                 "The server was killed, and its socket's file is left over.",
                 "`udsproxy state PATH` says that nobody listens; `journalctl -k | grep -i 'killed process'` "
-                "for the "
-                "kernel's memory killer, `journalctl -u php8.2-fpm` for a crash.",
+                "for the kernel's memory killer, `journalctl -u php8.2-fpm` for a crash.",
                 "Start it: it replaces the file. (One that does not has EADDRINUSE then: `udsproxy explain "
-                "bind "
-                "EADDRINUSE`.)",
+                "bind EADDRINUSE`.)",
                 only="path",
             ),
             Cause(
@@ -105,24 +103,18 @@ CONNECT: tuple[Meaning, ...] = (
             ),
             Cause(
                 "The file itself is mounted into a container (a bind mount), and the server was restarted "
-                "since: the "
-                "mount is stale. It still has the old file, whose server is gone.",
+                "since: the mount is stale. It still has the old file, whose server is gone.",
                 "`findmnt -T PATH`, in the container: PATH itself is the mount, and its source ends with "
-                "`//deleted`. "
-                "`ls -i PATH` shows another number inside than outside.",
+                "`//deleted`. `ls -i PATH` shows another number inside than outside.",
                 "Mount the directory instead of the file (`-v /run/php:/run/php`), and start the container "
-                "anew. To "
-                "restart the server changes nothing.",
+                "anew. To restart the server changes nothing.",
                 only="path",
             ),
             Cause(
                 "The client sees the file through another filesystem than the server: NFS, FUSE (a folder that "
-                "is "
-                "shared with a virtual machine), or another layer of an overlay (an image's file, or the "
-                "directory "
-                "below /var/lib/docker). A socket can be reached only through the filesystem it was bound on, "
-                "on the "
-                "same machine.",
+                "is shared with a virtual machine), or another layer of an overlay (an image's file, or the "
+                "directory below /var/lib/docker). A socket can be reached only through the filesystem it was "
+                "bound on, on the same machine.",
                 "`findmnt -T PATH`, for the server and for the client (`sudo nsenter -t PID -m findmnt -T PATH`).",
                 "A directory on tmpfs or on a disk that both mount (a volume); over a network use TCP.",
                 only="path",
@@ -164,8 +156,8 @@ CONNECT: tuple[Meaning, ...] = (
         (
             Cause(
                 "Owner, group or mode of the socket leave the client's user out.",
-                "`ls -l PATH`, and whom the client runs as: `ps -o user,group,cmd -C nginx`. `udsproxy "
-                "doctor PATH` compares them.",
+                "`ls -l PATH`, and whom the client runs as: `ps -o user,group,cmd -C nginx`. `udsproxy doctor "
+                "PATH` compares them.",
                 "listen.owner, listen.group and listen.mode = 0660 of the pool; then restart php-fpm.",
             ),
             Cause(
@@ -192,8 +184,8 @@ CONNECT: tuple[Meaning, ...] = (
         "The socket at this path is of another type. A stream, seqpacket or datagram socket reaches only its own.",
         (
             Cause(
-                "The client uses SOCK_STREAM for a datagram socket, or the other way round (syslog: "
-                "/dev/log is datagram).",
+                "The client uses SOCK_STREAM for a datagram socket, or the other way round (syslog: /dev/log "
+                "is datagram).",
                 "`ss -xa | grep PATH`: u_str is a stream, u_seq seqpacket, u_dgr datagram.",
                 "Use the server's type.",
             ),

@@ -16,13 +16,15 @@ CALLS: tuple[Call, ...] = get_args(Call)
 class Cause(msgspec.Struct, frozen=True):
     """One cause; ``check``: how to tell that it is this one; ``do``: what to do about it.
 
-    ``only``: it can be the cause only for a socket with a path, or only for one with an abstract name.
+    ``only``: it can be the cause only for a socket with a path, or only for one with an abstract name. ``errno``:
+    only where the line has this one.
     """
 
     text: str
     check: str
     do: str = ""
     only: Literal["path", "abstract"] | None = None
+    errno: str | None = None
 
 
 class Meaning(msgspec.Struct, frozen=True):

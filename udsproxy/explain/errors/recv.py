@@ -8,20 +8,20 @@ RECV: tuple[Meaning, ...] = (
     Meaning(
         "recv",
         "ECONNRESET",
-        "The other side closed without reading all that was sent to it. What it had sent before can be read"
-        " first; this comes once, then the end.",
+        "The other side closed without reading all that was sent to it. What it had sent before can be read "
+        "first; this comes once, then the end.",
         (
             Cause(
                 "The server's worker died with the request unread or half read: a crash, SIGKILL, "
                 "request_terminate_timeout.",
-                "`journalctl -u php8.2-fpm`: `exited on signal 11`, `execution timed out`; `journalctl -k |"
-                " grep -i 'killed process'`.",
+                "`journalctl -u php8.2-fpm`: `exited on signal 11`, `execution timed out`; `journalctl -k | "
+                "grep -i 'killed process'`.",
                 "Mend the crash; raise the limit that ended it.",
             ),
             Cause(
                 "The server ended with this connection still in its accept queue.",
-                "It was restarted or stopped at that time (`journalctl -u php8.2-fpm`); many clients have "
-                "it at once.",
+                "It was restarted or stopped at that time (`journalctl -u php8.2-fpm`); many clients have it "
+                "at once.",
                 "Reload instead of restart; process_control_timeout lets workers finish.",
             ),
             Cause(

@@ -19,15 +19,15 @@ SEND: tuple[Meaning, ...] = (
                 "Find what made the answer late; a longer timeout if it may be late.",
             ),
             Cause(
-                "The server closed while the client still wrote: its worker crashed, was killed, or ran "
-                "into request_terminate_timeout.",
+                "The server closed while the client still wrote: its worker crashed, was killed, or ran into "
+                "request_terminate_timeout.",
                 "`journalctl -u php8.2-fpm`: `exited on signal`, `execution timed out`.",
                 "Mend the crash; raise the limit that ended it.",
             ),
             Cause(
                 "A kept connection was closed by the other side in its idle time.",
-                "The error comes with the first bytes of a request; `udsproxy tap PATH -v` shows `closed by"
-                " upstream` before it.",
+                "The error comes with the first bytes of a request; `udsproxy tap PATH -v` shows `closed by "
+                "upstream` before it.",
                 "Let the client close first (its keepalive_timeout shorter than the server's), and try again once.",
             ),
             Cause(
@@ -45,13 +45,13 @@ SEND: tuple[Meaning, ...] = (
     Meaning(
         "send",
         "EAGAIN",
-        "The other side does not read, and what the kernel keeps for it is full. On a non-blocking socket "
-        "that is no failure: wait until it is writable.",
+        "The other side does not read, and what the kernel keeps for it is full. On a non-blocking socket that "
+        "is no failure: wait until it is writable.",
         (
             Cause(
                 "The reader is slower than the writer, or busy with something else.",
-                "`ss -xp | grep PATH`: Recv-Q of the reader's socket stays large. `udsproxy state PATH` "
-                "shows what a worker waits for.",
+                "`ss -xp | grep PATH`: Recv-Q of the reader's socket stays large. `udsproxy state PATH` shows "
+                "what a worker waits for.",
                 "Wait for EPOLLOUT; find what holds the reader.",
             ),
             Cause(
@@ -60,8 +60,8 @@ SEND: tuple[Meaning, ...] = (
                 "See EAGAIN of connect().",
             ),
             Cause(
-                "Datagram: the receiver's queue is full (net.unix.max_dgram_qlen messages and one more, 10 "
-                "by default).",
+                "Datagram: the receiver's queue is full (net.unix.max_dgram_qlen messages and one more, 10 by "
+                "default).",
                 "`sysctl net.unix.max_dgram_qlen`; `ss -xa | grep PATH`.",
                 "Let the receiver read faster, or raise it before that socket is made.",
             ),
@@ -80,8 +80,8 @@ SEND: tuple[Meaning, ...] = (
     Meaning(
         "send",
         "ECONNRESET",
-        "The other side closed, and had not read all that was sent to it. Seqpacket and datagram only: on a"
-        " stream send() has EPIPE for it, and recv() this.",
+        "The other side closed, and had not read all that was sent to it. Seqpacket and datagram only: on a "
+        "stream send() has EPIPE for it, and recv() this.",
         (
             Cause(
                 "The receiver ended, crashed, or gave up on purpose with messages unread.",
@@ -99,8 +99,8 @@ SEND: tuple[Meaning, ...] = (
         "This socket is connected to nobody, and no address was given.",
         (
             Cause(
-                "connect() failed, and its result was not looked at. After EAGAIN the socket is not "
-                "connected, and never becomes so by itself, as it would with TCP.",
+                "connect() failed, and its result was not looked at. After EAGAIN the socket is not connected, "
+                "and never becomes so by itself, as it would with TCP.",
                 "`strace -f -e trace=connect,sendto,sendmsg,write -p PID`",
                 "Look at what connect() returns; after EAGAIN call it again later.",
             ),
@@ -141,8 +141,8 @@ SEND: tuple[Meaning, ...] = (
             Cause(
                 "It is longer than SO_SNDBUF less 32 bytes (212,992 by default).",
                 "`strace -f -e trace=sendto,sendmsg -p PID` shows the length; `sysctl net.core.wmem_default`.",
-                "Send less at once, raise SO_SNDBUF (up to net.core.wmem_max), or pass a descriptor of a "
-                "file (memfd).",
+                "Send less at once, raise SO_SNDBUF (up to net.core.wmem_max), or pass a descriptor of a file "
+                "(memfd).",
             ),
             Cause(
                 "sendmsg() got more than 1024 pieces (IOV_MAX); of any type.",
@@ -227,8 +227,8 @@ SEND: tuple[Meaning, ...] = (
     Meaning(
         "send",
         "ETOOMANYREFS",
-        "Too many descriptors of this user are on their way (SCM_RIGHTS). Counted are those that nobody has"
-        " received yet, against the sender's limit of open files.",
+        "Too many descriptors of this user are on their way (SCM_RIGHTS). Counted are those that nobody has "
+        "received yet, against the sender's limit of open files.",
         (
             Cause(
                 "The receiver does not read, or not as fast as descriptors are sent.",
@@ -277,8 +277,8 @@ SEND: tuple[Meaning, ...] = (
             Cause(
                 "The receiver is not running, or has its socket elsewhere.",
                 "`ls -l PATH`; `ss -xa | grep PATH`.",
-                "Start it; correct the path. In a chroot or a container the file may be missing: make it "
-                "there (/dev/log).",
+                "Start it; correct the path. In a chroot or a container the file may be missing: make it there "
+                "(/dev/log).",
             ),
         ),
     ),

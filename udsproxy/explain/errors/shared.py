@@ -67,8 +67,8 @@ def read_only(call: Literal["connect", "send"]) -> Meaning:
 
 _STARTED_BY_HAND = (
     Cause(
-        "The program takes its listening socket from whoever starts it, as descriptor 0 (spawn-fcgi, inetd) "
-        "or 3 (systemd), and was started by hand: descriptor 0 is a terminal or /dev/null.",
+        "The program takes its listening socket from whoever starts it, as descriptor 0 (spawn-fcgi, inetd) or "
+        "3 (systemd), and was started by hand: descriptor 0 is a terminal or /dev/null.",
         "`ls -l /proc/PID/fd/0`: it is no `socket:[...]`.",
         "Start it as intended: `spawn-fcgi -s PATH -- PROGRAM`, or a .socket unit (StandardInput=socket for "
         "descriptor 0); or give it an address of its own, where it has an option for that (php-cgi -b).",
@@ -99,8 +99,8 @@ def mistakes(call: Call) -> tuple[Meaning, ...]:
             (
                 *(_STARTED_BY_HAND if call == "accept" else ()),
                 Cause(
-                    "Its number was closed, and has been given to a file or a pipe since; or descriptors "
-                    "were handed over in another order (LISTEN_FDS).",
+                    "Its number was closed, and has been given to a file or a pipe since; or descriptors were "
+                    "handed over in another order (LISTEN_FDS).",
                     "`ls -l /proc/PID/fd` shows what each number is.",
                     "Close once, and forget the number then.",
                 ),

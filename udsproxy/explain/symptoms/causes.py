@@ -35,9 +35,8 @@ TOO_BIG_HEADER = Cause(
     "Fewer or smaller headers; else fastcgi_buffer_size 32k and fastcgi_buffers 8 32k.",
 )
 QUEUED = Cause(
-    "It waits in the accept queue, because all workers are busy. fastcgi_connect_timeout does not apply to a "
-    "Unix "
-    "socket: who is never accepted has this after fastcgi_read_timeout.",
+    "It waits in the accept queue, because all workers are busy. On a Unix socket that counts as waiting for the "
+    "answer: nginx's fastcgi_connect_timeout does not apply, and fastcgi_read_timeout does.",
     "`udsproxy tap PATH` says `after ... in the queue`; `udsproxy state PATH` while it lasts.",
     "See `udsproxy explain connect EAGAIN`.",
 )
@@ -45,7 +44,7 @@ SLOW = Cause(
     "The script waits for something slow: a query, another server, a lock (of the session's file, say).",
     "`udsproxy tap PATH`: a long TTFB; `udsproxy state PATH` shows what each worker waits for; "
     "request_slowlog_timeout writes where the script was.",
-    "Make that faster, or bound it; raise fastcgi_read_timeout only if it may take so long.",
+    "Make that faster, or bound it; a longer timeout only if it may take so long.",
 )
 LINE_BEFORE = Cause(
     "The line before it has the call and the errno.",

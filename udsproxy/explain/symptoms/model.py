@@ -15,8 +15,10 @@ class Symptom(msgspec.Struct, frozen=True):
 
     ``words`` is what is logged; ``pattern`` finds it in the program's own words, where ``words`` would not do.
     ``programs`` are those that write it: a line that is known to be another program's is not it. A ``weak`` one
-    counts only where the line has no errno. ``elsewhere``: it is not the socket's failure, so that the
-    line's errno is told, and the socket's path is not.
+    counts only where the line has no errno.
+
+    ``elsewhere``: it is not the socket's failure, so that the line's errno is told, and the socket's path is not.
+    ``rest``: it is what remains of a program's lines with an errno, so that the program has to be known.
     """
 
     words: str
@@ -28,9 +30,12 @@ class Symptom(msgspec.Struct, frozen=True):
     see: tuple[str, ...] = ()
     weak: bool = False
     elsewhere: bool = False
+    rest: bool = False
 
     def is_in(self, line: LogLine) -> bool:
         """Whether ``line`` says so."""
+        if self.rest and line.program not in self.programs:
+            return line.said == self.words
         if self.programs and line.program and line.program not in self.programs:
             return False
         return re.search(self.pattern or re.escape(self.words), line.said, re.IGNORECASE) is not None

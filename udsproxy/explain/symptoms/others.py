@@ -1,4 +1,4 @@
-"""Clients, databases, ssh, systemd, and the kernel with its security modules.
+"""Clients, databases, ssh, systemd and the kernel.
 
 Rules: as in `udsproxy.explain.symptoms.nginx`.
 """
@@ -6,111 +6,14 @@ Rules: as in `udsproxy.explain.symptoms.nginx`.
 from __future__ import annotations
 
 from udsproxy.explain.errors import Cause
-from udsproxy.explain.symptoms.causes import DIED, RESTARTED, SLOW
+from udsproxy.explain.symptoms.causes import DIED, NOT_FASTCGI, RESTARTED, SLOW
 from udsproxy.explain.symptoms.model import Symptom
 
-SECURITY: tuple[Symptom, ...] = (
-    Symptom(
-        "SELinux: permissive=1",
-        "SELinux would have forbidden this and only recorded it (permissive): it is not why something failed.",
-        (
-            Cause(
-                "SELinux, or this domain, is in permissive mode.",
-                "`getenforce`; `semanage permissive -l`.",
-                "Nothing now. Before `setenforce 1`, allow it.",
-            ),
-        ),
-        pattern=r"\bavc: .*permissive=1|^SELinux: permissive=1",
-    ),
-    Symptom(
-        "SELinux: avc: denied, tclass=unix_stream_socket",
-        "SELinux forbade it: connect() had EACCES, though the permissions are right. The client's domain "
-        "(scontext) may "
-        "not connect to a socket of the server's domain (tcontext).",
-        (
-            Cause(
-                "The server runs in a domain of its own, or in none (unconfined_service_t, init_t).",
-                "`ps -eZ | grep` the server; `sesearch -A -s httpd_t -c unix_stream_socket -p connectto`.",
-                "Start the server so that it gets a domain httpd_t may use (httpd_exec_t for its program), or "
-                "allow it: `ausearch -m avc -ts recent | audit2allow -M local`.",
-            ),
-        ),
-        pattern=r"\bavc: +denied .*tclass=unix_(?:stream|dgram)_socket"
-        r"|^SELinux: avc: denied, tclass=unix_stream_socket",
-    ),
-    Symptom(
-        "SELinux: avc: denied { write }, tclass=sock_file",
-        "SELinux forbade it by the label of the socket's file: connect() had EACCES, though the permissions "
-        "are right.",
-        (
-            Cause(
-                "The socket is in a directory whose label the client may not use (/tmp, /home, var_run_t).",
-                "`ls -Z PATH`; `matchpathcon PATH`.",
-                "Put it where the policy expects it (/run/php-fpm), and `restorecon -v PATH`; for another "
-                "directory "
-                "`semanage fcontext -a -t httpd_var_run_t`.",
-            ),
-        ),
-        pattern=r"\bavc: +denied +\{[^}]*\b(?:write|getattr|read|open)\b[^}]*\}.*tclass=sock_file"
-        r"|^SELinux: avc: denied \{ write \}, tclass=sock_file",
-    ),
-    Symptom(
-        "SELinux: avc: denied { create }, tclass=sock_file",
-        "SELinux forbade the server to make or remove its socket's file: bind() had EACCES, though the "
-        "permissions are "
-        "right.",
-        (
-            Cause(
-                "The directory's label is not one in which the server's domain may make sockets.",
-                "`ls -Zd $(dirname PATH)`; `matchpathcon $(dirname PATH)`.",
-                "A directory that the policy expects, below /run, and `restorecon -Rv` it.",
-            ),
-        ),
-        pattern=r"\bavc: +denied .*tclass=sock_file|^SELinux: avc: denied \{ create \}, tclass=sock_file",
-    ),
-    Symptom(
-        "SELinux: avc: denied, tclass=tcp_socket",
-        "SELinux forbade a connection or a port of TCP; no Unix socket is involved.",
-        (
-            Cause(
-                "The web server may not make connections of its own, or not to that port.",
-                "`getsebool httpd_can_network_connect`; `semanage port -l`.",
-                "`setsebool -P httpd_can_network_connect 1`, or a Unix socket in place of the port.",
-            ),
-        ),
-        pattern=r"\bavc: +denied .*tclass=(?:tcp|udp)_socket|^SELinux: avc: denied, tclass=tcp_socket",
-    ),
-    Symptom(
-        'apparmor="DENIED"',
-        "AppArmor forbade it: connect() (or bind(), for mknod) had EACCES, though the permissions are right. "
-        "profile= "
-        "names the rules, name= the path as AppArmor sees it.",
-        (
-            Cause(
-                "The profile has no rule for this path.",
-                "`aa-status`; the line's profile and name.",
-                "Add `PATH rw,` to /etc/apparmor.d/local/, and `apparmor_parser -r` the profile.",
-            ),
-            Cause(
-                "`Failed name lookup - disconnected path`, and name= without its first /: the socket's path "
-                "cannot be "
-                "reached from the client's mount namespace (PrivateDevices=, ProtectSystem= of the server's "
-                "unit).",
-                "`info=` in the line.",
-                "flags=(attach_disconnected) in the profile.",
-            ),
-        ),
-        pattern=r'apparmor="DENIED"',
-    ),
-)
-
 OTHERS: tuple[Symptom, ...] = (
-    *SECURITY,
     Symptom(
         "Peer authentication failed",
         "PostgreSQL refused the login: it asked the kernel who connects (SO_PEERCRED), and that system user is "
-        "not "
-        "the database user that was named. connect() succeeded; this is no errno.",
+        "not the database user that was named. connect() succeeded; this is no errno.",
         (
             Cause(
                 "The program runs as one system user (www-data), and names another database user.",
@@ -130,8 +33,7 @@ OTHERS: tuple[Symptom, ...] = (
     Symptom(
         "sorry, too many clients already",
         "PostgreSQL has max_connections clients (or no slot left for this user). connect() succeeded; this is "
-        "its "
-        "answer, not an errno.",
+        "its answer, not an errno.",
         (
             Cause(
                 "Connections are kept open and not used, one for each worker.",
@@ -142,17 +44,40 @@ OTHERS: tuple[Symptom, ...] = (
         pattern=r"too many clients already|remaining connection slots are reserved|too many connections for",
     ),
     Symptom(
+        "lock file already exists",
+        "PostgreSQL does not start: beside its socket lies a lock file, .s.PGSQL.5432.lock, that names a process.",
+        (
+            Cause(
+                "Another PostgreSQL runs already, with the same port and directory.",
+                "`cat` that file: its first line is the pid; `ps -p` that pid.",
+                "Stop one, or give it another port, or unix_socket_directories of its own.",
+            ),
+            Cause(
+                "It is left over, and its pid is another program's by now (a container that was started anew).",
+                "`ps -p` that pid: it is no postgres.",
+                "With no postgres running, put it out of the way (`mv`), and start again.",
+            ),
+        ),
+        pattern=r"lock file .{0,200}already exists",
+    ),
+    Symptom(
+        "EOF",
+        "The server closed in an orderly way before a whole answer had come. Caddy, and other programs in Go, "
+        "say it like this.",
+        (DIED, RESTARTED, NOT_FASTCGI),
+        pattern=r"(?:^|: )(?:unexpected )?EOF$",
+        fault="close",
+    ),
+    Symptom(
         "AF_UNIX path too long",
         "The program refused the path by itself: a Unix socket's has 107 bytes at most (108 with the zero byte "
-        "at its "
-        "end). Other programs report EINVAL, or ENAMETOOLONG, for it.",
+        "at its end). Other programs report EINVAL, or ENAMETOOLONG, for it.",
         (
             Cause(
                 "The path is too long. ssh binds at ControlPath plus 17 characters, and renames.",
                 "`printf %s PATH | wc -c`",
                 "Use a shorter path, a symbolic link to its directory, or go there and use a relative one. "
-                "ssh: "
-                "ControlPath ~/.ssh/%C.",
+                "ssh: ControlPath ~/.ssh/%C.",
             ),
         ),
         pattern=r"AF_UNIX path too long|too long path in the unix domain socket|unix socket path .{0,200}too long"
@@ -199,8 +124,7 @@ OTHERS: tuple[Symptom, ...] = (
     Symptom(
         "use of closed network connection",
         "The program closed its own connection or listener itself, and used it once more. The other side has "
-        "no part in "
-        "it.",
+        "no part in it.",
         (
             Cause(
                 "It is ending: the line is harmless then.",
@@ -242,8 +166,7 @@ OTHERS: tuple[Symptom, ...] = (
     Symptom(
         "Trigger limit hit, refusing further activation",
         "systemd started the service for this socket too often (TriggerLimitBurst=, 20 in 2 s), and gave up: "
-        "it closes "
-        "the socket, and clients get ECONNREFUSED.",
+        "it closes the socket, and clients get ECONNREFUSED.",
         (
             Cause(
                 "The service ends, or fails, without accepting the connection, so that the socket stays readable.",
@@ -260,8 +183,7 @@ OTHERS: tuple[Symptom, ...] = (
     Symptom(
         "Main process exited, code=killed",
         "The server was killed. Its socket's file stays, and clients get ECONNREFUSED until it runs again; "
-        "those that "
-        "were connected get ECONNRESET.",
+        "those that were connected get ECONNRESET.",
         (
             Cause(
                 "status=9/KILL: the kernel was out of memory, or it did not end in TimeoutStopSec=.",
@@ -280,8 +202,8 @@ OTHERS: tuple[Symptom, ...] = (
     Symptom(
         "Out of memory: Killed process",
         "The kernel, or a container's limit, was out of memory and killed this process. If it was a worker, "
-        "its client "
-        "has ECONNRESET, or `upstream prematurely closed`; if it was the server, ECONNREFUSED comes next.",
+        "its client has ECONNRESET, or `upstream prematurely closed`; if it was the server, ECONNREFUSED comes "
+        "next.",
         (
             Cause(
                 "All workers together need more memory than there is.",

@@ -13,9 +13,7 @@ PHP_FPM: tuple[Symptom, ...] = (
     Symptom(
         "server reached pm.max_children setting",
         "All workers of the pool are busy, and no more may be started. Who comes now waits in the accept "
-        "queue, "
-        "then "
-        "gets EAGAIN.",
+        "queue, then gets EAGAIN.",
         (
             Cause(
                 "All workers are busy with something slow.",
@@ -51,8 +49,7 @@ PHP_FPM: tuple[Symptom, ...] = (
     Symptom(
         "seems busy (you may need to increase pm.start_servers, or pm.min/max_spare_servers)",
         "pm = dynamic is behind the load: too few workers are idle, and it starts more, once a second. Until "
-        "they are "
-        "there, clients wait in the accept queue, and get EAGAIN when that is full.",
+        "they are there, clients wait in the accept queue, and get EAGAIN when that is full.",
         (
             Cause(
                 "Load comes faster than workers are started (at first one a second, then 2, 4 ... 32).",
@@ -73,8 +70,8 @@ PHP_FPM: tuple[Symptom, ...] = (
     Symptom(
         "execution timed out, terminating",
         "The request ran into request_terminate_timeout, and php-fpm killed its worker (SIGTERM). nginx has "
-        "`recv() "
-        "failed (104: Connection reset by peer)` or `upstream prematurely closed` for it, and answers 502.",
+        "`recv() failed (104: Connection reset by peer)` or `upstream prematurely closed` for it, and answers "
+        "502.",
         (
             SLOW,
             Cause(
@@ -97,8 +94,7 @@ PHP_FPM: tuple[Symptom, ...] = (
     Symptom(
         "exited on signal",
         "A worker ended in the middle of its work. nginx has `recv() failed (104: Connection reset by peer)` "
-        "or "
-        "`upstream prematurely closed` for its request, and answers 502.",
+        "or `upstream prematurely closed` for its request, and answers 502.",
         (
             Cause(
                 "SIGSEGV (11), SIGBUS (7), SIGABRT (6): a crash of PHP or of an extension (opcache, a profiler).",
@@ -122,8 +118,7 @@ PHP_FPM: tuple[Symptom, ...] = (
     Symptom(
         "path is too long, trying cut socket path instead",
         "php-fpm listens at a path that is cut to what fits (107 bytes). Clients that use the whole path get "
-        "EINVAL, or "
-        "ENOENT.",
+        "ENOENT or EINVAL, and nginx may refuse it when it starts.",
         (
             Cause(
                 "listen = of the pool has more than 107 bytes.",
@@ -202,8 +197,7 @@ PHP_FPM: tuple[Symptom, ...] = (
     Symptom(
         "ACL set, listen.owner is ignored",
         "Where listen.acl_users or listen.acl_groups is set, php-fpm ignores listen.owner and listen.group: "
-        "the ACL "
-        "decides who may connect, and its mask.",
+        "the ACL decides who may connect, and its mask.",
         (
             Cause(
                 "The pool has both.",
@@ -212,6 +206,42 @@ PHP_FPM: tuple[Symptom, ...] = (
             ),
         ),
         pattern=r"ACL set, listen\.(?:owner|group)\b.*is ignored",
+        programs=("php-fpm",),
+    ),
+    Symptom(
+        "exited with code",
+        "A worker ended by itself in the middle of its work (code 0 after pm.max_requests is usual). nginx has "
+        "`upstream prematurely closed` or 104 where it had a request.",
+        (
+            Cause(
+                "An extension called exit(), or PHP met a fatal error while it started (255).",
+                "The lines before; error_log of the pool.",
+                "Correct that; leave out one extension after the other.",
+            ),
+        ),
+        pattern=r"\bexited with code [1-9]|^exited with code$",
+        programs=("php-fpm",),
+    ),
+    Symptom(
+        "php-fpm: a call of its own failed",
+        "The error is not one of the listening socket's: php-fpm says what it was about (an ACL, a process, a "
+        "setting).",
+        (
+            Cause(
+                "ACL: the filesystem of the socket has none (EOPNOTSUPP), or php-fpm was not started as root "
+                "(EPERM).",
+                "`getfacl PATH`; `ps -o user,cmd -C php-fpm8.2`.",
+                "listen.owner, listen.group and listen.mode instead of listen.acl_users.",
+            ),
+            Cause(
+                "Something that only root may do: setgid, process.priority, rlimit_files.",
+                "`ps -o user,cmd -C php-fpm8.2`",
+                "Leave that setting out, or start php-fpm as root.",
+            ),
+        ),
+        pattern=r"^(?!.*(?:listening socket|listen to|accept|bind)).*: [A-Z][^:]{3,80} \(\d+\)$",
+        elsewhere=True,
+        rest=True,
         programs=("php-fpm",),
     ),
 )

@@ -1,4 +1,4 @@
-"""Other web and application servers: Apache, lighttpd, HAProxy, uWSGI, gunicorn, unicorn.
+"""Other web and application servers: lighttpd, HAProxy, uWSGI, gunicorn, unicorn.
 
 Rules: as in `udsproxy.explain.symptoms.nginx`.
 """
@@ -11,105 +11,9 @@ from udsproxy.explain.symptoms.model import Symptom
 
 SERVERS: tuple[Symptom, ...] = (
     Symptom(
-        "(70007)The timeout specified has expired",
-        "Apache gave up waiting: 70007 is its own clock (APR_TIMEUP), not the socket's. After ProxyTimeout, or "
-        "timeout= "
-        "of the worker (60 s by default), it answers 504 or 503. It is the twin of nginx's `upstream timed out "
-        "(110`.",
-        (
-            SLOW,
-            QUEUED,
-            Cause(
-                "The time is shorter than the script may take.",
-                "`apachectl -t -D DUMP_CONFIG | grep -iE 'timeout|ProxyPass'`",
-                "ProxyTimeout, or timeout= of ProxyPass; `<Proxy>` with ProxySet timeout= for a SetHandler.",
-            ),
-        ),
-        pattern=r"^\(70007\)|the timeout specified has expired",
-        programs=("apache",),
-        fault="hold",
-    ),
-    Symptom(
-        "(70014)End of file found",
-        "The server closed before a whole answer had come: 70014 is APR_EOF. It is the twin of nginx's "
-        "`upstream "
-        "prematurely closed`.",
-        (DIED, TERMINATED, RESTARTED, NOT_FASTCGI),
-        pattern=r"^\(70014\)|end of file found",
-        programs=("apache",),
-        fault="close",
-    ),
-    Symptom(
-        "AH01079: failed to make connection to backend",
-        "Apache could not connect. httpd-UDS stands for a Unix socket; the path and the errno are in the line "
-        "before, "
-        "AH02454 (or AH00957 for TCP).",
-        (
-            LINE_BEFORE,
-            Cause(
-                "The server is not running, its queue is full, or Apache may not use its socket.",
-                "`udsproxy state PATH`, with the path of SetHandler or ProxyPass.",
-                "See `udsproxy explain connect`.",
-            ),
-        ),
-        pattern=r"failed to make connection to backend",
-        programs=("apache",),
-        weak=True,
-    ),
-    Symptom(
-        "AH00898: Error reading from remote server",
-        "Apache got no proper answer. Why is in the line before, of the same request.",
-        (LINE_BEFORE,),
-        pattern=r"AH00898|error reading from remote server",
-        programs=("apache",),
-        weak=True,
-    ),
-    Symptom(
-        "AH00959: ap_proxy_connect_backend disabling worker",
-        "Apache leaves this server out after a failed connect(), for retry= seconds (60 by default): one "
-        "failure becomes "
-        "a minute of 503. It is the twin of nginx's fail_timeout.",
-        (
-            LINE_BEFORE,
-            Cause(
-                "A short failure (a reload, a full queue) is made longer by that.",
-                "Later requests have 503 at once, without a line of their own.",
-                'retry=0 of ProxyPass, or `<Proxy "unix:PATH|fcgi://localhost">` with ProxySet retry=0.',
-            ),
-        ),
-        pattern=r"AH0?0959|disabling worker",
-        programs=("apache",),
-    ),
-    Symptom(
-        "AH01068: Got bogus version",
-        "The answer does not begin with FastCGI's version, 1. The number is the first byte that came: 72 is "
-        "the H of HTTP.",
-        (NOT_FASTCGI,),
-        pattern=r"AH0106[7-9]|got bogus (?:version|rid|type)",
-        programs=("apache",),
-    ),
-    Symptom(
-        "mod_fcgid: read data timeout",
-        "The application behind mod_fcgid sent nothing for FcgidIOTimeout (40 s by default): Apache's own "
-        "clock. It "
-        "answers 500.",
-        (
-            SLOW,
-            Cause(
-                "The time is shorter than the script may take.",
-                "The seconds in the line.",
-                "Raise FcgidIOTimeout.",
-            ),
-        ),
-        pattern=r"mod_fcgid: (?:read data timeout|ap_pass_brigade failed|error reading data from FastCGI)",
-        programs=("apache",),
-        weak=True,
-    ),
-    Symptom(
         "unexpected end-of-file (perhaps the fastcgi process died)",
         "lighttpd: the server closed before a whole answer had come. It is the twin of nginx's `upstream "
-        "prematurely "
-        "closed`.",
+        "prematurely closed`.",
         (DIED, TERMINATED, RESTARTED, NOT_FASTCGI),
         pattern=r"unexpected end-of-file|response not received, request sent",
         programs=("lighttpd",),
@@ -133,8 +37,7 @@ SERVERS: tuple[Symptom, ...] = (
     Symptom(
         "uWSGI listen queue of socket full",
         "uWSGI's accept queue is full: who connects now gets EAGAIN (nginx: error 11), or waits. The numbers "
-        "are how many "
-        "wait, and the backlog.",
+        "are how many wait, and the backlog.",
         (
             Cause(
                 "All workers are busy with something slow.",
@@ -181,8 +84,7 @@ SERVERS: tuple[Symptom, ...] = (
     Symptom(
         "HARAKIRI ON WORKER",
         "A request took longer than harakiri, and uWSGI killed its worker. nginx has `upstream prematurely "
-        "closed "
-        "connection`, and answers 502.",
+        "closed connection`, and answers 502.",
         (
             SLOW,
             Cause(
@@ -209,6 +111,21 @@ SERVERS: tuple[Symptom, ...] = (
         programs=("uwsgi",),
     ),
     Symptom(
+        "chown(): Operation not permitted",
+        "uWSGI could not give its socket's file to chown-socket, or change its mode: the socket itself was made.",
+        (
+            Cause(
+                "uWSGI does not start as root, and only root may give a file to another user.",
+                "`ps -o user,cmd -C uwsgi`",
+                "Take chown-socket out, and use chmod-socket = 660 with a group that nginx is in; or start it "
+                "as root, with uid and gid.",
+            ),
+        ),
+        pattern=r"^(?:chown|chmod|lchown)\(\): ",
+        elsewhere=True,
+        programs=("uwsgi",),
+    ),
+    Symptom(
         "gunicorn: Can't connect to",
         "gunicorn says connect, and means bind(): it could not make its own socket, and gives up after five tries.",
         (
@@ -230,8 +147,7 @@ SERVERS: tuple[Symptom, ...] = (
     Symptom(
         "WORKER TIMEOUT",
         "gunicorn heard nothing from a worker for --timeout (30 s by default), and killed it. nginx has "
-        "`upstream "
-        "prematurely closed connection`, and answers 502.",
+        "`upstream prematurely closed connection`, and answers 502.",
         (
             SLOW,
             Cause(
@@ -271,8 +187,8 @@ SERVERS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "HAProxy: SC in the termination state",
-        "HAProxy could not connect to the server: its connect() failed, or it is known to be down. The client "
-        "got 503.",
+        "HAProxy could not connect to the server: its connect() failed, or it is known to be down (sC: timeout "
+        "connect was over). The client got 503.",
         (
             Cause(
                 "The server is not running (connect() ENOENT or ECONNREFUSED), or its queue is full (EAGAIN).",
@@ -286,7 +202,7 @@ SERVERS: tuple[Symptom, ...] = (
                 "Put the socket inside the chroot, with rights for HAProxy's user.",
             ),
         ),
-        pattern=r"^(?-i:SC)[A-Z-]{0,2}$|^HAProxy: SC in the",
+        pattern=r"^(?-i:[Ss]C)[A-Z-]{0,2}$|^HAProxy: SC in the",
         programs=("haproxy",),
     ),
     Symptom(
@@ -302,6 +218,40 @@ SERVERS: tuple[Symptom, ...] = (
         "The server closed, or reset the connection, before a whole header had come. The client got 502.",
         (DIED, TERMINATED, RESTARTED),
         pattern=r"^(?-i:S[HD])[A-Z-]{0,2}$|^HAProxy: (?-i:SH) in the",
+        programs=("haproxy",),
+    ),
+    Symptom(
+        "HAProxy: sQ in the termination state",
+        "The request waited in HAProxy's own queue, because the server had maxconn connections, until timeout "
+        "queue was over. The client got 503.",
+        (
+            Cause(
+                "The server's workers are all busy with something slow.",
+                "`udsproxy state PATH` shows what each waits for.",
+                "Make that faster, or bound it.",
+            ),
+            Cause(
+                "maxconn of the server line is lower than the server has workers.",
+                "The last number in front of the request is how many waited in that queue.",
+                "Raise maxconn to the number of workers, or timeout queue.",
+            ),
+        ),
+        pattern=r"^(?-i:[sS]Q)[A-Z-]{0,2}$|^HAProxy: (?-i:sQ) in the",
+        programs=("haproxy",),
+    ),
+    Symptom(
+        "HAProxy: CD in the termination state",
+        "The visitor's own connection to HAProxy ended early: it left, or its network failed. The socket to "
+        "the server has no part in it.",
+        (
+            Cause(
+                "The visitor closed the page, or its network failed. That is common, and no fault.",
+                "Single lines, from many addresses.",
+                "Nothing. Many at once, after the same time: find what makes the answers late (`udsproxy tap "
+                "PATH`).",
+            ),
+        ),
+        pattern=r"^(?-i:[cC][HDRQC])[A-Z-]{0,2}$|^HAProxy: (?-i:CD) in the",
         programs=("haproxy",),
     ),
 )
