@@ -140,6 +140,28 @@ def test_short_waits_do_not_make_it_longer() -> None:
     assert watcher.told[1].total_s == 0.080
 
 
+def test_a_queue_that_others_fill() -> None:
+    """A full queue that none of our clients waits in is an incident for as long as it is full."""
+    watcher = Watcher()
+    watcher.incidents.level(START, 3, BACKLOG)
+    for ms in range(1, 5000, 50):
+        watcher.look(START + ms * MS)
+    assert [event.phase for event in watcher.told] == ["open"]
+    watcher.incidents.level(START + 5000 * MS, 2, BACKLOG)
+    watcher.quiet(START + 5000 * MS)
+    assert [event.phase for event in watcher.told] == ["open", "close"]
+    assert watcher.told[1].total_s == 5
+
+
+def test_what_nginx_logs_makes_nothing_longer() -> None:
+    """nginx's lines have whole seconds: where the queue is known, the incident is as long as that says."""
+    watcher = Watcher()
+    watcher.burst(START)
+    watcher.incidents.logged(11, 7, START + 300 * MS)
+    watcher.quiet(START + 80 * MS)
+    assert [(event.total_s, event.nginx) for event in watcher.told[1:]] == [(0.080, {"11": 7})]
+
+
 def test_refusals_alone() -> None:
     """Refusals that were told of late begin an incident when they were, and nginx's lines count with it."""
     watcher = Watcher()
@@ -220,6 +242,7 @@ def test_the_laws(signs: list[tuple[int, str, int, bool]]) -> None:
         refused += number if kind == "r" else 0
         logged += number if kind == "n" else 0
         watcher.look(now)
+    incidents.level(now, 0, BACKLOG)
     watcher.quiet(now)
     watcher.quiet(now + 2000 * MS)
     assert [event.phase for event in watcher.told] == ["open", "close"] * (len(watcher.told) // 2)

@@ -88,8 +88,10 @@ class Gathered:
             self._uncounted.append(why)
 
     def logged(self, number: int, count: int, at: int) -> None:
-        """nginx has written that so many connect() failed with this errno. ``at``: about."""
-        self.sign(at)
+        """nginx has written that so many connect() failed with this errno. ``at``: about, so that it does not make
+        longer what is better known."""
+        if not (self._queue or self.refused):
+            self.sign(at)
         if number in self._nginx or len(self._nginx) < _MAX_ERRORS:
             self._nginx[number] += count
 

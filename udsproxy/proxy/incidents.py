@@ -76,6 +76,8 @@ class Incidents:
         self._told = False
         """It was told that it has begun."""
         self._waiting = False
+        self._full = False
+        """The queue is, as far as it was told."""
         self._lasts = False
         """Somebody met what makes an incident, and the queue was never empty since: who waits is a part of it."""
         self._counted_from: int | None = None
@@ -108,6 +110,7 @@ class Incidents:
     def level(self, at: int, queue: int, backlog: int) -> bool:
         """So many wait in the upstream's queue, which is full where that is more than ``backlog``. Returns whether
         an incident begins with that."""
+        is_full = self._full = queue > backlog
         if not queue and self._gathered is None:
             return False
         gathered = self._gather(at)
@@ -115,7 +118,6 @@ class Incidents:
         if not queue:
             self._is_empty(at)
             return False
-        is_full = queue > backlog
         begins = is_full and not (self._met or self.is_open)
         if is_full:
             self._meet()
@@ -150,7 +152,11 @@ class Incidents:
 
     def waited(self, since: int | None, until: int) -> None:
         """Somebody waits since then, and still does; None: nobody does. ``until``: when that was seen."""
-        self._waiting = since is not None
+        self._waiting = since is not None or self._full
+        if self._full:
+            # (Others than our clients may wait there.)
+            since = until if since is None else since
+            self._meet()
         if since is None:
             self._is_empty(None)
             return

@@ -198,6 +198,8 @@ class Mirrored:
         self._look_at = 0
         self._waits.wait_ahead(None)
         self._waits.counted = False
+        if self._level:
+            self._tell_level(0, self.backlog)
         self._connections.freed = None
         for each in self._ahead:
             each.sock.close()
