@@ -102,6 +102,8 @@ _TCP = re.compile(
     r"|\bhost (\S{1,80} port \d{1,5})\b|\(('[\d.:a-z]{1,45}', \d{1,5})\)"
     r"|\b(?:listen|dial) tcp[46]? (\S{1,80}):(?= )"
 )
+_NUMBER_FIRST = frozenset({"apache", "access"})
+"""Programs whose lines have a place for the errno, or none at all, and what visitors sent in many others."""
 _LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)(?<!code)([ =])\d{3,}(?=[ ,.;\]]|$)")
 """None that could be an errno."""
 
@@ -171,10 +173,12 @@ def _errno(line: LogLine) -> str | None:
     """By what the format has a place for; else by the program's own words."""
     if line.words is not None or line.number is not None:
         return by_words(line.words or "") or (None if line.number is None else by_number(line.number))
+    if line.program in _NUMBER_FIRST:
+        return None
     for phrase in ERRNOS:
         if phrase.errno is not None and phrase.pattern.search(line.said) is not None:
             return phrase.errno
-    return errno_in(line.said)
+    return errno_in(line.said, only_numbers=line.program == "nginx")
 
 
 def _call(line: LogLine, errno: str | None) -> Call | None:

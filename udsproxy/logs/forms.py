@@ -60,6 +60,8 @@ FORMS_OF_LINES: tuple[Form, ...] = (
         r"(?P<own>Got error '(?:Unable to open primary script|Access to the script)).*",
         r"(?P<own>returned by |after multiple tries: |Error dispatching request to ).*",
         r", referer: .*",
+        r"(?P<own>\bin request ).*",
+        r"(?<!domain socket )(?<=[ :'(])/.*",
     ),
     _form(
         "apache",

@@ -119,7 +119,7 @@ OTHERS: tuple[Symptom, ...] = (
                 "See `udsproxy explain connect EAGAIN`.",
             ),
         ),
-        pattern=r"\bunix\b.*\bi/o timeout|^i/o timeout$",
+        pattern=r"\bunix\b.*\bi/o timeout|^i/o timeout$|context deadline exceeded",
     ),
     Symptom(
         "use of closed network connection",

@@ -101,4 +101,17 @@ SECURITY: tuple[Symptom, ...] = (
         ),
         pattern=r'apparmor="DENIED"',
     ),
+    Symptom(
+        "SELinux: avc: denied { search }, tclass=dir",
+        "SELinux forbade to enter a directory, by its label: whatever is below it cannot be reached (EACCES), "
+        "a socket as little as a file.",
+        (
+            Cause(
+                "The socket is in a home directory, or another place whose label the client may not use.",
+                "`ls -Zd` that directory; `matchpathcon` of it.",
+                "Put the socket below /run; for home directories `setsebool -P httpd_enable_homedirs 1`.",
+            ),
+        ),
+        pattern=r"\bavc: +denied .*tclass=dir\b|^SELinux: avc: denied \{ search \}, tclass=dir",
+    ),
 )
