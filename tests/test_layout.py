@@ -43,7 +43,7 @@ def test_words_are_whole(line: str, width: int) -> None:
     """A word that is not longer than a line is not split."""
     words = [word for part in fold_line(line, width, 4) for word in part.split()]
     for word in line.split():
-        if cell_len(word) <= width - 4:
+        if cell_len(word) <= width:
             assert word in words
 
 
@@ -122,6 +122,13 @@ def test_a_long_word_of_a_command_can_be_copied() -> None:
 def test_what_is_no_plain_command_is_text(command: str) -> None:
     """A backslash at the end of a comment, or inside quotes, would not continue the line; in a text it is odd."""
     assert fold_command(command, 20, 4) == "\n".join(fold_line(command, 20, 4))
+
+
+def test_a_long_word_is_indented_less() -> None:
+    """Rather than be split: a path that fits a line is whole, so that it can be copied."""
+    assert fold_line("accept() on unix /run/php/php8.2-fpm.sock now", 30, 15) == [
+        "accept() on unix", "      /run/php/php8.2-fpm.sock", "               now"
+    ]  # fmt: skip
 
 
 def test_a_number_keeps_its_unit() -> None:

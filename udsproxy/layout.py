@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 _SGR = re.compile(r"\x1b\[[\d;]*m")
 _SHELL_WORD = re.compile(r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\])+")
@@ -108,18 +109,28 @@ def fold(text: str, width: int | None, hang: int = 2) -> str:
     return "\n".join(lines)
 
 
-def fold_line(line: str, width: int, indent: int) -> list[str]:
+def fold_line(line: str, width: int | None, indent: int) -> list[str]:
     """One line, folded; all parts but the first are indented."""
-    first, *others = fold_spans(line, width, indent)
-    return [line[slice(*first)], *(" " * indent + line[slice(*span)] for span in others)]
+    if width is None:
+        return [line]
+    return [" " * part.indent + line[part.start : part.end] for part in fold_parts(line, width, indent)]
 
 
-def fold_spans(line: str, width: int, indent: int) -> list[tuple[int, int]]:
-    """The parts of a folded line: where each begins and ends. All but the first have ``indent`` fewer cells."""
+class FoldedPart(NamedTuple):
+    """A part of a folded line: where it begins and ends in that, and how far it is indented."""
+
+    start: int
+    end: int
+    indent: int
+
+
+def fold_parts(line: str, width: int, indent: int) -> list[FoldedPart]:
+    """The parts of a folded line. All but the first are indented; one that begins with a word that would not fit
+    then is indented less."""
     parts = []
-    start, words = 0, len(line) - len(line.lstrip(" "))
-    room = width
-    while (limit := _fits(line, start, room)) < len(line):
+    start, here = 0, 0
+    words = len(line) - len(line.lstrip(" "))
+    while (limit := _fits(line, start, max(1, width - here))) < len(line):
         end = line.rfind(" ", words, limit + 1)
         if end > 0 and _UNIT.match(line, end - 1):
             before = line.rfind(" ", words, end)
@@ -129,14 +140,22 @@ def fold_spans(line: str, width: int, indent: int) -> list[tuple[int, int]]:
             continue
         if end < 0:
             end = max(limit, start + 1)  # a word that is longer than the line
-        parts.append((start, _without_spaces_at_end(line, start, end)))
+        parts.append(FoldedPart(start, _without_spaces_at_end(line, start, end), here))
         start = end
         while start < len(line) and line[start] == " ":
             start += 1
-        words, room = start + 1, max(1, width - indent)
+        words, here = start + 1, _indent_at(line, start, width, indent)
     if start < len(line) or not parts:
-        parts.append((start, len(line)))
+        parts.append(FoldedPart(start, len(line), here))
     return parts
+
+
+def _indent_at(line: str, start: int, width: int, indent: int) -> int:
+    end = line.find(" ", start)
+    word = line[start : len(line) if end < 0 else end]
+    if len(word) > 4 * width or (taken := cells(word)) > width:
+        return indent  # it is split in any case
+    return min(indent, width - taken)
 
 
 def _without_spaces_at_end(line: str, start: int, end: int) -> int:

@@ -81,6 +81,20 @@ def test_version(flag: str) -> None:
     assert f'version = "{done.stdout.strip()}"' in project.read_text()
 
 
+@pytest.mark.parametrize("command", ["help", "man"])
+def test_help_on_nothing(command: str) -> None:
+    """A command that there is not is an error, with the one that is meant."""
+    for words, says in (
+        (["tab"], "unknown command tab; did you mean tap?"),
+        (["fault", "ad"], "unknown command ad; did you mean add?"),
+        (["tap", "x"], "unknown command x"),
+        (["\x1b[2J"], "unknown command \\x1b[2J"),
+    ):
+        done = udsproxy(command, *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert says in done.stderr
+
+
 @pytest.mark.parametrize("words", [[], ["fault"]])
 def test_no_command(words: list[str]) -> None:
     """Where a command is missing, the help is shown, and the exit code says that nothing was done."""

@@ -21,6 +21,7 @@ from udsproxy.cli.mistakes import commands_of
 from udsproxy.cli.pages import PAGES
 
 COMMANDS = [(), *commands_of(app)]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def help_of(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, width: int) -> list[str]:
@@ -85,7 +86,7 @@ def test_the_whole_lists_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 def udsproxy_words(line: str) -> list[str]:
     """Of an example, what follows udsproxy, as a shell has it."""
     line = re.sub(r'^eval "\$\((.*)\)"$', r"\1", line)
-    words = shlex.split(line, comments=True)
+    words = [word.removeprefix(".venv/bin/") for word in shlex.split(line, comments=True)]
     words = words[words.index("udsproxy") + 1 :]
     ends = [number for number, word in enumerate(words) if word in ("|", ">", "2>&1", "&")]
     return words[: ends[0]] if ends else words
@@ -101,6 +102,34 @@ def test_examples_are_understood(command: tuple[str, ...]) -> None:
             words = words[: words.index("--")]
         app.parse_args(words, exit_on_error=False, print_error=False)
         assert re.fullmatch(r"[A-Z].*:", example.does)
+
+
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+_COMMAND = re.compile(r"(?:\$ )?(?:sudo (?:-u \S+ )?)?(?:\S*/)?udsproxy (?=[a-z-])")
+
+
+def commands_in(document: Path) -> list[str]:
+    """The lines of a document's examples that are calls of udsproxy, each with those that it goes on in."""
+    fences = document.read_text().split("```")[1::2]
+    lines = "\n".join(fences).replace("\\\n", " ").splitlines()
+    return [line for line in lines if _COMMAND.match(line)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_documents_name_what_there_is(document: Path) -> None:
+    """Each command line in a document is understood: there is such a command, with such options."""
+    for line in commands_in(document):
+        words = udsproxy_words(re.sub(r"  +.*", "", line.removeprefix("$ ")))
+        if "--" in words:
+            words = words[: words.index("--")]
+        app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+def test_readme_names_the_packages() -> None:
+    """What tests/run installs is said in the README."""
+    packages = re.findall(r"^need (\S+)", (REPOSITORY / "tests" / "run").read_text(), re.MULTILINE)
+    readme = (REPOSITORY / "README.md").read_text()
+    assert not [package for package in packages if package not in readme]
 
 
 # --- man pages ---
@@ -130,7 +159,7 @@ def test_man_pages_are_installed(tmp_path: Path) -> None:
     directory.mkdir(parents=True)
     (directory / "udsproxy.1").symlink_to(kept)
     for _ in range(2):
-        subprocess.run([sys.executable, "-m", "udsproxy", "man", "--directory", directory], check=True, umask=0o022)
+        subprocess.run([sys.executable, "-m", "udsproxy", "man", "--directory", directory], check=True, umask=0o077)
     names = {"-".join(("udsproxy", *command)) + ".1" for command in COMMANDS}
     assert set(os.listdir(directory)) == names
     assert kept.read_text() == "kept"

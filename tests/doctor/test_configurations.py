@@ -144,6 +144,26 @@ def check_findings(layout: Layout, facts: Facts) -> None:
         assert not [each for each in told if each.startswith("problem")]
 
 
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """A path is bytes: one that is no UTF-8, or has control characters, is found, and told without them."""
+    socket = tmp_path / os.fsdecode(b"\xff\x1b.sock")
+    os.mknod(socket, stat.S_IFSOCK | 0o660)
+    conf = f"[a\x1b]\nlisten = {socket}\nlisten[\x1b\udcff] = b\nlisten.acl_users = \x1b\udcff\n"
+    (tmp_path / "fpm.conf").write_bytes(os.fsencode(conf))
+    (tmp_path / "nginx.conf").write_bytes(os.fsencode(f'error_log "\x1b"; fastcgi_pass "unix:{socket}";'))
+    known = KnownSocket(str(socket), str(socket))
+    found = configured_php_fpm.look_at(known, str(tmp_path / "fpm.conf"), None, Root(), holds=True)
+    options = nginx_start.Options(str(tmp_path / "nginx.conf"))
+    start = nginx_start.start_of(options, nginx_start.Build(), "/", Root())
+    assert start is not None
+    nginx_found, _ = nginx.look(Reader(), start, 7, known.seen_from(Root()))
+    assert found.pool is not None
+    assert nginx_found is not None
+    facts = Facts(path="x", pool=found.pool, nginx=(msgspec.structs.replace(nginx_found, logs=()),))
+    told = msgspec.json.encode([facts, examine(facts, Load())])
+    assert "\x1b" not in str(msgspec.json.decode(told))
+
+
 def check_places(layout: Layout, pool: Pool) -> None:
     """Each place is a line that has the setting."""
     for key, at in pool.places.items():

@@ -274,6 +274,16 @@ CASES = [
         "www-data (nginx's worker, pid 7) sees another",
         {"clients": (msgspec.structs.replace(WWW, sees=False),)},
     ),
+    Case(
+        "problem",
+        "www-data (nginx's worker, pid 7) cannot connect: EACCES",
+        {"clients": (msgspec.structs.replace(WWW, sees=True, pid=7, way=file(0, 0)),)},
+    ),
+    Case(
+        "fine",
+        "www-data (nginx's worker, pid 7) may connect",
+        {"clients": (msgspec.structs.replace(WWW, sees=True, pid=7, way=file()),), "entries": file(0, 0)},
+    ),
     Case("note", "who connects is not known", {"clients": ()}),
     Case("note", "every user of this machine may connect", {"entries": file(mode=0o666)}),
     Case(
@@ -502,3 +512,10 @@ def test_a_unit_that_is_not_started() -> None:
     found = examine(msgspec.structs.replace(GOOD, failure="ENOENT", state=None, entries=(), unit=UNIT), LOAD)
     [missing] = [each for each in found if each.title.startswith("no such path")]
     assert missing.do == "systemctl start x.socket: its ListenStream= (/etc/x.socket) is this path."
+
+
+def test_rights_where_systemd_makes_the_file() -> None:
+    """They are the unit's to give, not the pool's."""
+    found = examine(msgspec.structs.replace(GOOD, **BY_SYSTEMD, entries=file(0, 0)), LOAD)
+    [denied] = [each for each in found if "cannot connect" in each.title]
+    assert denied.do.startswith("SocketGroup=www-data and SocketMode=0660 in x.socket")

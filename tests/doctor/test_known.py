@@ -57,6 +57,26 @@ def test_paths_below_another_root(path: str) -> None:
         assert seen.is_same("/x.sock")
         assert seen.is_same("/run/php/x.sock")
         assert not seen.is_same(path)
+        assert seen.leads_there == {"/x.sock": True, "/run/php/x.sock": False}
+        way = seen.way()
+        assert way is not None
+        assert [each.path for each in way] == ["/", "/x.sock"]
+        assert way[-1].mode == stat.S_IMODE(os.stat(path).st_mode)
+
+
+def test_another_file_below_another_root(path: str, tmp_path: Path) -> None:
+    """A path that is called like the socket there, and is not its file, is no way to it; of none there is nothing
+    to say."""
+    (tmp_path / "empty").mkdir()
+    with closing(Root.at(str(tmp_path / "empty"))) as root:
+        seen = KnownSocket(path, "/run/x.sock").seen_from(root)
+        assert seen.way() is None
+        assert seen.is_same("/run/x.sock")
+        assert seen.way() == ()
+    with closing(Root()) as root:
+        ours = KnownSocket(path).seen_from(root)
+        assert ours.is_same(path)
+        assert ours.way() is None
 
 
 def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,3 +224,8 @@ def test_the_word_of_another_user(stage: Stage, served: str) -> None:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
         assert f"  {line}\n" in called(state_command, path)[1]
+    may = f"(udsproxy run, pid {proxy.pid}) may connect to {served}"
+    assert [title for title in titles(path, "fine") if title.endswith(may)]
+    os.chmod(served, 0o600)
+    cannot = f"(udsproxy run, pid {proxy.pid}) cannot connect to {served}: EACCES (13: Permission denied)"
+    assert [title for title in titles(path, "problem") if title.endswith(cannot)]

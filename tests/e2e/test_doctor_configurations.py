@@ -339,37 +339,70 @@ def test_what_nginx_would_refuse(stage: Stage) -> None:
         assert f"error_log {stage.path('off.log')} crit: error 11 is not in it" in titles(after, "note")
 
 
-def test_nginx_in_a_container(stage: Stage) -> None:
-    """An nginx with mounts of its own: its configuration and its log are read as it finds them, and its path leads
-    to this socket by the file, not by the name."""
-    port, path = free_port(), stage.path("run", "x.sock")
-    inner = stage.path("container", "x").removesuffix("/x")
-    os.makedirs(f"{inner}/conf", exist_ok=True)
-    place = stage.path("mnt", "x").removesuffix("/x")
+def start_contained(stage: Stage, port: int, socket_there: str, mounts: str) -> str:
+    """An nginx with mounts of its own that asks a socket there. Returns its directory, seen from outside; ``{}`` in
+    both is where it has that."""
+    inner, place = stage.path("container", "conf"), stage.path("mnt", "x").removesuffix("/x")
+    os.makedirs(inner)
+    inner = os.path.dirname(inner)
     user = "user root;" if ROOT else ""
-    text = _CONF.format(directory=place, user=user).replace(
-        "include sites/*;",
+    site = (
         f"server {{ listen 127.0.0.1:{port}; error_log {place}/e.log;"
-        f" location / {{ fastcgi_pass unix:{place}/sockets/x.sock; }} }}",
+        f" location / {{ fastcgi_pass unix:{socket_there.format(place)}; }} }}"
     )
+    text = _CONF.format(directory=place, user=user).replace("include sites/*;", site)
     Path(inner, "conf", "nginx.conf").write_text(text)
     os.makedirs(f"{inner}/sockets")
+    Path(inner, "sockets", "file.sock").touch()
     script = (
-        f"mount --bind {inner} {place} && mount --bind {os.path.dirname(path)} {place}/sockets && "
+        f"mount --bind {inner} {place} && mount --bind {mounts.format(place)} && "
         f'exec "$0" -p {place} -c conf/nginx.conf -e stderr'
     )
-    front = Front(port, "", f"{inner}/e.log")
+    argv = ["unshare", *_USER, "--mount", "sh", "-c", script, program("nginx")]
+    process = stage.spawn("nginx", argv, stage.path("nginx.out"))
+
+    def accepts() -> bool:
+        assert process.poll() is None, read(stage.path("nginx.out"))
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(accepts, "nginx")
+    return inner
+
+
+def test_nginx_in_a_container(stage: Stage) -> None:
+    """An nginx with mounts of its own: its configuration and its log are read as it finds them, and its path leads
+    to this socket by the file, not by the name. Who may connect is judged by its own way to the socket."""
+    port, path, place = free_port(), stage.path("run", "x.sock"), stage.path("mnt")
     with ExitStack() as stack:
         listen(stack, path)
-        stage.spawn(
-            "nginx",
-            ["unshare", *_USER, "--mount", "sh", "-c", script, program("nginx")],
-            stage.path("nginx.out"),
-        )
-        until(lambda: os.path.exists(f"{inner}/run.pid"), "nginx")
-        until(lambda: front.fetch("/").status == 502, "nginx to answer")
+        inner = start_contained(stage, port, "{}/sockets/x.sock", f"{os.path.dirname(path)} {{}}/sockets")
+        front = Front(port, "", f"{inner}/e.log")
+        assert front.fetch("/").status == 502
+        os.rename(os.path.dirname(path), stage.path("hidden", "run"))
+        path = stage.path("hidden", "run", "x.sock")
+        os.chmod(stage.path("hidden"), 0o700)
         _, report = examine(path)
         (nginx,) = report["facts"]["nginx"]
         assert nginx["conf"] == f"{place}/conf/nginx.conf"
+        (client,) = report["facts"]["clients"]
+        assert client["sees"]
+        assert client["way"][-1]["path"] == f"{place}/sockets/x.sock"
         assert [each["at"] for each in nginx["passes"]] == [f"{place}/conf/nginx.conf:10"]
         assert any(each.startswith("nginx logged error 11") for each in titles(report, "problem"))
+
+
+def test_a_stale_mount_of_the_file(stage: Stage) -> None:
+    """An nginx in a container where the socket's file itself is mounted, at another path: after the server has made
+    it anew, that it is the old one is told."""
+    port, path = free_port(), stage.path("run", "x.sock")
+    with ExitStack() as stack:
+        listen(stack, path)
+        start_contained(stage, port, "{}/sockets/file.sock", f"{path} {{}}/sockets/file.sock")
+        _, report = examine(path)
+        assert [each["sees"] for each in report["facts"]["clients"]] == [True]
+        os.unlink(path)
+        listen(stack, path)
+        code, report = examine(path)
+        assert [each["sees"] for each in report["facts"]["clients"]] == [False]
+        assert (code, [each for each in titles(report, "problem") if "stale bind mount" in each] != []) == (1, True)

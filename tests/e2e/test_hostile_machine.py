@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -178,18 +179,26 @@ def test_no_proc(stage: Stage) -> None:
             assert echoes(stage.path("up"))
 
 
-def test_a_disk_that_is_full(stage: Stage) -> None:
-    """A log on a file system of 64 KiB: the traffic goes on, and the end says what is missing."""
+@pytest.mark.parametrize("bound", [[], ["--log-size", "64KiB", "--log-keep", "3"]], ids=["unbounded", "bounded"])
+def test_a_disk_that_is_full(stage: Stage, bound: list[str]) -> None:
+    """A log on a file system of 160 KiB, in one file or several: traffic goes on, what is there are whole lines,
+    and the end says what is missing."""
     stage.path("disk", "any")
-    mounts = f"mount -t tmpfs -o size=64k none {stage.path('disk')}"
+    mounts = f"mount -t tmpfs -o size=160k none {stage.path('disk')}"
     with EchoServer(stage.path("up")):
         argv = [*where(mounts), *UDSPROXY, "run", stage.path("p"), stage.path("up"), "--log", "json", "-vv"]
-        process = stage.spawn("run", [*argv, "--log-file", stage.path("disk", "log")], stage.path("said"))
+        argv += ["--log-file", stage.path("disk", "log"), *bound]
+        process = stage.spawn("run", argv, stage.path("said"))
         stage.await_socket(stage.path("p"))
         for _ in range(400):
             assert echoes(stage.path("p"), b"x" * 5000)
+        disk = os.open(f"/proc/{process.pid}/root{stage.path('disk')}", os.O_RDONLY)  # (a mount of its own)
         process.terminate()
         assert process.wait(LIMIT_S) == 1
+        names = os.listdir(disk)
+        assert (len(names) > 1) == bool(bound)
+        assert all(json.loads(line) for name in names for line in read(f"/proc/self/fd/{disk}/{name}").splitlines())
+        os.close(disk)
         said = read(stage.path("said"))
         assert "udsproxy: log json: No space left on device; " in said
         assert "Traceback" not in said
@@ -201,9 +210,11 @@ _WALL = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime", "fr
 _TELLS = {
     "sinks/text.py",
     "takeover/guardian_process.py",
-    "proxy/incident.py",
     "doctor/seen.py",
     "doctor/gathering.py",
+    "logs/times.py",
+    "cli/explain.py",
+    "proxy/nginx_log.py",
 }
 """Where the time of day is told to people, or compared with that of a log."""
 

@@ -8,14 +8,17 @@ and redraw are made of), no mark that changes the direction of text, and no byte
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pty
 import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 
@@ -247,11 +250,14 @@ def test_a_lab(stage: Stage, place: str) -> None:
 
 
 def on_a_terminal(arguments: Sequence[str], *, ends: bool) -> bytes:
-    """What is written to a terminal; of a command that does not end, until it has drawn a second time."""
+    """What is written to a terminal that is wide enough for whole names; of a command that does not end, until it
+    has drawn a second time."""
     main, other = pty.openpty()
+    fcntl.ioctl(main, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 400, 0, 0))
     process = subprocess.Popen(
-        [*UDSPROXY, *arguments], stdin=other, stdout=other, stderr=other, cwd=REPOSITORY, start_new_session=True
-    )
+        [*UDSPROXY, *arguments], stdin=other, stdout=other, stderr=other, cwd=REPOSITORY, start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
+    )  # fmt: skip
     os.close(other)
     got, limit = b"", time.monotonic() + LIMIT_S
     with contextlib.suppress(OSError):  # EIO: the other end is closed

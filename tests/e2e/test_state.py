@@ -260,6 +260,18 @@ def test_width(stage: Stage, columns: int) -> None:
         assert len(line) <= columns
 
 
+def test_a_watch_fits(stage: Stage) -> None:
+    """What is drawn again and again is no wider than the terminal, either, and the name is whole."""
+    path = stage.path("s" * 80)
+    with listening(path, 3, 4):
+        text, _ = on_terminal(
+            "state", "--watch", "--interval", "50ms", path, columns=60, signals=(signal.SIGINT, signal.SIGINT)
+        )
+    lines = plain_lines(text.replace("^C", ""))
+    assert max(map(len, lines)) <= 60
+    assert path in "".join(line.strip() for line in lines)
+
+
 def plain_lines(text: str) -> list[str]:
-    """Without escapes."""
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).splitlines()
+    """Without escapes; a move of the cursor begins a line."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", re.sub(r"\x1b\[[0-9;]*H", "\n", text)).splitlines()

@@ -40,14 +40,21 @@ def upstream(stage: Stage) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
-def test_what_commands_print_fits(upstream: str, columns: int) -> None:
+def test_what_commands_print_fits(stage: Stage, upstream: str, columns: int) -> None:
     """What is printed for people, and mistakes on standard error."""
+    line = (
+        "2026/11/23 09:33:{:02} [error] 7#7: *3 connect() to unix:{} failed (11: Resource temporarily unavailable) "
+        'while connecting to upstream, client: ::1, server: _, request: "GET {} HTTP/1.1", upstream: "fastcgi://unix:{}:"'
+    )
+    log = stage.write(
+        "\n".join(line.format(each, upstream, LONG, upstream) for each in range(30)) + "\n", "error.log"
+    )
     commands = [
         ["--help"], ["tap", "--help"], ["state"], ["state", upstream], ["doctor", upstream], ["explain"],
         ["explain", "connect", "EAGAIN"], ["explain", f"connect() to unix:{upstream} failed (111: x)"],
         ["fault", "kinds"], ["run", "--check", f"{upstream}.p", upstream, "--fault", "latency=1s if script=/a"],
         ["run", f"{upstream}/x", upstream], ["state", "/nonexistent/" + "d/" * 30], ["statte"],
-        ["tap", "/nonexistent/" + "d/" * 30],
+        ["tap", "/nonexistent/" + "d/" * 30], ["explain", log], ["fault", "list"],
     ]  # fmt: skip
     with Screen([sys.executable, "-c", _EACH, json.dumps(commands)], columns) as screen:
         lines = screen.end()
@@ -97,18 +104,23 @@ def test_a_proxy_follows_a_terminal_that_is_resized(stage: Stage) -> None:
     upstream, path = stage.path("up.sock"), stage.path("p.sock")
     stage.spawn("serve", [*UDSPROXY, "serve", upstream], stage.path("serve.out"))
     stage.await_socket(upstream)
-    with Screen([*UDSPROXY, "run", path, upstream], 120) as screen:
+    control, rule = stage.path("control"), "latency=1s if script=/a-long-name-of-a-script/index.php p=0.5 for=2h"
+    options = ["--control", control, "--name", "a-long-name-of-a-proxy", "--fault", rule]
+    with Screen([*UDSPROXY, "run", path, upstream, *options], 120) as screen:
         screen.until(lambda lines: any("listening" in line for line in lines), "the proxy")
         ask(path, LONG, "")
         wide = screen.until(lambda lines: any("GET" in line for line in lines), "a request")
         screen.resize(60)
         ask(path, LONG, "")
         narrow = screen.until(lambda lines: sum("GET" in line for line in lines) == 2, "another")[len(wide) :]
+        with Screen([*UDSPROXY, "fault", "list", "--control", control], 60) as other:
+            listed = other.end()
         screen.type("\x03")
         rest = screen.end()[len(wide) + len(narrow) :]
         assert screen.process.returncode == 0
     assert too_wide(wide, 120) == []
-    assert too_wide(narrow + rest, 60) == []
+    assert too_wide(narrow + rest + listed, 60) == []
+    assert "if script=/a-long-name-of-a-script/index.php" in " ".join(" ".join(listed).split())
     (names, row), (others, another) = (
         [line for line in lines if "METHOD" in line or "GET" in line] for lines in (wide, narrow)
     )

@@ -103,7 +103,7 @@ def test_a_service_for_each_connection(root: Path) -> None:
     assert (found.accept, found.service) == (True, "a@.service")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.binary(max_size=200))
 def test_any_file(root: Path, data: bytes) -> None:
     """Whatever is in a unit file, nothing is raised."""

@@ -41,6 +41,13 @@ def test_a_percentile_is_near_the_exact_one(durations: list[float], share: float
     assert abs(found - wanted) <= max(wanted * RELATIVE_ERROR * (1 + 1e-9), LEAST_S)
 
 
+@given(st.floats(0, 1e5), st.integers(1, 5))
+def test_where_all_are_the_same_it_is_exact(seconds: float, count: int) -> None:
+    """Of one request its own time is told."""
+    made = filled([seconds] * count)
+    assert [made.at(share) for share in (0.5, 0.99)] == [seconds, seconds]
+
+
 @given(DURATIONS, DURATIONS)
 def test_merging_loses_nothing(one: list[float], other: list[float]) -> None:
     """What was counted apart and merged is what is counted together."""

@@ -217,3 +217,12 @@ def test_errors_are_bounded(errors: list[str]) -> None:
     assert len(event.errors or {}) <= 20
     assert sum((event.errors or {}).values()) <= len(errors)
     assert len(event.nginx or {}) <= 20
+
+
+def test_a_socket_that_systemd_holds_alone() -> None:
+    """No worker is busy, and none is hidden: the service has not been started yet."""
+    made = Gathered(10 * SECOND)
+    made.sample(11 * SECOND, Sample(number=1, queue=1, backlog=8, activator="systemd, pid 1"), [])
+    event = over(made)
+    assert event.unseen == "no worker runs yet: systemd, pid 1, is to start the service"
+    assert "busy" not in event.what

@@ -30,7 +30,6 @@ class Watcher:
         incidents.waited(since, now)
         if incidents.is_ending(now):
             self.told.append(incidents.ended(now, 0))
-            incidents.step(now)
         elif incidents.step(now):
             self.told.append(incidents.begun(now, 0))
 
@@ -71,6 +70,16 @@ def test_a_burst() -> None:
     assert (begun.queue, ended.queue, ended.refused) == (3, 3, 7)
     assert ended.what.startswith("it lasted 80 ms; the queue grew to 3 of 3 (7 connect() got EAGAIN)")
     assert watcher.incidents.is_quiet
+
+
+def test_no_incident_ends_untold() -> None:
+    """Where the quiet time is over only between a look's beginning and its end, the next look tells the end."""
+    watcher = Watcher()
+    watcher.burst(START)
+    assert not watcher.incidents.step(START + 80 * MS + QUIET_NS + 1)
+    assert watcher.incidents.is_open
+    watcher.look(START + 80 * MS + QUIET_NS + 2)
+    assert [event.phase for event in watcher.told] == ["open", "close"]
 
 
 def test_bursts_that_are_near_are_one_incident() -> None:

@@ -200,6 +200,8 @@ def test_what_holds_a_request_is_in_words() -> None:
     assert "kernel: a < b" in render(console(verbosity=1), worker)
     assert "kernel" not in line
     assert "in the queue, not yet accepted" in render(console(), queued)
+    unasked = Slow(at=AT, proxy="p", conn=3, snapshot=Snapshot(at_s=0.232, queued=True))
+    assert "slow 232 ms  in the queue" in render(console(), unasked)
     first, *more = render(console(), incident).splitlines()
     assert re.search(r"incident since \d\d:\d\d:11\.250: from then on$", first)
     assert [each.strip() for each in more] == [

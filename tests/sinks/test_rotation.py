@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from udsproxy.kernel.directory import Directory, Identity
 from udsproxy.kernel.files import open_log, reopen_log
 from udsproxy.kernel.rotation import require_rotatable, rotate
 from udsproxy.sinks.writer import Writer
@@ -129,6 +130,30 @@ def test_a_log_that_is_moved_away_meanwhile(tmp_path: Path) -> None:
     assert kept(path) == [b"second\n", b"third........\n"]
 
 
+def test_two_write_to_one_file(tmp_path: Path) -> None:
+    """Whichever of them rotates, the other follows; no line is cut or lost."""
+    path = tmp_path / "log"
+    writers = [writer_to(path, 40, 100) for _ in range(2)]
+    for number in range(60):
+        writers[number % 3 % 2]._write(b"line %03d\n" % number)
+    assert all(writer.close(10) for writer in writers)
+    assert b"".join(kept(path)) == b"".join(b"line %03d\n" % number for number in range(60))
+    assert all(len(each) <= 40 for each in kept(path))
+
+
+def test_somebody_rotates_in_that_very_moment(tmp_path: Path) -> None:
+    """What is FILE by then is written to."""
+    path = tmp_path / "log"
+    fd = open_log(str(path))
+    path.rename(tmp_path / "mine")
+    path.write_text("theirs")
+    path.chmod(0o600)
+    found = rotate(fd, str(path), 1)
+    assert os.path.samestat(os.fstat(found), os.stat(path))
+    os.close(found)
+    os.close(fd)
+
+
 def test_a_number_that_is_missing_is_filled(tmp_path: Path) -> None:
     """Nothing beyond a gap is moved, and files beyond the last number are left alone."""
     path = tmp_path / "log"
@@ -176,6 +201,26 @@ def test_what_is_not_ours_is_not_touched(tmp_path: Path, make: Callable[[Path], 
     os.close(fd)
     assert {each.name: os.lstat(each).st_ino for each in tmp_path.iterdir()} == before
     assert (tmp_path / "secret").read_text() == "secret"
+
+
+@needs_root
+def test_what_is_exchanged_in_that_moment_goes_back(tmp_path: Path) -> None:
+    """Somebody who may change the directory puts a file in the place of the log, after it was looked at and before
+    it is renamed: that file has its name again, and nothing is left over."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "log").write_text("ours")
+    directory = Directory(str(tmp_path))
+    known = directory.identity("log")
+
+    def looked_at(name: str) -> Identity | None:
+        (tmp_path / name).rename(tmp_path / "elsewhere")
+        (tmp_path / name).write_text("theirs")
+        return known
+
+    directory.identity = looked_at  # type: ignore[method-assign]  # the moment after it
+    assert not directory.move_known("log", "log.1", [known])
+    directory.close()
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"log": "theirs", "elsewhere": "ours"}
 
 
 @needs_root

@@ -146,6 +146,28 @@ def test_notes_that_do_not_fit_go_below(width: int) -> None:
     assert all(line.startswith(" " * 8) for line in below)
 
 
+@pytest.mark.parametrize("width", [None, 60, 80, 120])
+def test_a_connection_without_exchanges_is_a_row(width: int | None) -> None:
+    """Its end stands where an URI would, and goes below where that has no room; nothing of it is cut."""
+    event = Close(
+        **WHERE,
+        by="client",
+        errno="ECONNRESET",
+        c2s_bytes=14,
+        s2c_bytes=7,
+        total_s=0.1,
+        requests=0,
+        faults=("latency",),
+    )
+    heading, row, *below = lines_of(on_terminal(width), event)
+    assert row.index("raw") == heading.index("METHOD")
+    end = "closed by client, ECONNRESET; fault: latency"
+    if width is None:
+        assert row.index(end) == heading.index("URI")
+    else:
+        assert end in " ".join(" ".join([row, *below]).split())
+
+
 def test_a_resized_terminal_is_followed() -> None:
     """The width of each event counts; where other columns are shown, they are named again."""
     width = 120

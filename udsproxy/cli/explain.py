@@ -94,7 +94,7 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
     for log in logs:
         if log.is_cut:
             name = "standard input" if log.name == STANDARD_INPUT else printable(log.name)
-            show(f"\nOnly the end of {name} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines.")
+            tell(f"\nOnly the end of {name} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines.")
     if follow:
         _follow(logs, readers, summary)
 
@@ -104,7 +104,7 @@ def _show_all(summary: Summary) -> None:
     tallies = summary.tallies()
     show("\n".join(report.table(tallies[:MAX_ANSWERS], columns)))
     if summary.others or len(tallies) > MAX_ANSWERS:
-        show(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
+        tell(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
     if len(tallies) > 1:
         show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, columns)))
     explained: dict[tuple[str | None, ...], Tally] = {}
@@ -112,7 +112,7 @@ def _show_all(summary: Summary) -> None:
         explained.setdefault(kind_of(tally.example)[:3], tally)
     for tally in explained.values():
         found = msgspec.structs.replace(tally.example, client=None, request=None, script=None)
-        show(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
+        tell(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
 
 
 def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> None:
@@ -142,7 +142,7 @@ def _show_events(stamped: list[Stamped], summary: Summary) -> None:
             answer = text.answer(run.example, columns and columns - 4)
             show("".join(f"    {line}\n" for line in answer.splitlines()))
     if len(groups) > _MAX_EVENTS:
-        show(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
+        tell(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
 
 
 def _today() -> date:

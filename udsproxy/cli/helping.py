@@ -14,6 +14,7 @@ from rich.text import Text
 
 from udsproxy.cli import completion
 from udsproxy.cli.common import DONE, USAGE, Failure
+from udsproxy.cli.mistakes import unknown_command
 from udsproxy.cli.pages import PAGES
 from udsproxy.cli.people import width
 from udsproxy.layout import fold_command
@@ -46,14 +47,20 @@ def usage_of(command: Sequence[str]) -> list[str]:
     return [" ".join(filter(None, ("udsproxy", *command, each))) for each in PAGES[tuple(command)].usage]
 
 
+def find(app: App, command: Sequence[str]) -> App:
+    """What the help of a command is made of. Raises `Failure`: there is no such command."""
+    known, apps, unknown = app.parse_commands(list(command))
+    if unknown or tuple(known) not in PAGES:
+        raise Failure(USAGE, f"{unknown_command(command[-1], tuple(known), app)} (see udsproxy --help)")
+    for name in apps[-1]:
+        apps[-1][name]  # it is imported, so that its help is known
+    return apps[-1]
+
+
 def print_help(app: App, command: Sequence[str]) -> None:
-    """On standard output. Raises CycloptsError: there is no such command."""
-    _, found, rest = app.parse_commands(list(command))
-    if rest:
-        raise Failure(USAGE, f"there is no command {' '.join(command)} (see udsproxy --help)")
-    for name in found[-1]:
-        found[-1][name]  # it is imported, so that its help is known
-    found[-1].usage = "Usage: " + "\n       ".join(usage_of(command))
+    """On standard output. Raises `Failure`: there is no such command."""
+    found = find(app, command)
+    found.usage = "Usage: " + "\n       ".join(usage_of(command))
     app.help_formatter = Formatter()
     console = Console(highlight=False)
     console.width = min(console.width, _MAX_WIDTH)

@@ -18,7 +18,7 @@ from rich.console import Console, ConsoleOptions
 from udsproxy import __version__
 from udsproxy.cli.arguments import OTHER, FileName, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
-from udsproxy.cli.helping import Command, filled, usage_of
+from udsproxy.cli.helping import Command, filled, find, usage_of
 from udsproxy.cli.mistakes import commands_of
 from udsproxy.cli.pages import PAGES
 from udsproxy.cli.people import show
@@ -71,8 +71,6 @@ def man(*command: Command, directory: Annotated[FileName | None, option(OTHER, "
     from udsproxy.cli import app
 
     if directory is None:
-        if command not in PAGES:
-            raise Failure(USAGE, f"there is no command {' '.join(command)} (see udsproxy --help)")
         show(page_of(app, command))
         return DONE
     if command:
@@ -90,20 +88,29 @@ def _write_all(app: App, directory: str) -> None:
     at = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for command in ((), *commands_of(app)):
-            name = f"{_name(command)}.{_SECTION}"
-            fd = os.open(f".{name}.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=at)
-            with open(fd, "w", encoding="ascii") as file:
-                file.write(page_of(app, command) + "\n")
-            os.replace(f".{name}.{os.getpid()}", name, src_dir_fd=at, dst_dir_fd=at)
+            _write(at, f"{_name(command)}.{_SECTION}", page_of(app, command) + "\n")
     finally:
         os.close(at)
 
 
+def _write(at: int, name: str, text: str) -> None:
+    """A file of that name in the directory, whole or not at all. Raises OSError."""
+    new = f".{name}.{os.getpid()}"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=at)
+    try:
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(text)
+            os.fchmod(fd, 0o644)
+        os.replace(new, name, src_dir_fd=at, dst_dir_fd=at)
+    except OSError:
+        os.unlink(new, dir_fd=at)
+        raise
+
+
 def page_of(app: App, command: Sequence[str]) -> str:
-    """The page of a command that there is, as roff."""
+    """The page of a command, as roff. Raises `Failure`: there is no such command."""
+    find(app, command)
     collected = _Collected()
-    for name in (found := app.parse_commands(list(command))[1][-1]):
-        found[name]  # it is imported, so that its help is known
     app.help_formatter = collected
     app.help_print(list(command), console=Console(file=io.StringIO()))
     return "\n".join(_lines(app, tuple(command), collected))

@@ -33,7 +33,7 @@ def line_of(error: CycloptsError | UnknownOption, app: App) -> str:
     elif isinstance(error, UnknownCommandError):
         written = (error.unused_tokens or [""])[0]
         is_option = written.startswith("-")
-        line = unknown_option(written, command, app) if is_option else _unknown_command(written, command, app)
+        line = unknown_option(written, command, app) if is_option else unknown_command(written, command, app)
     elif isinstance(error, UnusedCliTokensError):
         line = f"{shown((error.unused_tokens or [''])[0])} is one argument too many"
         if command == ("tap",):
@@ -76,12 +76,14 @@ def commands_of(app: App, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
             yield from commands_of(app[name], (*above, name))
 
 
-def _unknown_command(written: str, command: tuple[str, ...], app: App) -> str:
+def unknown_command(written: str, command: tuple[str, ...], app: App) -> str:
+    """``tab``: the nearest command that ``command`` has, or all of them."""
     found = app
     for name in command:
         found = found[name]
     names = [name for name in found if not name.startswith("-")]
-    return f"unknown command {shown(written)}" + (_nearest(written, names) or f": there are {', '.join(names)}")
+    others = f": there are {', '.join(names)}" if names else f": udsproxy {' '.join(command)} has none"
+    return f"unknown command {shown(written)}" + (_nearest(written, names) or others)
 
 
 def _nearest(written: str, names: Iterable[str]) -> str:

@@ -59,6 +59,10 @@ PAGES: dict[tuple[str, ...], Page] = {
                 "Show what one command causes, with all FastCGI parameters:",
                 f"sudo udsproxy tap {PHP} -v -- curl -s http://localhost/index.php",
             ),
+            Example(
+                "Count what nginx logs about the socket as well, and write a JSON log:",
+                f"sudo udsproxy tap {PHP} --nginx-log /var/log/nginx/error.log --log-file seen.json",
+            ),
             Example("Give a server its path back after udsproxy was killed:", f"sudo udsproxy tap --restore {PHP}"),
         ),
     ),

@@ -194,10 +194,9 @@ def held() -> int:
     return 0 if _Streams.errors is None else _Streams.errors.held
 
 
-def is_closed(number: int) -> bool:
-    """Standard output (1) or standard error (2) was closed when this process began."""
-    stream = _Streams.output if number == _STANDARD_OUTPUT else _Streams.errors
-    return stream is not None and stream.was_closed
+def output_is_closed() -> bool:
+    """Standard output was closed when this process began."""
+    return _Streams.output is not None and _Streams.output.was_closed
 
 
 def output_is_lost() -> bool:
@@ -227,11 +226,7 @@ def finish(code: int) -> int:
         number = error.errno or errno.EIO
         if number != errno.EPIPE:
             why = f"{errno_message(number)} ({errno_name(number)})"
-            say(
-                "standard output is closed"
-                if is_closed(_STANDARD_OUTPUT)
-                else f"cannot write to standard output: {why}"
-            )
+            say("standard output is closed" if output_is_closed() else f"cannot write to standard output: {why}")
         code = code or FAILED
     if _Streams.errors is not None:
         try:

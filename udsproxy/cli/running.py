@@ -25,7 +25,7 @@ from udsproxy.inspection import abilities
 from udsproxy.kernel.files import who_may_replace
 from udsproxy.kernel.own_processes import forbid_dumps
 from udsproxy.proxy.server import Server
-from udsproxy.sinks import stream_name
+from udsproxy.sinks import STANDARD_OUTPUT
 from udsproxy.sinks.console import summary_text
 from udsproxy.sinks.script_table import script_table
 from udsproxy.terminal import width_of
@@ -49,10 +49,8 @@ def run_server(
     """
     heeded = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *([signal.SIGTSTP] if rests else [])]
     log = settings.log
-    if log.shown != "none" and people.is_closed(server.shown_on):
-        raise Failure(
-            FAILED, f"{stream_name(server.shown_on)} is closed; choose --log none (--log-file goes with it)"
-        )
+    if log.shown != "none" and server.shown_on == STANDARD_OUTPUT and people.output_is_closed():
+        raise Failure(FAILED, "standard output is closed; choose --log none (--log-file goes with it)")
     people.never_wait()
     forbid_dumps()
     if settings.log.file is not None and (who := who_may_replace(settings.log.file)) is not None:
@@ -113,7 +111,8 @@ async def _run_until_told(
         async def tell_of_rest() -> None:
             await server.left.wait()
             if (still := len(server.open_connections())) and math.isinf(settings.grace_s):
-                say(f"nobody new comes; {still} open connection{'s' * (still > 1)} go on; Ctrl-C ends them")
+                which = "1 open connection goes on" if still == 1 else f"{still} open connections go on"
+                say(f"nobody new comes; {which}; Ctrl-C closes {'it' if still == 1 else 'them'}")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell_of_rest)

@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 from rich.text import Text
 
-from udsproxy.layout import cells, fitting, fold_spans, padded, shortened
+from udsproxy.layout import cells, fitting, fold_parts, padded, shortened
 
 _GAP = "  "
 _MIN_LAST = 24
@@ -27,8 +27,8 @@ def folded(line: Text, width: int | None, indent: int | None = None) -> list[Tex
         indent = len(line.plain) - len(line.plain.lstrip(" ")) + 2
     if width - indent < _MIN_LAST:
         indent = width // 6
-    first, *others = fold_spans(line.plain, width, indent)
-    return [line[slice(*first)], *(Text(" " * indent) + line[slice(*span)] for span in others)]
+    parts = fold_parts(line.plain, width, indent)
+    return [Text(" " * part.indent) + line[part.start : part.end] for part in parts]
 
 
 @dataclass(frozen=True, kw_only=True)

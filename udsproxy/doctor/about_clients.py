@@ -25,7 +25,9 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "No nginx is seen to run whose configuration has this path.",
             "Name the client's user: --client www-data.",
         )
-    if facts.pool is not None and facts.tapped is None and not facts.hops:
+    if facts.onward is not None and facts.onward.way:
+        yield _goes_on(facts, facts.onward)
+    if facts.pool is not None and facts.tapped is None and not facts.hops and facts.systemd is None:
         yield from _as_configured(facts)
         yield from _ignored(facts.pool)
     if all(entry.mode & 1 for entry in facts.entries[:-1]) and facts.entries[-1].mode & 2:
@@ -58,20 +60,42 @@ def _may_connect(facts: Facts, user: User) -> Iterator[Finding]:
             "That process has file systems of its own (a unit's PrivateTmp=, a container): clients get ENOENT or "
             "ECONNREFUSED though the socket is here.",
             "Put the socket where both see it: in /run, not in /tmp.",
-            f"systemctl show -p PrivateTmp nginx; nsenter -m -t PID ls -l {path}",
+            f"systemctl show -p PrivateTmp nginx; nsenter -m -t {user.pid or 'PID'} ls -l {path}",
         )
-    stopped = obstacle(facts.entries, user)
+    if user.sees is False:
+        return
+    entries = user.way or facts.entries
+    stopped = obstacle(entries, user)
     if stopped is None:
         yield Finding("fine", f"{who} may connect")
         return
-    at_socket = stopped is facts.entries[-1]
+    at_socket = stopped is entries[-1]
+    check = f"namei -l {path}; sudo -u {shlex.quote(user.name)} test -w {path} && echo may connect"
+    if user.way:
+        check = f"nsenter -m -t {user.pid} namei -l {shlex.quote(entries[-1].path)}   (it has other mounts than we)"
     yield Finding(
         "problem",
         f"{who} cannot connect: EACCES (13: Permission denied)",
         f"{stopped.path} is {stopped.owner}, mode {stopped.mode:o}; {why_not(stopped, user)}, and "
         + ("write permission is needed." if at_socket else "search permission (x) is needed on every directory."),
         _way_in(facts, stopped, user, at_socket),
-        f"namei -l {path}; sudo -u {shlex.quote(user.name)} test -w {path} && echo may connect",
+        check,
+    )
+
+
+def _goes_on(facts: Facts, user: User) -> Finding:
+    """May a ``run`` connect to the socket behind it?"""
+    stopped, socket = obstacle(user.way, user), user.way[-1].path
+    who = f"{user.name} ({user.where})"
+    if stopped is None:
+        return Finding("fine", f"{who} may connect to {socket}")
+    return Finding(
+        "problem",
+        f"{who} cannot connect to {socket}: EACCES (13: Permission denied)",
+        f"{stopped.path} is {stopped.owner}, mode {stopped.mode:o}; {why_not(stopped, user)}. (As root udsproxy "
+        "connects as its clients; as another user it does as itself.)",
+        f"{_way_in(facts, stopped, user, stopped is user.way[-1])} Or run udsproxy as root.",
+        f"namei -l {shlex.quote(socket)}",
     )
 
 
@@ -90,6 +114,9 @@ def _way_in(facts: Facts, stopped: Entry, user: User, at_socket: bool) -> str:
         return (
             f"setfacl -m u:{user.name}:x {shlex.quote(stopped.path)}, or a directory that all may enter (/run/php)."
         )
+    if facts.systemd is not None:
+        where = "its unit" if facts.unit is None else facts.unit.name
+        return f"SocketGroup={group} and SocketMode=0660 in {where} (systemctl edit); then restart that."
     pool = facts.pool
     if pool is not None and pool.has_acl:
         key = "listen.acl_users" if pool.settings.get("listen.acl_users") else "listen.acl_groups"

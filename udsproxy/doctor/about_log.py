@@ -23,7 +23,7 @@ class _Meaning(NamedTuple):
 
 
 _QUEUE_WAS_FULL = (
-    "The queue was full: nobody accepts for a moment, and each client that comes meanwhile is refused."
+    "The queue was full: for a moment no worker accepted, and each client that came meanwhile was refused."
 )
 _MEANINGS = {
     "connect 11": _Meaning("problem", _QUEUE_WAS_FULL, ""),

@@ -55,14 +55,17 @@ def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked
                 hint = "" if os.geteuid() == 0 else " (run as root)"
                 unseen.append(f"the configuration of nginx (pid {pid}): nothing says where it is{hint}")
                 continue
-            sockets = known.seen_from(root)
+            sockets = known.seen_from(root, pid)
             seen, keep_it_from_starting = nginx.look(reader, start, pid, sockets)
             if seen is not None or _is_trusted(pid):
                 refused += keep_it_from_starting
+            there, way = sockets.there(), sockets.way()
             if seen is not None:
                 logs = _logs(reader, seen, start, sockets, began_at, logs_left)
                 logs_left -= len(logs)
-                found.append(msgspec.structs.replace(seen, workers=_workers(machine, pid), logs=logs))
+                found.append(
+                    msgspec.structs.replace(seen, workers=_workers(machine, pid), logs=logs, there=there, way=way)
+                )
             # What another nginx has that could not be read is of interest all the same.
             unseen += reader.notes
         finally:
@@ -93,7 +96,7 @@ def _workers(machine: Machine, master: int) -> tuple[Process, ...]:
 
 
 def _logs(
-    reader: Reader, seen: Nginx, start: Start, sockets: SeenFrom, began_at: float | None, most: int
+    reader: Reader, seen: Nginx, start: Start, sockets: SeenFrom, began_at: float | None, limit: int
 ) -> tuple[ErrorLog, ...]:
     """The error logs, each with the one before it (a rotation of last night is no reason to see nothing)."""
     names = {each.name for each in seen.upstreams}
@@ -102,7 +105,7 @@ def _logs(
         return sockets.is_same(path if path.startswith("/") else f"{start.directory}/{path}")
 
     found = []
-    for log in seen.logs[:most]:
+    for log in seen.logs[:limit]:
         tail = reader.tail(log.path)
         if tail is None:
             continue
@@ -114,6 +117,6 @@ def _logs(
                 data, is_whole, written_at = older[0] + data, older[1], written_at if data else older[2]
         whole = msgspec.structs.replace(log, is_whole=is_whole)
         found.append(nginx_log.summarize(whole, data, written_at, began_at, is_same, names))
-    if len(seen.logs) > most:
-        reader.note(f"{len(seen.logs) - most} more error logs of {shown(start.file)}")
+    if len(seen.logs) > limit:
+        reader.note(f"{len(seen.logs) - limit} more error logs of {shown(start.file)}")
     return tuple(found)

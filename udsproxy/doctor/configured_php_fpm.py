@@ -107,7 +107,7 @@ def _program(pid: int) -> str | None:
 
 
 def _pool(found: Configuration, section: Section, root: Root) -> Pool:
-    relevant = {key: each for key, each in section.settings.items() if key.startswith(_SETTINGS)}
+    relevant = {shown(key): each for key, each in section.settings.items() if key.startswith(_SETTINGS)}
     settings = {key: shown(each.value) for key, each in relevant.items() if each.is_known}
     if "pm" in settings:
         settings["pm"] = settings["pm"].lower()
@@ -117,7 +117,7 @@ def _pool(found: Configuration, section: Section, root: Root) -> Pool:
         file=section.at,
         settings=settings,
         places={key: each.at for key, each in relevant.items()},
-        unknown=tuple(shown(key) for key, each in relevant.items() if not each.is_known),
+        unknown=tuple(key for key, each in relevant.items() if not each.is_known),
         process_max=php_fpm.number(found.common.value("process.max"), 0),
         process_max_at="" if process_max is None else process_max.at,
         error_log=_log(found.common.value("error_log")),

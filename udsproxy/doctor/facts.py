@@ -47,6 +47,9 @@ class User(msgspec.Struct, frozen=True):
     """The path leads this process to the same socket; None: it cannot be told, or it is as here."""
     stale_mount: bool = False
     """Where it does not: the file is mounted there by itself, and was removed or replaced since."""
+    pid: int | None = None
+    way: tuple[Entry, ...] = ()
+    """As `Facts.entries`, where this process finds the socket by another way (in a container)."""
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -195,6 +198,10 @@ class Nginx(msgspec.Struct, frozen=True, kw_only=True):
     upstreams: tuple[Upstream, ...] = ()
     passes: tuple[Pass, ...] = ()
     logs: tuple[ErrorLog, ...] = ()
+    there: str | None = None
+    """Where it has other mounts than we: the path in its configuration that stands for the socket."""
+    way: tuple[Entry, ...] | None = None
+    """The way to the socket by that path; empty: it leads to no such file. None: it has our mounts."""
 
     @property
     def is_sure(self) -> bool:
@@ -235,6 +242,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     such hop, or the socket is not to be seen."""
     inode: int | None = None
     """Of the server's socket."""
+    onward: User | None = None
+    """As whom the last ``run`` connects, where that is not as its clients, and its way there."""
     somaxconn: int | None = None
     """Of that network namespace."""
     mounted: Mounted | None = None

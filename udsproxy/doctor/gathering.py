@@ -18,7 +18,7 @@ from udsproxy.doctor.facts import Entry, Facts, Nginx, Process, User
 from udsproxy.doctor.known import KnownSocket
 from udsproxy.doctor.php_fpm import configuration_of
 from udsproxy.doctor.reading import shown
-from udsproxy.doctor.rights import parse_acl
+from udsproxy.doctor.way import above, entry_of, way_to
 from udsproxy.endpoints.ownership import group_name, user_name
 from udsproxy.events import errno_name, printable
 from udsproxy.inspection.doing import Doer
@@ -28,10 +28,10 @@ from udsproxy.inspection.sockets import SocketState
 from udsproxy.inspection.systemd import SocketUnit, unit_at
 from udsproxy.inspection.taps import SUFFIX
 from udsproxy.kernel import namespaces, process_table, procfs
+from udsproxy.kernel.roots import Root
 from udsproxy.kernel.socket_file import SocketFile
 
 _MAX_PROCESSES = 10_000
-_ACL = "system.posix_acl_access"
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -126,6 +126,7 @@ class _Gathering:
             hops=route.hops,
             behind=route.address if route.hops else None,
             inode=None if found is None else found.inode,
+            onward=_onward(route),
             systemd=None if found is None or found.activator is None else found.activator.pid,
             unit=self._unit(found),
             mounted=None if found is None else found.mounted,
@@ -150,9 +151,9 @@ class _Gathering:
             return (), "ENAMETOOLONG"
         found: list[Entry] = []
         try:
-            directories = dict.fromkeys([*_above(self._path), *_above(self._real or self._path)])
-            found += [_entry(directory) for directory in directories]
-            file = _entry(self._path)
+            directories = dict.fromkeys([*above(self._path), *above(self._real or self._path)])
+            found += [entry_of(Root(), directory) for directory in directories]
+            file = entry_of(Root(), self._path)
             mode = os.stat(self._path).st_mode
             if not stat.S_ISSOCK(mode):
                 # unix_find_bsd() says so of every file that is no socket.
@@ -174,7 +175,7 @@ class _Gathering:
     def _server_of(self, route: Route) -> SocketState | None:
         """The socket that clients come to."""
         found = list(route.servers)
-        if self._abstract:  # (names of other network namespaces lead nobody of ours there)
+        if self._abstract and not route.hops:  # (names of other network namespaces lead nobody of ours there)
             found = [each for each in found if each.namespace is None]
         return next((each for each in found if each.state == "listening"), found[0] if found else None)
 
@@ -223,7 +224,7 @@ class _Gathering:
 
     def _clients(self, found: tuple[Nginx, ...]) -> tuple[User, ...]:
         """The users of nginx's workers, each once."""
-        users: dict[tuple[int, tuple[int, ...]], User] = {}
+        users: dict[tuple[object, ...], User] = {}
         # (Whether the others pass requests on to the socket is not known.)
         for each in [each for each in found if each.is_sure] or found:
             for worker in each.workers:
@@ -232,21 +233,25 @@ class _Gathering:
                     continue
                 uid, gid, more = ids
                 users.setdefault(
-                    (uid, (gid, *more)),
+                    (uid, (gid, *more), each.way),
                     User(
                         user_name(uid),
                         uid,
                         (gid, *more),
                         f"nginx's worker, pid {worker.pid}",
                         group_name(gid),
-                        *self._is_seen_by(worker.pid),
+                        *((True, False) if each.way else self._is_seen_by(worker.pid, each.there)),
+                        worker.pid,
+                        each.way or (),
                     ),
                 )
         return tuple(users.values())
 
-    def _is_seen_by(self, pid: int) -> tuple[bool | None, bool]:
+    def _is_seen_by(self, pid: int, path: str | None) -> tuple[bool | None, bool]:
         """A service may have a /tmp of its own (PrivateTmp=), a container its own mounts: whether it finds the same
-        socket there; and if not, whether that is a stale mount of the file."""
+        socket there; and if not, whether that is a stale mount of the file. ``path``: where it looks for it, where
+        known."""
+        path = path or self._real or self._path
         try:
             if os.path.samestat(os.stat(f"/proc/{pid}/ns/mnt"), os.stat("/proc/self/ns/mnt")):
                 return None, False
@@ -254,7 +259,7 @@ class _Gathering:
         except OSError:
             return None, False
         try:
-            there = SocketFile.at(self._real or self._path, pid)
+            there = SocketFile.at(path, pid)
         except FileNotFoundError:
             return False, False
         except (OSError, ValueError):
@@ -262,26 +267,7 @@ class _Gathering:
         if os.path.samestat(there.stat, here):
             return True, False
         mount = there.mount
-        return False, mount is not None and mount.is_replaced and mount.point == self._real
-
-
-def _above(path: str) -> list[str]:
-    """The directories above it, from the root on."""
-    found = []
-    while (parent := os.path.dirname(path)) != path:
-        found.append(parent)
-        path = parent
-    return found[::-1]
-
-
-def _entry(path: str) -> Entry:
-    """Raises OSError."""
-    seen = os.stat(path)
-    acl = b""
-    with contextlib.suppress(OSError):
-        acl = os.getxattr(path, _ACL)
-    owner = f"{user_name(seen.st_uid)}:{group_name(seen.st_gid)}"
-    return Entry(shown(path), seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode), parse_acl(acl), owner)
+        return False, mount is not None and mount.is_replaced and mount.point == path
 
 
 def _line_of(path: str) -> str | None:
@@ -296,3 +282,24 @@ def _line_of(path: str) -> str | None:
 def _somaxconn() -> int | None:
     text = _line_of("/proc/sys/net/core/somaxconn")
     return int(text) if text and text.isdecimal() else None
+
+
+def _onward(route: Route) -> User | None:
+    """As whom the last ``run`` of them connects: root does as its clients, and everybody else as itself."""
+    for hop, path in reversed(list(zip(route.hops, route.paths[1:], strict=False))):
+        if hop.kind != "run" or hop.process is None or not path.startswith("/"):
+            continue
+        ids = procfs.read_ids(hop.process.pid)
+        if ids is None or ids[0] == 0:
+            return None
+        uid, gid, more = ids
+        root = Root(hop.process.pid)
+        try:
+            way = way_to(root, path)
+        except (OSError, ValueError):
+            return None
+        finally:
+            root.close()
+        where = f"udsproxy run, pid {hop.process.pid}"
+        return User(user_name(uid), uid, (gid, *more), where, group_name(gid), pid=hop.process.pid, way=way)
+    return None

@@ -12,8 +12,12 @@ import stat
 from collections.abc import Iterable
 from copy import copy
 
+from udsproxy.doctor.facts import Entry
+from udsproxy.doctor.reading import shown
+from udsproxy.doctor.way import way_to
 from udsproxy.kernel.roots import Root
 from udsproxy.kernel.server_diag import is_bound
+from udsproxy.kernel.socket_file import SocketFile
 
 
 class KnownSocket:
@@ -44,8 +48,9 @@ class KnownSocket:
         known.others = frozenset(paths)
         return known
 
-    def seen_from(self, root: Root) -> SeenFrom:
-        return SeenFrom(self, root)
+    def seen_from(self, root: Root, pid: int | None = None) -> SeenFrom:
+        """``pid``: a process with that root directory."""
+        return SeenFrom(self, root, pid)
 
     def is_file(self, root: Root, path: str) -> bool:
         """A path leads a process with that root directory to the socket's file."""
@@ -57,14 +62,34 @@ class KnownSocket:
             return False
         return (found.st_dev, found.st_ino) == self._file
 
+    def was_file(self, path: str, pid: int) -> bool:
+        """A path leads a process to a mount of the file that was the socket's before its server made it anew."""
+        if self._file is None or self.real is None:
+            return False
+        try:
+            file = SocketFile.at(path, pid)
+        except (OSError, ValueError):
+            return False
+        mount = file.mount
+        return (
+            mount is not None
+            and mount.is_replaced
+            and mount.point == path
+            and file.stat.st_dev == self._file[0]
+            and self.real.endswith(mount.source)
+        )
+
 
 class SeenFrom:
     """The socket, and others, by the paths that a process with some root directory has for them."""
 
-    def __init__(self, known: KnownSocket, root: Root) -> None:
+    def __init__(self, known: KnownSocket, root: Root, pid: int | None) -> None:
         self._known = known
+        self._pid = pid
         self._root = root
         self.names = known.names
+        self.leads_there: dict[str, bool] = {}
+        """Below another root: paths that were taken for the socket, and whether they lead to its file."""
 
     def is_same(self, path: str) -> bool:
         known = self._known
@@ -76,9 +101,28 @@ class SeenFrom:
             with contextlib.suppress(OSError, ValueError):
                 if known.real is not None and os.path.realpath(path) == known.real:
                     return True
-        elif os.path.normpath(path) == known.bound:
+            return known.is_file(self._root, path)
+        is_file = known.is_file(self._root, path)
+        was_file = not is_file and self._pid is not None and known.was_file(path, self._pid)
+        if is_file or was_file or os.path.normpath(path) == known.bound:
+            self.leads_there[path] = is_file
             return True
-        return known.is_file(self._root, path)
+        return False
+
+    def there(self) -> str | None:
+        """As `udsproxy.doctor.facts.Nginx.there`."""
+        paths = sorted(self.leads_there, key=self.leads_there.__getitem__, reverse=True)
+        return shown(paths[0]) if paths else None
+
+    def way(self) -> tuple[Entry, ...] | None:
+        """As `udsproxy.doctor.facts.Nginx.way`, for the paths that were taken for the socket."""
+        if not self.leads_there:
+            return None
+        path = next((each for each, is_file in self.leads_there.items() if is_file), None)
+        try:
+            return () if path is None else way_to(self._root, path)
+        except (OSError, ValueError):
+            return ()
 
     def missing(self, path: str) -> str | None:
         """Why nobody can be reached there; None: a socket is there, or that cannot be told."""

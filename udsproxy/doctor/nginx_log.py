@@ -8,6 +8,7 @@ Rules: pure; in bounded memory.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -57,7 +58,7 @@ def summarize(
     for line in lines:
         if not any(mark in line for mark in _MARKS):
             continue
-        record = parse_line(line.decode("utf-8", "backslashreplace"))
+        record = parse_line(os.fsdecode(line))
         if record is None or (kind := _kind(record)) is None or not _is_about(record, is_same, upstreams, known):
             continue
         if kind not in kinds and len(kinds) >= _MAX_KINDS:
@@ -117,7 +118,7 @@ def _is_about(
 
 
 def _time_of(line: bytes) -> datetime | None:
-    record = parse_line(line[:200].decode("utf-8", "backslashreplace"))
+    record = parse_line(os.fsdecode(line[:200]))
     return None if record is None else record.at
 
 

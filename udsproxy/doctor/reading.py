@@ -43,7 +43,7 @@ class Reader:
         self._names = 0
 
     def read(self, path: str) -> str | None:
-        """A file's text; None: it cannot be had."""
+        """A file's text, as `os.fsdecode`, so that names in it stand for the same files; None: it cannot be had."""
         if path not in self._texts:
             if len(self._texts) >= MAX_FILES or self._nbytes >= MAX_BYTES:
                 self.note(f"more than {len(self._texts)} files or {MAX_BYTES >> 20} MiB of configuration")
@@ -78,7 +78,7 @@ class Reader:
         if len(data) > MAX_BYTES_EACH:
             self.note(f"{shown(path)}: what comes after its first MiB")
         self._nbytes += len(data)
-        return bytes(data[:MAX_BYTES_EACH]).decode("utf-8", "backslashreplace")
+        return os.fsdecode(bytes(data[:MAX_BYTES_EACH]))
 
     def _why_missing(self, path: str, number: int) -> str:
         if number == errno.EISDIR:
@@ -161,7 +161,7 @@ def is_pattern(name: str) -> bool:
     return not _WILD.isdisjoint(name)
 
 
-def shown(text: str, most: int = 200) -> str:
+def shown(text: str, limit: int = 200) -> str:
     """What somebody else wrote, to be shown."""
-    text = printable(text[: most + 1])
-    return text if len(text) <= most else text[:most] + "..."
+    text = printable(text[: limit + 1])
+    return text if len(text) <= limit else text[:limit] + "..."

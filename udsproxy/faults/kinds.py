@@ -44,7 +44,7 @@ class Gate(Kind, frozen=True, tag=True):
 
 
 class Backlog(Gate, frozen=True, tag="backlog"):
-    """Our accept queue has this limit: one more client waits, the next gets EAGAIN."""
+    """Our accept queue has this backlog: one client more than that can wait, and the next one gets EAGAIN."""
 
     length: int
 
@@ -54,7 +54,7 @@ class Backlog(Gate, frozen=True, tag="backlog"):
 
 
 class Workers(Gate, frozen=True, tag="workers"):
-    """At most so many connections are accepted at the same time: a pool of another size."""
+    """At most this number of connections are open at the same time, as with a pool of this size."""
 
     count: int
 
@@ -64,7 +64,7 @@ class Workers(Gate, frozen=True, tag="workers"):
 
 
 class Eagain(Gate, frozen=True, tag="eagain"):
-    """connect() fails with EAGAIN: always, or ``share`` of the time."""
+    """connect() fails with EAGAIN: always, or for this share of the time."""
 
     share: float = 1.0
 
@@ -80,29 +80,29 @@ class Shut(Gate, frozen=True, tag=True):
 
 
 class Refuse(Shut, frozen=True, tag="refuse"):
-    """The socket's file is there, and nobody listens."""
+    """connect() fails with ECONNREFUSED: the file of the socket exists, but nobody listens."""
 
     number: ClassVar[int] = errno.ECONNREFUSED
 
 
 class Missing(Shut, frozen=True, tag="missing"):
-    """There is no file."""
+    """connect() fails with ENOENT: there is no file."""
 
     number: ClassVar[int] = errno.ENOENT
 
 
 class Deny(Shut, frozen=True, tag="deny"):
-    """Nobody may use the socket's file (but root: for root nobody listens)."""
+    """connect() fails with EACCES: nobody has the right to use the socket. (Root has it, and gets ECONNREFUSED.)"""
 
     number: ClassVar[int] = errno.EACCES
 
 
 class Hold(Gate, frozen=True, tag="hold"):
-    """Nobody is accepted: who comes waits in the queue, until that is full."""
+    """No connection is accepted: clients wait in the queue until it is full."""
 
 
 class AcceptDelay(Kind, frozen=True, tag="accept-delay"):
-    """The accept loop rests before it goes on: who comes next waits in the queue."""
+    """We wait for this time after each accept(), while the next client waits in the queue."""
 
     delay_s: float
 
@@ -120,13 +120,13 @@ class Stream(Kind, frozen=True, tag=True):
 
 
 class ConnectDelay(Stream, frozen=True, tag="connect-delay"):
-    """Accepted, but nothing passes for so long."""
+    """The connection is accepted, but nothing passes for this time."""
 
     delay_s: float
 
 
 class Close(Stream, frozen=True, tag="close"):
-    """Closed in order, so long after it began."""
+    """The connection is closed in order, this time after it began."""
 
     after_s: float = 0.0
 
@@ -136,8 +136,9 @@ class Close(Stream, frozen=True, tag="close"):
 
 
 class Reset(Stream, frozen=True, tag="reset"):
-    """Reset, so long after the client has sent its first bytes: close() with unread data makes the kernel report
-    ECONNRESET (net/unix/af_unix.c, unix_release_sock), and only the client can put that there."""
+    """The connection is reset, this time after the first bytes of the client. (Closing with unread data is what
+    makes the kernel report ECONNRESET, see unix_release_sock() in net/unix/af_unix.c, and only the client can send
+    that.)"""
 
     after_s: float = 0.0
 
@@ -160,9 +161,8 @@ Distribution = Literal["uniform", "normal", "pareto"]
 
 
 class Latency(Directed, frozen=True, tag="latency"):
-    """Everything comes so much later, by what is drawn from ``distribution``: uniform is up to ``jitter`` more or
-    less; of the others the delay is the mean, and ``jitter`` the standard deviation (as tc-netem(8) has it). What
-    was sent first still comes first."""
+    """Everything arrives later by this time. With ``jitter`` the delay varies: uniform by up to ``jitter`` more or
+    less, normal and pareto with ``jitter`` as the standard deviation, as in tc-netem(8). The order is kept."""
 
     delay_s: float
     jitter_s: float = 0.0
@@ -170,7 +170,7 @@ class Latency(Directed, frozen=True, tag="latency"):
 
 
 class Bandwidth(Directed, frozen=True, tag="bandwidth"):
-    """So many bytes pass in a second."""
+    """At most this number of bytes pass per second."""
 
     rate: Size
 
@@ -181,7 +181,7 @@ class Bandwidth(Directed, frozen=True, tag="bandwidth"):
 
 
 class Slicer(Directed, frozen=True, tag="slicer"):
-    """Comes in pieces of this size, ``variation`` more or less, and ``delay`` apart."""
+    """Bytes arrive in pieces of this size, give or take ``variation``, and ``delay`` apart."""
 
     size: Size
     variation: Size = 0
@@ -194,15 +194,15 @@ class Slicer(Directed, frozen=True, tag="slicer"):
 
 
 class Limit(Directed, frozen=True, tag="limit"):
-    """So many bytes pass, then happens what ``then`` says."""
+    """After this number of bytes, what ``then`` says happens."""
 
     nbytes: Size
     then: Literal["close", "reset", "half-close", "stall"] = "close"
 
 
 class Stall(Directed, frozen=True, tag="stall"):
-    """Nothing passes for so long from the first bytes on, then happens what ``then`` says; without a time, nothing
-    passes for good."""
+    """From the first bytes on nothing passes for this time, and then what ``then`` says happens. Without a time,
+    nothing passes any more."""
 
     delay_s: float | None = None
     then: Literal["pass", "close", "reset"] = "pass"
@@ -216,7 +216,7 @@ class Stall(Directed, frozen=True, tag="stall"):
 
 
 class Corrupt(Directed, frozen=True, tag="corrupt"):
-    """Of all bytes this share is changed."""
+    """This share of the bytes is changed."""
 
     share: float = 0.01
 
@@ -226,14 +226,14 @@ class Corrupt(Directed, frozen=True, tag="corrupt"):
 
 
 class SlowClose(Directed, frozen=True, tag="slow-close"):
-    """An end comes so much later."""
+    """The end of the connection arrives later by this time."""
 
     delay_s: float
 
 
 class HalfClose(Directed, frozen=True, tag="half-close"):
-    """An end, so long after the first bytes and behind them, though their sender has not ended; what it sends
-    then is lost, and the other direction goes on."""
+    """One direction ends, this time after its first bytes, although its sender has not ended it. What it sends
+    after that is lost; the other direction goes on."""
 
     after_s: float = 0.0
 
@@ -246,11 +246,11 @@ class FastCGI(Kind, frozen=True, tag=True):
 
 
 class Overloaded(FastCGI, frozen=True, tag="fcgi-overloaded"):
-    """Answered with END_REQUEST, FCGI_OVERLOADED (spec 5.5); the upstream does not see it."""
+    """The request is answered with END_REQUEST and FCGI_OVERLOADED (spec 5.5). The upstream does not see it."""
 
 
 class Status(FastCGI, frozen=True, tag="fcgi-status"):
-    """Answered with this status; the upstream does not see it."""
+    """The request is answered with this status. The upstream does not see it."""
 
     status: int
 
@@ -270,14 +270,14 @@ class Stderr(FastCGI, frozen=True, tag="fcgi-stderr"):
 
 
 class Truncate(FastCGI, frozen=True, tag="fcgi-truncate"):
-    """The answer's END_REQUEST (spec 5.5) does not come: the connection is closed where it would. With ``nbytes``
-    also STDOUT ends early (spec 3.3): before the record that would take it beyond so many."""
+    """The connection is closed in the place of the answer's END_REQUEST (spec 5.5). With ``nbytes`` STDOUT ends
+    early, too: before the record that would exceed that number (spec 3.3)."""
 
     nbytes: Size | None = None
 
 
 class Version(FastCGI, frozen=True, tag="fcgi-version"):
-    """The answer's first record claims this version (spec 3.3)."""
+    """The answer's first record has this version in its header (spec 3.3)."""
 
     version: int = 2
 
@@ -287,7 +287,7 @@ class Version(FastCGI, frozen=True, tag="fcgi-version"):
 
 
 class Type(FastCGI, frozen=True, tag="fcgi-type"):
-    """The answer's first record is of this type (spec 8), by default END_REQUEST."""
+    """The answer's first record has this type (spec 8). Default: 3, END_REQUEST."""
 
     type: int = 3
 

@@ -179,7 +179,7 @@ def _run(machine: Machine, place: _Place, listener: SocketState) -> tuple[Hop, _
     if sock is None:
         return None
     for process in listener.processes[:_MAX_HOLDERS]:
-        words = words_of_run(process.pid)
+        words = words_of_run(process.pid) if process.comm == "udsproxy" else None
         if words is not None:
             return _forwarding(machine, place, sock, process, words)
     return None

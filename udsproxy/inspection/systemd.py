@@ -11,7 +11,6 @@ import contextlib
 import os
 import pwd
 import re
-import stat
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -19,6 +18,7 @@ import msgspec
 from udsproxy.endpoints import unescaped
 from udsproxy.events import printable
 from udsproxy.kernel import procfs
+from udsproxy.kernel.plain_files import read_plain_at
 
 ROOT = "/"
 """Where the file system begins (tests set it)."""
@@ -223,7 +223,7 @@ def _dropins(name: str, directories: list[str]) -> list[str]:
 def _settings(path: str) -> Iterator[tuple[str, str]]:
     """The keys and values of a unit file's section [Socket]."""
     section, before = "", ""
-    for line in _read(path).splitlines():
+    for line in read_plain_at(path, _MAX_BYTES).decode("utf-8", "surrogateescape").splitlines():
         line = before + line.strip()
         before = ""
         if not line or line[0] in "#;":
@@ -236,14 +236,3 @@ def _settings(path: str) -> Iterator[tuple[str, str]]:
             key, equals, value = line.partition("=")
             if equals:
                 yield key.rstrip(), unescaped(value.strip().strip('"'))
-
-
-def _read(path: str) -> str:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except (OSError, ValueError):
-        return ""
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return ""
-        return file.read(_MAX_BYTES).decode("utf-8", "surrogateescape")

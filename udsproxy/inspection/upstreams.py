@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import stat
 import tomllib
 
 from udsproxy import endpoints
 from udsproxy.endpoints import Endpoint, Tcp, UnixAbstract
 from udsproxy.kernel import process_table
 from udsproxy.kernel.diag_codec import UnixSocket
+from udsproxy.kernel.plain_files import read_plain
 from udsproxy.kernel.socket_file import SocketFile, open_as
 
 _MAX_CONFIG = 1 << 20
@@ -58,14 +58,11 @@ def _next_endpoint(words: list[str]) -> Endpoint | None:
 
 def _configured(pid: int, sock: UnixSocket, file: str) -> Endpoint | None:
     try:
-        fd = open_as(pid, file)
+        pinned = open_as(pid, file)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return None
-            with open(f"/proc/self/fd/{fd}", "rb") as opened:
-                text = opened.read(_MAX_CONFIG).decode()
+            text = read_plain(pinned, _MAX_CONFIG).decode()
         finally:
-            os.close(fd)
+            os.close(pinned)
         tables = tomllib.loads(text).get("proxy", [])
         pairs = [(str(table["listen"]), str(table["upstream"])) for table in tables]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

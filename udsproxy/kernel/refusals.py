@@ -67,6 +67,7 @@ _ENABLE, _SET_FILTER = 0x2400, 0x40082406
 """ioctls."""
 _PAGES = 32
 """Of each processor's ring: 2,700 refusals between two calls of `read`. Those that do not fit are counted, too."""
+_MAPPED = (1 + _PAGES) * mmap.PAGESIZE
 _HEADER = struct.Struct("IHH")
 """struct perf_event_header: type, misc, size."""
 _SAMPLE_HEAD = struct.Struct("IIQQ")
@@ -79,6 +80,13 @@ _HEAD, _TAIL = 1024 // 8, 1032 // 8
 _MAX_ADDRESS = 110
 """struct sockaddr_un."""
 _FAMILY = struct.Struct("=H")
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long),
+)
 
 
 @dataclass(slots=True)
@@ -104,7 +112,7 @@ class Refusals:
         numbers = _CALLS.get(platform.machine())
         if numbers is None:
             raise OSError(errno.ENOSYS, "not on this kind of machine")
-        self._syscall = ctypes.CDLL(None, use_errno=True).syscall
+        self._syscall = _libc.syscall
         self._open, create, settime, self._registers = numbers
         self._event = _event_number(self._syscall)
         self._end = None if for_child else _DeadMansSwitch(self._syscall, create, settime)
@@ -174,6 +182,11 @@ class Refusals:
         else:
             self._found[pid, name] = Refused(pid, name, _file_at(pid, name), 1, at, at)
 
+    def hand_on(self) -> None:
+        """A child has the descriptors now: what has been counted is there for it until `close`."""
+        for ring in self._rings:
+            ring.hand_on()
+
     def close(self) -> None:
         """What has been counted can still be `taken`, but where it is a child's."""
         if self._end is not None:
@@ -205,13 +218,15 @@ class _Ring:
         try:
             if is_new:
                 fcntl.ioctl(fd, _SET_FILTER, b"ret == -%d\0" % errno.EAGAIN)
-            self._memory = mmap.mmap(fd, (1 + _PAGES) * mmap.PAGESIZE)
-            if is_new:
-                fcntl.ioctl(fd, _ENABLE, 0)
+            self._address = _map(fd)
         except BaseException:
             os.close(fd)
             raise
-        self._words = memoryview(self._memory).cast("Q")
+        memory = (ctypes.c_ubyte * _MAPPED).from_address(self._address)
+        self._memory = memoryview(memory).cast("B")
+        self._words = self._memory.cast("Q")
+        if is_new:
+            fcntl.ioctl(fd, _ENABLE, 0)
 
     def count(self) -> int:
         """How many there have been, those for which there was no room too."""
@@ -245,13 +260,28 @@ class _Ring:
         """What was written there. (Records are of whole words, and go on at the ring's beginning.)"""
         size = _PAGES * mmap.PAGESIZE
         at %= size
-        first = self._memory[mmap.PAGESIZE + at : mmap.PAGESIZE + min(at + nbytes, size)]
-        return first + self._memory[mmap.PAGESIZE : mmap.PAGESIZE + nbytes - len(first)]
+        first = bytes(self._memory[mmap.PAGESIZE + at : mmap.PAGESIZE + min(at + nbytes, size)])
+        return first + bytes(self._memory[mmap.PAGESIZE : mmap.PAGESIZE + nbytes - len(first)])
+
+    def hand_on(self) -> None:
+        """Keep the memory (the kernel throws it away when nobody has it), and no descriptor."""
+        os.close(self.fd)
+        self.fd = -1
 
     def close(self) -> None:
         self._words.release()
-        self._memory.close()
-        os.close(self.fd)
+        self._memory.release()
+        _libc.munmap(ctypes.c_void_p(self._address), _MAPPED)
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def _map(fd: int) -> int:
+    """Where a ring is in memory from now on. (Python's own mmap keeps a descriptor besides.) Raises OSError."""
+    found = _libc.mmap(None, _MAPPED, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+    if found == ctypes.c_void_p(-1).value:
+        raise _os_error()
+    return int(found)
 
 
 class _DeadMansSwitch:

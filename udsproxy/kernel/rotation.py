@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterator
 
 from udsproxy.kernel.directory import Directory, find, identity_of
-from udsproxy.kernel.files import foreign_log
+from udsproxy.kernel.files import foreign_log, open_log
 
 _NEW = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _WAIT_S = 0.2
@@ -40,15 +40,16 @@ def require_rotatable(fd: int, path: str, keep: int) -> None:
 def rotate(fd: int, path: str, keep: int) -> int:
     """Move FILE and those before it on by one, remove what would be FILE.``keep`` + 1, and make FILE anew.
 
-    ``fd`` is what is open, and stays open.
+    ``fd`` is what is open, and stays open. Where it is not FILE any more, somebody else has rotated it.
 
-    Returns a descriptor of the new file, which has mode 600. Raises OSError: a name is not ours, or taken.
+    Returns a descriptor of what is FILE now; if it is new it has mode 600. Raises OSError: a name is not ours.
     """
     with _held(path) as (directory, name), directory.locked(_WAIT_S):
-        if directory.identity(name) == identity_of(fd):
-            _make_room(directory, name, keep)
-            if not directory.move_known(name, f"{name}.1", [identity_of(fd)]):
-                raise OSError(errno.EBUSY, f"{name} was exchanged while it was rotated")
+        if directory.identity(name) != identity_of(fd):
+            return open_log(path, by_name=True)
+        _make_room(directory, name, keep)
+        if not directory.move_known(name, f"{name}.1", [identity_of(fd)]):
+            raise OSError(errno.EBUSY, f"{name} was exchanged while it was rotated")
         return os.open(name, _NEW, 0o600, dir_fd=directory.fd)
 
 

@@ -3,8 +3,8 @@ HdrHistogram have it.
 
 Rules:
 
-* A percentile is within `RELATIVE_ERROR` of the exact one (nearest rank), or within `LEAST_S`. Durations above
-  `MOST_S` are not told apart.
+* A percentile is within `RELATIVE_ERROR` of the exact one (nearest rank), or within `LEAST_S`; the least and the
+  longest duration are exact. Those above `MOST_S` are not told apart.
 * Memory is bounded by `MAX_BUCKETS`. Only buckets that have counted something are kept.
 * Two of them can be merged; that loses nothing.
 """
@@ -28,10 +28,11 @@ MAX_BUCKETS = int(log(MOST_S * _SCALE) * _PER_E) + 1
 class Quantiles:
     """Of durations in seconds."""
 
-    __slots__ = ("_counts",)
+    __slots__ = ("_counts", "least", "longest")
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
+        self.least, self.longest = math.inf, 0.0
 
     @property
     def count(self) -> int:
@@ -44,6 +45,10 @@ class Quantiles:
             bucket = int(log(seconds * _SCALE) * _PER_E)
         else:
             bucket = 0 if seconds <= LEAST_S else MAX_BUCKETS - 1
+        if seconds > self.longest:
+            self.longest = seconds
+        if seconds < self.least:
+            self.least = seconds
         try:
             self._counts[bucket] += 1
         except KeyError:
@@ -54,6 +59,7 @@ class Quantiles:
         counts = self._counts
         for bucket, count in other._counts.items():
             counts[bucket] = counts.get(bucket, 0) + count
+        self.least, self.longest = min(self.least, other.least), max(self.longest, other.longest)
 
     def at(self, share: float) -> float | None:
         """The least duration that this share (0.99) of all do not exceed. None: there are none."""
@@ -61,5 +67,6 @@ class Quantiles:
         for bucket in sorted(self._counts):
             left -= self._counts[bucket]
             if left <= 0:
-                return _MIDDLE_S * _GROWTH**bucket if bucket else LEAST_S
+                about = _MIDDLE_S * _GROWTH**bucket if bucket else LEAST_S
+                return min(max(about, self.least), self.longest)
         return None

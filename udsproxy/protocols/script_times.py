@@ -26,10 +26,10 @@ _Name = tuple[str, str]
 class _Times:
     """Of the requests of one script, or of the others."""
 
-    __slots__ = ("errors", "longest_s", "partial", "queue", "sum_s", "total")
+    __slots__ = ("errors", "partial", "queue", "sum_s", "total")
 
     def __init__(self, *, partial: bool) -> None:
-        self.sum_s = self.longest_s = 0.0
+        self.sum_s = 0.0
         self.total = Quantiles()
         self.queue = Quantiles()
         self.errors = 0
@@ -37,7 +37,6 @@ class _Times:
 
     def merge(self, other: _Times) -> None:
         self.sum_s += other.sum_s
-        self.longest_s = max(self.longest_s, other.longest_s)
         self.total.merge(other.total)
         self.queue.merge(other.queue)
         self.errors += other.errors
@@ -63,8 +62,6 @@ class ByScript:
             times = self._begin(name)
         total_s, wait_s, status = event.total_s, event.accept_wait_s, event.status
         times.sum_s += total_s
-        if total_s > times.longest_s:
-            times.longest_s = total_s
         times.total.add(total_s)
         if wait_s is not None:
             times.queue.add(wait_s)
@@ -107,7 +104,7 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _told(times: _Times, proxy: str | None, script: str | None) -> ScriptTimes:
-    p50, p95, p99 = (min(_rounded(times.total.at(share)) or 0.0, times.longest_s) for share in _SHARES)
+    p50, p95, p99 = (_rounded(times.total.at(share)) or 0.0 for share in _SHARES)
     q50, q95, q99 = (_rounded(times.queue.at(share)) for share in _SHARES)
     return ScriptTimes(
         script=script,
@@ -118,7 +115,7 @@ def _told(times: _Times, proxy: str | None, script: str | None) -> ScriptTimes:
         total_p50_s=p50,
         total_p95_s=p95,
         total_p99_s=p99,
-        total_max_s=times.longest_s,
+        total_max_s=round(times.total.longest, 6),
         queue_p50_s=q50,
         queue_p95_s=q95,
         queue_p99_s=q99,

@@ -201,15 +201,17 @@ class Incidents:
     # --- phases ---
 
     def step(self, now: int) -> bool:
-        """Go on to the phase that follows. Returns whether an incident has begun that was not told yet."""
-        self.phase = PHASES[self.phase, self._sign(now)]
+        """Go on to the phase that follows; but only `ended` ends an incident, so that its end is told. Returns
+        whether one has begun that was not told yet."""
+        if not self.is_ending(now):
+            self.phase = PHASES[self.phase, self._sign(now)]
         self._met = False
         if self.phase is Phase.QUIET:
             self._forget()
         return self.is_open and not self._told
 
     def is_ending(self, now: int) -> bool:
-        """The next step ends it, as far as is known."""
+        """It is over, as far as is known."""
         return self.is_open and not self._met and self._sign(now) is Sign.OVER
 
     def _sign(self, now: int) -> Sign:
@@ -233,8 +235,12 @@ class Incidents:
         return self._event(now, active, is_over=False)
 
     def ended(self, now: int, active: int) -> Incident:
-        """It is over, or we are. To be called before the step that ends it."""
-        return self._event(now, active, is_over=True)
+        """It is over, or we are."""
+        event = self._event(now, active, is_over=True)
+        self.phase = PHASES[Phase.OPEN, Sign.OVER]
+        self._met = False
+        self._forget()
+        return event
 
     def _event(self, now: int, active: int, *, is_over: bool) -> Incident:
         gathered = self._gathered

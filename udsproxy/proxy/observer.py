@@ -60,6 +60,8 @@ class Observer:
                 self._early.count(on=True)
                 handed = self._early.descriptors
         self._start(handed)
+        if self._early is not None:
+            self._early.hand_on()
 
     def _start(self, handed: Sequence[int] = ()) -> None:
         """``handed``: descriptors that count refusals."""

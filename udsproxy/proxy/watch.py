@@ -277,7 +277,6 @@ class Watch:
             now = monotonic_ns()
             if incidents.is_ending(now):
                 self._tap.put(incidents.ended(now, self._connections.active))
-                incidents.step(now)
 
     def _in_flight(self, now: int) -> list[InFlight]:
         """Oldest first, and not more than `_MAX_IN_FLIGHT`."""

@@ -28,22 +28,17 @@ STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 def make_sinks(log: LogConfig, *, several: bool = False, fd: int = STANDARD_OUTPUT) -> list[TextSink]:
     """The sinks that ``log`` asks for. ``several``: there are several proxies. ``fd``: where to show what is shown.
 
-    Raises OSError where the log file cannot be opened, or standard output is closed.
+    Raises OSError where the log file cannot be opened, or that descriptor is closed.
     """
     sinks = []
     if log.shown != "none":
         if (sys.stdout if fd == STANDARD_OUTPUT else sys.stderr) is None:
-            raise OSError(errno.EBADF, f"{stream_name(fd)} is closed; choose --log none")
+            raise OSError(errno.EBADF, "the stream for what is shown is closed; choose --log none")
         renderer = _renderer(log, fd, several=several)
         sinks.append(TextSink(log.shown, renderer, Writer(fd, log.shown, owned=False), is_shown=True))
     if log.file is not None:
         sinks.append(TextSink("json", _json(log), _file_writer(log, log.file)))
     return sinks
-
-
-def stream_name(fd: int) -> str:
-    """What people call it."""
-    return "standard output" if fd == STANDARD_OUTPUT else "standard error"
 
 
 def _file_writer(log: LogConfig, given: str) -> Writer:

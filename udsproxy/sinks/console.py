@@ -165,9 +165,10 @@ class ConsoleRenderer:
         age = duration(event.snapshot.at_s)
         since = event.snapshot.doing.for_s if event.snapshot.doing is not None else None
         so_long = f" for {duration(since)} or more" if since else ""
-        uri = self._shortened(event.uri or "-")
-        what = "" if event.request is None else f"{event.method or '-'} {uri}"
-        line = f"{self._start(event)} {self._paint(f'slow {age}', YELLOW)} {what}  {event.snapshot.text}{so_long}"
+        what = ""
+        if event.request is not None:
+            what = f" {event.method or '-'} {self._shortened(event.uri or '-')}"
+        line = f"{self._start(event)} {self._paint(f'slow {age}', YELLOW)}{what}  {event.snapshot.text}{so_long}"
         stack = event.snapshot.doing.stack if event.snapshot.doing is not None else None
         if stack and self._verbosity:
             line += f"\n{self._layout.indent}kernel: {' < '.join(stack)}"

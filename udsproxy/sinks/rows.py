@@ -102,18 +102,18 @@ class Layout(NamedTuple):
 
     def _with_notes(self, begin: str, last: str, notes: Sequence[Note], *, color: bool) -> str:
         texts = [paint(text, code) if color and code else text for text, code in notes]
-        if self.width is None:
-            return begin + _GAP.join((last, *texts))
+        whole = begin + _GAP.join(text for text in (last, *texts) if text)
+        if self.width is None or cells(whole) <= self.width:
+            return whole
         room = self.width - cells(begin)
-        beside = sum(cells(text) + len(_GAP) for text in texts)
-        if cells(last) + beside <= room:
-            return begin + _GAP.join((last, *texts))
-        if room - beside >= _MIN_URI:
-            return begin + _GAP.join((shortened(last, room - beside), *texts))
-        lines = [begin + shortened(last, room)]
-        if room < _MIN_LAST:
-            below = self.width - len(self.indent)
-            lines = [*self._folded(begin.rstrip()), self.indent + shortened(last, below)]
+        beside = room - sum(cells(text) + len(_GAP) for text in texts)
+        if last and beside >= _MIN_URI:
+            return begin + _GAP.join((shortened(last, beside), *texts))
+        if room >= _MIN_LAST:
+            lines = [(begin + shortened(last, room)).rstrip()]
+        else:
+            lines = self._folded(begin.rstrip())
+            lines += [self.indent + shortened(last, self.width - len(self.indent))] if last else []
         if texts:
             lines += self._folded(self.indent + _GAP.join(texts))
         return "\n".join(lines)

@@ -29,6 +29,10 @@ _GATHER_S = 0.01
 (the interpreter runs one thread at a time), and no reader sees a hundredth of a second."""
 
 
+_MAX_TURNS = 10
+"""How often a file is rotated for one line: once, if nobody else writes to it."""
+
+
 class Writer:
     """Writes to a descriptor, in order, in a thread of its own."""
 
@@ -161,7 +165,7 @@ class Writer:
         0: the first line is longer than any file may be. Raises OSError."""
         if self._rotate is None:
             return len(data)
-        for _ in range(2):
+        for _ in range(_MAX_TURNS):
             size = os.fstat(self._fd).st_size
             room = max(0, self._limit - size - self._torn)
             whole = len(data) if len(data) <= room else data.rfind(b"\n", 0, room) + 1
@@ -170,7 +174,7 @@ class Writer:
             fd = self._rotate(self._fd)
             os.close(self._fd)
             self._fd, self._torn = fd, False
-        return 0
+        raise OSError(errno.EBUSY, "others fill the file as fast as it is rotated")
 
     def _count_lost(self, data: bytes, written: int) -> None:
         """Count what is missing where so many bytes of this were written."""
