@@ -129,7 +129,7 @@ def understand(line: LogLine) -> Found | None:
         errno=errno if symptom is None or elsewhere else None,
         symptom=symptom,
         path=path,
-        file=_shown(line.file) or (_first(_FILE, line.said) if elsewhere else None),
+        file=_shown(line.file) or (_file(symptom, line) if elsewhere else None),
         client=_shown(line.client),
         request=_shown(line.request),
         script=_shown(line.script),
@@ -223,6 +223,11 @@ def _path(said: str) -> str | None:
 def _plain(path: str | None) -> str | None:
     """An abstract name begins with @, and unix:///x is /x."""
     return path and _SLASHES.sub("/", _NUL.sub("@", path))
+
+
+def _file(symptom: Symptom | None, line: LogLine) -> str | None:
+    named = None if symptom is None else symptom.file_in(line)
+    return _shown(named) or _first(_FILE, line.said)
 
 
 def _tcp(said: str) -> str | None:
