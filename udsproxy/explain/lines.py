@@ -80,7 +80,7 @@ _PATHS = tuple(
         rf"(?i:\bunix domain socket )()({_NAMED})",
         rf"(?i:\bunix socket )(?:path )?()({_NAMED})",
         rf"\bunix (?:unix@)?()({_NAMED})",
-        r"(?i:\b(?:socket|path|address|AF=1) ?=?)()[\"']((?:[/@]|\\x00|\\0)[^\"']{1,200})[\"']",
+        r"(?i:\b(?:socket|path|name|address|AF=1) ?=?)()[\"']((?:[/@]|\\x00|\\0)[^\"']{1,200})[\"']",
         rf"(?i:\bcannot bind unix socket )(?:\([^()]{{1,60}}\) )?()\[({_NAMED})\]",
         rf"(?i:\b(?:addr=|bound to: |can't connect to |connection in use: |redis at |bind to path:? ))()({_NAMED})",
         rf"(?i:\bconnection to )()({_NAMED})",

@@ -99,7 +99,8 @@ SECURITY: tuple[Symptom, ...] = (
                 "flags=(attach_disconnected) in the profile.",
             ),
         ),
-        pattern=r'apparmor="DENIED"',
+        pattern=r'apparmor="DENIED" operation="(?:connect|bind|accept|listen|sendmsg|recvmsg|send|recv|mknod|unlink'
+        r'|create)"|^apparmor="DENIED"$',
     ),
     Symptom(
         "SELinux: avc: denied { search }, tclass=dir",
