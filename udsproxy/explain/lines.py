@@ -99,7 +99,7 @@ _PATHS = tuple(
 _FILE = re.compile(r"\((/[^()\"]{1,200})\)")
 _TCP = re.compile(
     r"(?<![\w.:])(\[[\da-fA-F:.]{2,45}\]:\d{1,5}|\d{1,3}(?:\.\d{1,3}){3}:\d{1,5}|\*:\d{1,5})(?![\w.])"
-    r"|\bhost (\S{1,80} port \d{1,5})\b|\(('[\d.:a-z]{1,45}', \d{1,5})\)"
+    r"|^https?://([\w.-]{1,80}:\d{1,5})\b|\bhost (\S{1,80} port \d{1,5})\b|\(('[\d.:a-z]{1,45}', \d{1,5})\)"
     r"|\b(?:listen|dial) tcp[46]? (\S{1,80}):(?= )"
 )
 _NUMBER_FIRST = frozenset({"apache", "access"})

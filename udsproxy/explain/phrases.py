@@ -37,7 +37,7 @@ ERRNOS: tuple[Phrase, ...] = (
     _phrase(r"another program is already listening on a port", "bind", "EADDRINUSE"),  # supervisord
     _phrase(r"ControlSocket .{1,200} already exists, disabling multiplexing", "bind", "EADDRINUSE"),  # ssh
     _phrase(r"^unix://\S{1,200} no such file", "connect", "ENOENT"),  # supervisorctl
-    _phrase(r"^unix://\S{1,200} refused connection", "connect", "ECONNREFUSED"),
+    _phrase(r"^(?:unix|https?)://\S{1,200} refused connection", "connect", "ECONNREFUSED"),
 )
 """Without the kernel's words."""
 

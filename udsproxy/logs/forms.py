@@ -99,7 +99,7 @@ FORMS_OF_LINES: tuple[Form, ...] = (
     ),
     _form("ruby", rf"[DIWEFA], \[(?P<at>{FORMS['iso']}) #\d{{1,10}}\] +[A-Z]{{1,8}} -- [^:]{{0,40}}: (?P<said>.*)"),
     _form(
-        "haproxy", r"\[(?:ALERT|WARNING|NOTICE)\] +(?:[\d/]{1,20} )?\(\d{1,10}\) : (?P<said>.*)", r"\[[^\]]*:\d+\]"
+        "haproxy", r"\[(?:ALERT|WARNING|NOTICE)\] +(?:[\d/]{1,20} )?\(\d{1,10}\) : (?P<said>.*)", r"\[/[^\]]*:\d+\]"
     ),
     _form(
         "haproxy",
