@@ -42,6 +42,7 @@ from udsproxy.proxy.doors import (
     Door,
     Full,
     Gone,
+    Limits,
     Pool,
     Unseen,
     Upstream,
@@ -49,6 +50,7 @@ from udsproxy.proxy.doors import (
 from udsproxy.proxy.mirror import Mirrored, backlog_of, listener_inode, look_at
 from udsproxy.proxy.nginx_log import NginxLog
 from udsproxy.proxy.observer import Observer
+from udsproxy.proxy.own_queue import Levels, OwnQueue
 from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
 from udsproxy.proxy.vigil import Vigil
@@ -203,7 +205,11 @@ class AcceptLoop:
     def queued(self, before: int) -> list[tuple[int, int]]:
         """Who came before that time (ns) and is still in our queue, as far as we see: the number of the connection
         to be, and since when (ns)."""
-        return list(self._door.queued(before)) if isinstance(self._door, Mirrored) else []
+        return [] if self._door is None else list(self._door.queued(before))
+
+    def limits(self) -> Limits | None:
+        """Of the queue and the workers, where these are ours (a fault's) and not the upstream's."""
+        return self._door.limits() if isinstance(self._door, Pool) else None
 
     def upstream_inode(self) -> int:
         """Of the socket that listens there; 0: it is not known."""
@@ -390,11 +396,11 @@ class AcceptLoop:
             self._reopen()
 
     def _take_waiting(self) -> bool:
-        """Let somebody in, if that may be."""
+        """Let somebody in, if that may be. Returns whether another one may follow."""
         if not self._may_accept:
             return False
         self._ready()
-        return self._door is not None
+        return self._door is not None and not self._door.edge
 
     def _heed_plug(self) -> None:
         """The plug is in, or out."""
@@ -437,7 +443,12 @@ class AcceptLoop:
                 if (failed := upstream.probe()) not in (0, errno.EAGAIN):
                     raise Gone(failed)
                 backlog = listener.most
-            return Pool(listener, upstream, self.connections, self._held, backlog, gate.workers, self._heed)
+            levels = Levels(self._tell_queue, self._tell_level)
+            resume = partial(self._heed, True)
+            own = self._own_queue()
+            return Pool(
+                listener, upstream, self.connections, own, self._held, backlog, gate.workers, resume, levels
+            )
         fixed = gate.backlog if gate.backlog is not None else config.backlog
         if fixed is None and gate.eagain is not None:
             fixed = listener.most  # it is full when we say so
@@ -463,12 +474,16 @@ class AcceptLoop:
             except OSError as error:
                 self._tell_starved(error, "sock_diag")
             return self._plain_door(upstream)
-        return ConnectFirst(listener, upstream, self.connections, self._held)
+        return ConnectFirst(listener, upstream, self.connections, self._own_queue(), self._held)
 
     def _plain_door(self, upstream: Upstream) -> Door:
         """Our own queue is as long as the system allows."""
         self.listener.limit(self.listener.most)
-        return ConnectFirst(self.listener, upstream, self.connections, self._held)
+        return ConnectFirst(self.listener, upstream, self.connections, self._own_queue(), self._held)
+
+    def _own_queue(self) -> OwnQueue:
+        unread = self._relay.unread
+        return OwnQueue(self.listener, self.connections, self._held, unread.diag if unread.sees else None)
 
     async def _count_servers(self, door: Mirrored) -> None:
         servers = await trio.to_thread.run_sync(count_servers, door.there, abandon_on_cancel=True)

@@ -13,12 +13,14 @@ from time import monotonic_ns
 from typing import Protocol
 
 import trio
+from msgspec.structs import replace
 
 from udsproxy.config import ProxyConfig
 from udsproxy.events import Close, Event, InFlight, Request
 from udsproxy.inspection.workers import Ask, Sample
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connection, Connections
+from udsproxy.proxy.doors import Limits
 from udsproxy.proxy.incidents import Incidents
 from udsproxy.proxy.nginx_log import NginxLog
 from udsproxy.proxy.observer import Observer
@@ -51,6 +53,8 @@ class Door(Protocol):
     def upstream_inode(self) -> int: ...
 
     def queued(self, before: int) -> list[tuple[int, int]]: ...
+
+    def limits(self) -> Limits | None: ...
 
 
 class Watch:
@@ -249,6 +253,8 @@ class Watch:
                 clients=tuple(self._connections.clients()),
             )
         )
+        if sample is not None and (limits := self._door.limits()) is not None:
+            sample = as_limited(sample, limits)
         now = monotonic_ns()
         self._asked_at = now if sample is not None else now - _ASKED_NS + int(_TICK_S * 1e9)
         if self._incidents is not None:
@@ -301,6 +307,12 @@ class Watch:
                     )
                 )
         return found
+
+
+def as_limited(sample: Sample, limits: Limits) -> Sample:
+    """As a server with these limits would show it."""
+    workers = sorted(sample.workers, key=lambda worker: not worker.is_busy)[: limits.workers]
+    return replace(sample, queue=limits.queue, backlog=limits.backlog, workers=tuple(workers))
 
 
 def _ended(event: Request, conn: int) -> InFlight:
