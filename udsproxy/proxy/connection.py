@@ -95,6 +95,15 @@ class Connection(Pair):
         if self._observation is not None:
             self._observation.snapshot(request, snapshot)
 
+    def accept_wait_s(self, since: int) -> float | None:
+        """How long (s) after that time (ns) it was still in the upstream's accept queue, until it was accepted.
+        None: it was not, or that is not known."""
+        known = None if self._observation is None else self._observation.waited()
+        if known is None or self.wait is None:
+            return None
+        wait_s = known[0] - (since - self.wait.connected_at) / 1e9
+        return wait_s if wait_s > 0 else None
+
     def tell_accepted(self, worker: Worker | None) -> None:
         """A worker has it: this one, where we may see that."""
         if self._observation is not None:

@@ -196,22 +196,26 @@ class Gathered:
 def loads(in_flight: Sequence[InFlight], slowest: InFlight | None) -> tuple[Load, ...]:
     """By script, the most first; the slowest is among them in any case."""
     counts: Counter[str] = Counter()
-    oldest: dict[str, float] = {}
+    oldest: dict[str, InFlight] = {}
     for each in in_flight:
         counts[_script(each)] += 1
-        oldest[_script(each)] = max(oldest.get(_script(each), 0.0), each.age_s)
+        oldest[_script(each)] = _older(each, oldest.get(_script(each)))
     if slowest is not None:
         script = _script(slowest)
         counts[script] = max(counts[script], 1)
-        oldest[script] = max(oldest.get(script, 0.0), slowest.age_s)
+        oldest[script] = _older(slowest, oldest.get(script))
     kept = counts.most_common(_MAX_LOADS)
     if slowest is not None and all(script != _script(slowest) for script, _ in kept):
         kept[-1] = (_script(slowest), counts[_script(slowest)])
-    return tuple(Load(script, count, oldest[script]) for script, count in kept)
+    return tuple(Load(script, count, oldest[script].age_s, oldest[script].accept_wait_s) for script, count in kept)
 
 
 def _script(exchange: InFlight) -> str:
     return exchange.script or exchange.uri or "?"
+
+
+def _older(one: InFlight, other: InFlight | None) -> InFlight:
+    return one if other is None or one.age_s >= other.age_s else other
 
 
 def _higher(one: Level, other: Level | None = None) -> Level:

@@ -304,6 +304,7 @@ class Watch:
                         uri=pending.uri,
                         script=pending.script,
                         age_s=(now - began_at) / 1e9,
+                        accept_wait_s=connection.accept_wait_s(began_at),
                     )
                 )
         return found
@@ -323,4 +324,5 @@ def _ended(event: Request, conn: int) -> InFlight:
         uri=event.uri,
         script=event.script,
         age_s=event.total_s,
+        accept_wait_s=event.accept_wait_s,
     )
