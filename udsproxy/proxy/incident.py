@@ -37,6 +37,8 @@ class Gathered:
         self.refused: int | None = None
         self._uncounted: list[str] = []
         """What of the refusals is not counted."""
+        self._log_left_out = False
+        """So is something of nginx's log."""
         self._errors: Counter[str] = Counter()
         self._nginx: Counter[int] = Counter()
         self._queue = self._busy = self._workers = 0
@@ -94,6 +96,10 @@ class Gathered:
             self.sign(at)
         if number in self._nginx or len(self._nginx) < _MAX_ERRORS:
             self._nginx[number] += count
+
+    def left_out(self) -> None:
+        """Not all of nginx's log was read."""
+        self._log_left_out = True
 
     def sample(self, at: int, sample: Sample, in_flight: Sequence[InFlight]) -> None:
         """What was seen at this time. ``in_flight``: oldest first."""
@@ -186,6 +192,8 @@ class Gathered:
 
     def _unseen(self) -> str | None:
         parts = [f"EAGAINs are not all counted: {why}" for why in self._uncounted]
+        if self._log_left_out:
+            parts.append("nginx's lines are not all counted: its log grew faster than it was read")
         if not self._workers and self._activator is not None:
             parts.append(f"no worker runs yet: {self._activator}, is to start the service")
         elif not self._workers:

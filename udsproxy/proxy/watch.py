@@ -37,6 +37,10 @@ _ASKED_NS = 2_000_000_000
 """So often the observer is asked for refusals at least: it counts no longer where nobody asks."""
 _SHARE, _LOOK_SHARE = 100, 5
 """The time between two looks, in times of what the last one took, at least: who has accepted; what workers do."""
+_LAST_LOG_S = 1.0
+"""How long an incident's end waits for the rest of nginx's log."""
+_LATE_LOG_S = 0.05
+"""nginx may write so long after its client was refused."""
 _CUT = {"upstream closed": "closed", "reset by upstream": "reset"}
 """What the upstream did to an exchange, by why that is incomplete."""
 
@@ -173,8 +177,8 @@ class Watch:
         finally:
             while self._accepted:
                 self._accepted.popleft().tell_accepted(None)
-            if self._incidents is not None and self._incidents.is_open:
-                self._tap.put(self._incidents.ended(monotonic_ns(), self._connections.active))
+            if self._incidents is not None:
+                await self._end(self._incidents)
 
     async def _follow(self, log: NginxLog) -> None:
         """Read nginx's log as it grows."""
@@ -183,10 +187,35 @@ class Watch:
             await trio.sleep(_TICK_S)
 
     async def _read_log(self, log: NginxLog) -> None:
+        """To its end."""
+        incidents = self._incidents
         async for number, count, at in log.read():
-            if self._incidents is not None:
-                self._incidents.logged(number, count, at)
-                self._wake()
+            if incidents is not None:
+                incidents.logged(number, count, at)
+                if not incidents.is_open:
+                    self._wake()
+        if log.take_left_out() and incidents is not None:
+            incidents.left_out()
+
+    async def _read_last(self, log: NginxLog, incidents: Incidents, wait_s: float) -> None:
+        """To its end, but not for long; ``wait_s``: what is written so soon after it counts too."""
+        with trio.move_on_after(_LAST_LOG_S) as scope:
+            await self._read_log(log)
+            await trio.sleep(wait_s)
+            await self._read_log(log)
+        if scope.cancelled_caught:
+            incidents.left_out()
+
+    async def _end(self, incidents: Incidents) -> None:
+        """We end: an incident that goes on is told as it is."""
+        if self._log is not None:
+            with trio.CancelScope(shield=True):
+                await self._read_last(self._log, incidents, _LATE_LOG_S)
+        now, active = monotonic_ns(), self._connections.active
+        if incidents.step(now):
+            self._tap.put(incidents.begun(now, active))
+        if incidents.is_open:
+            self._tap.put(incidents.ended(now, active))
 
     def _pause_s(self) -> float:
         pauses = [_TICK_S]
@@ -279,7 +308,7 @@ class Watch:
             self._tap.put(incidents.begun(now, self._connections.active))
         if ends:
             if self._log is not None:
-                await self._read_log(self._log)
+                await self._read_last(self._log, incidents, 0)
             now = monotonic_ns()
             if incidents.is_ending(now):
                 self._tap.put(incidents.ended(now, self._connections.active))
