@@ -234,7 +234,6 @@ class Watch:
         now = monotonic_ns()
         incidents = self._incidents
         slow = [] if self._slow is None else self._slow.due(now)
-        identify = list(self._accepted) if self._accepted and now >= self._identify_at else []
         starts = ends = continues = is_due = False
         if incidents is not None:
             incidents.waited(self._connections.waits.since, now)
@@ -244,10 +243,11 @@ class Watch:
             starts = not ends and incidents.step(now)
             continues = incidents.is_open and not ends and now >= self._look_at
             is_due = now - self._asked_at > _ASKED_NS
-        if not (slow or identify or starts or continues or ends or is_due):
+        looked = bool(slow or starts or continues)
+        identify = list(self._accepted) if looked or now >= self._identify_at else []
+        if not (looked or identify or ends or is_due):
             return
         asked = {each.number: each for each, _, _ in slow} | {each.number: each for each in identify}
-        looked = bool(slow or starts or continues)
         sample = await self._ask(asked, looked=looked, stack=bool(slow))
         if looked or identify:  # (else it was asked for refusals alone, the first time when it starts)
             took = monotonic_ns() - now
