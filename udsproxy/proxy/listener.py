@@ -443,11 +443,17 @@ class AcceptLoop:
                 if (failed := upstream.probe()) not in (0, errno.EAGAIN):
                     raise Gone(failed)
                 backlog = listener.most
-            levels = Levels(self._tell_queue, self._tell_level)
             resume = partial(self._heed, True)
-            own = self._own_queue()
             return Pool(
-                listener, upstream, self.connections, own, self._held, backlog, gate.workers, resume, levels
+                listener,
+                upstream,
+                self.connections,
+                self._own_queue(),
+                self._held,
+                backlog,
+                gate.workers,
+                resume,
+                self._levels(),
             )
         fixed = gate.backlog if gate.backlog is not None else config.backlog
         if fixed is None and gate.eagain is not None:
@@ -465,8 +471,7 @@ class AcceptLoop:
                     self._relay,
                     self._look,
                     self._is_resting,
-                    self._tell_queue,
-                    self._tell_level,
+                    self._levels(),
                     partial(self._tell_error, "connect", errno.EXDEV),
                 )
             except Unseen as unseen:
@@ -480,6 +485,9 @@ class AcceptLoop:
         """Our own queue is as long as the system allows."""
         self.listener.limit(self.listener.most)
         return ConnectFirst(self.listener, upstream, self.connections, self._own_queue(), self._held)
+
+    def _levels(self) -> Levels:
+        return Levels(self._tell_queue, self._tell_level)
 
     def _own_queue(self) -> OwnQueue:
         unread = self._relay.unread

@@ -36,6 +36,7 @@ from udsproxy.kernel.sock_diag import Unsure
 from udsproxy.protocols.decoder import AcceptWait
 from udsproxy.proxy.connection import Connections
 from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
+from udsproxy.proxy.own_queue import Levels, has_sent
 from udsproxy.proxy.relay import Relay
 
 _SHARE = 8
@@ -128,16 +129,13 @@ class Mirrored:
         relay: Relay,
         ready: Callable[[], None],
         is_resting: Callable[[], bool],
-        tell_queue: Callable[[int, int, int], None],
-        tell_level: Callable[[int, int], None],
+        levels: Levels,
         tell_settled: Callable[[str], None],
     ) -> None:
         """``held``: clients who were accepted, and for whom no connection could be made yet. ``ready``: makes the
         accept loop call `admit`. ``is_resting``: nobody is to be accepted now (a fault that a connection has met
-        may have said so). ``tell_queue``: is given queue, backlog, and how many clients the upstream has accepted
-        besides, when the queue has become full, and when it no longer is. ``tell_level``: is given queue and
-        backlog at each change. ``tell_settled``: is told what it took to find the upstream's socket, where that was
-        more than a look.
+        may have said so). ``tell_settled``: is told what it took to find the upstream's socket, where that was more
+        than a look.
 
         Raises `Unseen`; OSError (a descriptor is needed).
         """
@@ -148,8 +146,7 @@ class Mirrored:
         self._relay = relay
         self._ready = ready
         self._is_resting = is_resting
-        self._tell_queue = tell_queue
-        self._tell_level = tell_level
+        self._levels = levels
         self._tell_settled = tell_settled
         self.edge = False
         """We are near the limit."""
@@ -158,9 +155,6 @@ class Mirrored:
         """Who came in at once, and may still wait in the upstream's queue."""
         self._waits.counted = True
         self._held = held
-        self._full = False
-        self._level = 0
-        """How many waited, as it was told."""
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts."""
         self._pause = _FIRST_LOOK_NS
@@ -198,8 +192,7 @@ class Mirrored:
         self._look_at = 0
         self._waits.wait_ahead(None)
         self._waits.counted = False
-        if self._level:
-            self._tell_level(0, self.backlog)
+        self._levels.end(self.backlog)
         self._connections.freed = None
         for each in self._ahead:
             each.sock.close()
@@ -396,7 +389,7 @@ class Mirrored:
                 continue
             wait = AcceptWait(first.connected_at)
             wait.end(self._stepped_at, now)
-            wait.hold(now, had_sent=_has_sent(client))
+            wait.hold(now, had_sent=has_sent(client))
             number = connections.number() if first.number is None else first.number
             connections.open(client, first.sock, number, first.connect_s, wait)
         self._stepped_at = now
@@ -482,14 +475,7 @@ class Mirrored:
         """``queue``: who waits in the upstream's queue, or would without us. (Servers at rest have a client each in
         a moment: those do not count. That there are fewer of them is found out late.)"""
         queue = min(max(0, queue), self.backlog + 1)
-        if queue != self._level:
-            self._level = queue
-            self._tell_level(queue, self.backlog)
-        full = queue > self.backlog
-        if full != self._full:
-            self._full = full
-            clients = self._connections.active + self._waiting()
-            self._tell_queue(queue, self.backlog, max(0, clients - queue))
+        self._levels.tell(queue, self.backlog, lambda: max(0, self._connections.active + self._waiting() - queue))
 
     def queued(self, before: int) -> Iterator[tuple[int, int]]:
         """Who came before that time (ns) and is still in our queue: the number of the connection to be, and since
@@ -500,9 +486,3 @@ class Mirrored:
             if each.number is None:
                 each.number = self._connections.number()
             yield each.number, each.connected_at
-
-
-def _has_sent(client: Socket) -> bool:
-    with contextlib.suppress(OSError):
-        return bool(client.recv(1, _PEEK))
-    return False
