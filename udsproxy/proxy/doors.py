@@ -101,8 +101,8 @@ class Limits(NamedTuple):
     queue: int
     """So many wait."""
     backlog: int
-    workers: int
-    """So many are served at a time."""
+    workers: int | None
+    """So many are served at a time; None: nobody is, for now, whatever the server's workers do."""
 
 
 class Upstream:
@@ -214,7 +214,8 @@ class Pool:
     """`ConnectFirst`, with at most ``workers`` connections at a time, and a queue of ``backlog`` + 1 behind them.
 
     A worker that is free takes a client at once, so there is room for backlog + 1 and for each of those that are.
-    While none is, each client that comes is noticed: the queue is told of as a server's own would be.
+    While none is, each client that comes is noticed: the queue is told of as a server's own would be. Without
+    workers everybody waits.
     """
 
     def __init__(
@@ -271,15 +272,15 @@ class Pool:
 
     def close(self) -> None:
         self._connections.freed = None
-        self._levels.end(self.backlog)
+        self._tell(0)  # (this limit is no more)
         self._door.close()
 
     def limits(self) -> Limits:
-        return Limits(self._levels.queue, self.backlog, self._workers)
+        return Limits(self._levels.queue, self.backlog, self._workers or None)
 
     def _tell(self, waiting: int) -> None:
         queue = min(max(0, waiting - self._free), self.backlog + 1)
-        self._levels.tell(queue, self.backlog, lambda: self._connections.active)
+        self._levels.tell(queue, self.backlog, lambda: self._connections.active + waiting - queue)
 
     def _set_limit(self, taken: int = 0) -> None:
         self._listener.limit(self.backlog + max(0, self._free - taken))
@@ -339,7 +340,8 @@ class ConnectFirst:
         try:
             connected = self._upstream.connect_for(held[0])
         except Denied:
-            self._own.take(held.popleft())
+            held.popleft()
+            self._own.pop()
             raise
         if connected is None:
             raise Full
@@ -360,7 +362,6 @@ class ConnectFirst:
         if self._connected is not None:
             self._connected[0].close()
             self._connected = None
-        self._own.close()
         self._upstream.close()
 
 

@@ -116,6 +116,8 @@ class AcceptLoop:
         self._held: deque[Socket] = deque()
         """Clients who were accepted, and for whom no connection could be made yet: one door leaves them to the
         next."""
+        diag = relay.unread.diag if relay.unread.sees else None
+        self._own = OwnQueue(listener, self.connections, self._held, diag)
         self._edge = False
         self._connecting = 0
         """Clients that wait for a TCP upstream."""
@@ -305,7 +307,9 @@ class AcceptLoop:
 
     @property
     def _may_accept(self) -> bool:
-        return not (self._door is None or self._parked.is_set() or self._gate.hold or self.listener.plugged)
+        # (A pool holds by itself: it sees who comes.)
+        holds = self._gate.hold and not isinstance(self._door, Pool)
+        return not (self._door is None or self._parked.is_set() or holds or self.listener.plugged)
 
     def _is_resting(self) -> bool:
         return self._parked.is_set()
@@ -348,6 +352,7 @@ class AcceptLoop:
         """Who was accepted will not be served."""
         while self._held:
             self._held.popleft().close()
+        self._own.clear()
 
     def _leave_door(self) -> Door | None:
         """Accept no more. The door is to be closed; until then it keeps what it holds."""
@@ -435,12 +440,12 @@ class AcceptLoop:
                 lambda queue, backlog: self._tell_queue(queue, backlog, self.connections.active),
             )
         gate = self._gate
-        if gate.workers is not None:
+        if gate.workers is not None or gate.hold:
             backlog = gate.backlog
             if backlog is None:
                 backlog = config.backlog if config.backlog is not None else backlog_of(config.upstream)
             if backlog is None:
-                if (failed := upstream.probe()) not in (0, errno.EAGAIN):
+                if not gate.hold and (failed := upstream.probe()) not in (0, errno.EAGAIN):
                     raise Gone(failed)
                 backlog = listener.most
             resume = partial(self._heed, True)
@@ -448,10 +453,10 @@ class AcceptLoop:
                 listener,
                 upstream,
                 self.connections,
-                self._own_queue(),
+                self._own,
                 self._held,
                 backlog,
-                gate.workers,
+                0 if gate.hold else gate.workers or 0,
                 resume,
                 self._levels(),
             )
@@ -467,6 +472,7 @@ class AcceptLoop:
                     upstream,
                     config.upstream,
                     self.connections,
+                    self._own,
                     self._held,
                     self._relay,
                     self._look,
@@ -479,19 +485,15 @@ class AcceptLoop:
             except OSError as error:
                 self._tell_starved(error, "sock_diag")
             return self._plain_door(upstream)
-        return ConnectFirst(listener, upstream, self.connections, self._own_queue(), self._held)
+        return ConnectFirst(listener, upstream, self.connections, self._own, self._held)
 
     def _plain_door(self, upstream: Upstream) -> Door:
         """Our own queue is as long as the system allows."""
         self.listener.limit(self.listener.most)
-        return ConnectFirst(self.listener, upstream, self.connections, self._own_queue(), self._held)
+        return ConnectFirst(self.listener, upstream, self.connections, self._own, self._held)
 
     def _levels(self) -> Levels:
         return Levels(self._tell_queue, self._tell_level)
-
-    def _own_queue(self) -> OwnQueue:
-        unread = self._relay.unread
-        return OwnQueue(self.listener, self.connections, self._held, unread.diag if unread.sees else None)
 
     async def _count_servers(self, door: Mirrored) -> None:
         servers = await trio.to_thread.run_sync(count_servers, door.there, abandon_on_cancel=True)

@@ -35,8 +35,8 @@ from udsproxy.kernel.server_diag import NotShown, ServerDiag
 from udsproxy.kernel.sock_diag import Unsure
 from udsproxy.protocols.decoder import AcceptWait
 from udsproxy.proxy.connection import Connections
-from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
-from udsproxy.proxy.own_queue import Levels, has_sent
+from udsproxy.proxy.doors import STARVED, Denied, Gone, Unseen, Upstream
+from udsproxy.proxy.own_queue import Levels, OwnQueue, has_sent
 from udsproxy.proxy.relay import Relay
 
 _SHARE = 8
@@ -125,6 +125,7 @@ class Mirrored:
         upstream: Upstream,
         address: UnixPath | UnixAbstract,
         connections: Connections,
+        early: OwnQueue,
         held: deque[Socket],
         relay: Relay,
         ready: Callable[[], None],
@@ -132,10 +133,10 @@ class Mirrored:
         levels: Levels,
         tell_settled: Callable[[str], None],
     ) -> None:
-        """``held``: clients who were accepted, and for whom no connection could be made yet. ``ready``: makes the
-        accept loop call `admit`. ``is_resting``: nobody is to be accepted now (a fault that a connection has met
-        may have said so). ``tell_settled``: is told what it took to find the upstream's socket, where that was more
-        than a look.
+        """``early``: who came before this door was there, if anybody. ``held``: clients who were accepted, and for
+        whom no connection could be made yet. ``ready``: makes the accept loop call `admit`. ``is_resting``: nobody
+        is to be accepted now (a fault that a connection has met may have said so). ``tell_settled``: is told what
+        it took to find the upstream's socket, where that was more than a look.
 
         Raises `Unseen`; OSError (a descriptor is needed).
         """
@@ -154,6 +155,7 @@ class Mirrored:
         self._waits = connections.waits
         """Who came in at once, and may still wait in the upstream's queue."""
         self._waits.counted = True
+        self._early = early
         self._held = held
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts."""
@@ -242,9 +244,10 @@ class Mirrored:
         except OSError:
             # We ran out of descriptors; it is this client's, and there is a place for that.
             self._come_near()
-            self._ahead.append(_Ahead(sock, connect_s, None))
+            self._add_ahead(sock, connect_s, None)
             raise
-        self._connections.open(client, sock, self._connections.number(), connect_s)
+        number, wait = self._early.take(client)
+        self._connections.open(client, sock, number, connect_s, wait)
 
     def _connect_held(self) -> bool:
         """Connect, each as itself, for clients who were accepted. Returns whether there was room for all."""
@@ -252,6 +255,9 @@ class Mirrored:
             client = self._held.popleft()
             try:
                 connected = self._upstream.connect_for(client)
+            except Denied:
+                self._early.pop()
+                raise
             except (Gone, OSError):
                 self._held.appendleft(client)
                 raise
@@ -259,7 +265,8 @@ class Mirrored:
                 self._held.appendleft(client)
                 return False
             sock, connect_s = connected
-            self._connections.open(client, sock, self._connections.number(), connect_s)
+            number, wait = self._early.take(client)
+            self._connections.open(client, sock, number, connect_s, wait)
             # As far as we know it waits in the upstream's queue: no server is at work for it.
             self._others += 1
             self._before += 1
@@ -400,7 +407,7 @@ class Mirrored:
             connected = self._upstream.connect(as_)
             if connected is None:
                 break
-            ahead.append(_Ahead(*connected, as_))
+            self._add_ahead(*connected, as_)
             came = True
         queue = self._look()
         self._others = max(0, queue - len(ahead))
@@ -414,6 +421,12 @@ class Mirrored:
             self._go_far()
         elif waiting or self._others or self._held:
             self._later(now)
+
+    def _add_ahead(self, sock: Socket, connect_s: float, as_: Credentials | None) -> None:
+        made = _Ahead(sock, connect_s, as_)
+        if (first := self._early.pop()) is not None:
+            made.connected_at, made.number = first.since, first.number
+        self._ahead.append(made)
 
     def _count_servers(self, now: int, taken: int, left: int) -> None:
         at_work = self._at_work(taken)

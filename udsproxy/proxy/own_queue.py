@@ -22,7 +22,7 @@ from udsproxy.proxy.connection import Connections
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
-class _Waiting:
+class Waiting:
     """Somebody in the queue."""
 
     __slots__ = ("number", "since")
@@ -69,11 +69,12 @@ class OwnQueue:
         self, listener: Listener, connections: Connections, held: deque[Socket], diag: SockDiag | None
     ) -> None:
         """``held``: clients who were accepted, and for whom no connection could be made yet: they wait too."""
-        self._inode = os.fstat(listener.sock.fileno()).st_ino
+        self._listener = listener
+        self._inode = 0
         self._connections = connections
         self._held = held
         self._diag = diag
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Waiting] = deque()
 
     def __len__(self) -> int:
         """How many wait, as it was when last looked, less those who were let in since."""
@@ -81,28 +82,39 @@ class OwnQueue:
 
     def look(self) -> int:
         """How many wait."""
-        waiting = self._waiting
-        if self._diag is not None:
-            try:
-                found = self._diag.queue_of(self._inode)
-            except DiagError:
-                return len(waiting)
-            if found is not None:
-                now = monotonic_ns()
-                count = found[0] + len(self._held)
-                waiting.extend(_Waiting(now) for _ in range(count - len(waiting)))
-                while len(waiting) > count:
-                    waiting.popleft()
+        waiting, listener = self._waiting, self._listener
+        if self._diag is None or listener.withdrawn:
+            return len(waiting)
+        inode = os.fstat(listener.sock.fileno()).st_ino
+        if inode != self._inode:
+            self._inode = inode
+            waiting.clear()
+        try:
+            found = self._diag.queue_of(inode)
+        except DiagError:
+            found = None
+        if found is not None:
+            now = monotonic_ns()
+            count = found[0] + len(self._held)
+            waiting.extend(Waiting(now) for _ in range(count - len(waiting)))
+            while len(waiting) > count:
+                waiting.popleft()
         self._tell_since()
         return len(waiting)
 
-    def take(self, client: Socket) -> tuple[int, AcceptWait | None]:
-        """The first has been accepted, and is let in or sent away: its connection's number, and how long it has
-        waited so far."""
+    def pop(self) -> Waiting | None:
+        """The first is known to somebody else from here on."""
         if not self._waiting:
-            return self._connections.number(), None
+            return None
         first = self._waiting.popleft()
         self._tell_since()
+        return first
+
+    def take(self, client: Socket) -> tuple[int, AcceptWait | None]:
+        """The first has been accepted, and is let in: its connection's number, how long it has waited so far."""
+        first = self.pop()
+        if first is None:
+            return self._connections.number(), None
         now = monotonic_ns()
         wait = AcceptWait(first.since, least=now - first.since)
         wait.hold(now, had_sent=has_sent(client))
@@ -117,8 +129,8 @@ class OwnQueue:
                 each.number = self._connections.number()
             yield each.number, each.since
 
-    def close(self) -> None:
-        """Nobody looks any more."""
+    def clear(self) -> None:
+        """Who was in it has been sent away."""
         self._waiting.clear()
         self._tell_since()
 

@@ -341,7 +341,7 @@ class Watch:
 
 def as_limited(sample: Sample, limits: Limits) -> Sample:
     """As a server with these limits would show it."""
-    workers = sorted(sample.workers, key=lambda worker: not worker.is_busy)[: limits.workers]
+    workers = sorted(sample.workers, key=lambda worker: not worker.is_busy)[: limits.workers]  # (None: all)
     return replace(sample, queue=limits.queue, backlog=limits.backlog, workers=tuple(workers))
 
 
