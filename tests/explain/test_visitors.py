@@ -32,6 +32,14 @@ TEMPLATES = {
     "apache, reset": APACHE + "(104)Connection reset by peer: [client 192.0.2.1:5] AH01075: Error dispatching "
     "request to : (reading), referer: {}",
     "apache, returned": APACHE + "[client 192.0.2.1:5] AH00898: Error reading from remote server returned by /{}",
+    "apache, a URL": APACHE + "[client 192.0.2.1:5] AH01144: No protocol handler was valid for the URL /{} (scheme "
+    "'unix').",
+    "apache, a file": APACHE + "(13)Permission denied: [client 192.0.2.1:5] AH00035: access to /{} denied "
+    "(filesystem path '/home/u') because of permissions",
+    "apache, a method": APACHE + "[client 192.0.2.1:5] AH00135: Invalid method in request {}",
+    "gunicorn": "[2024-05-01 10:00:00 +0000] [9] [WARNING] Invalid request from ip=192.0.2.1: {}",
+    "nginx, a method": NGINX + "client sent invalid method while reading client request line, client: 192.0.2.1, "
+    'server: _, request: "{}"',
     "lighttpd": "2017-02-19 16:13:56: (mod_fastcgi.c.3326) response not received, request sent: 908 on socket: "
     "unix:/tmp/s-0 for /{}, closing connection",
     "lighttpd, down": "2017-02-19 16:13:56: (mod_fastcgi.c.3001) all handlers for /{} on .php are down.",

@@ -41,7 +41,7 @@ def write(root: Path, file: str, *lines: str) -> str:
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
-    return str(path)
+    return f"/{file}"
 
 
 def test_a_unit(root: Path) -> None:

@@ -90,6 +90,36 @@ def test_a_backend_by_http() -> None:
     assert (found.path, found.errno) == (SOCKET, 2)
 
 
+def test_the_stream_module() -> None:
+    """Its lines have an upstream and no request."""
+    found = parsed(
+        "recv() failed (104: Connection reset by peer) while proxying and reading from upstream, client: ::1, "
+        'server: 0.0.0.0:3306, upstream: "unix:/run/db.sock", bytes from/to client:10/0'
+    )
+    assert (found.path, found.request, found.doing) == (
+        "/run/db.sock",
+        None,
+        "proxying and reading from upstream",
+    )
+
+
+def test_a_file_whose_name_looks_like_a_failure() -> None:
+    """The name is a visitor's: what nginx says of it stands behind it."""
+    found = parsed(
+        f'open() "/var/www/a" failed (111: Connection refused) "" failed (2: No such file or directory){BEHIND}'
+    )
+    assert (found.call, found.errno) == ("open", 2)
+
+
+def test_a_request_with_spaces() -> None:
+    """The socket is known all the same."""
+    found = parsed(
+        f'connect() failed (2: No such file or directory) while connecting to upstream{CLIENT}request: "GET /a b c '
+        f'HTTP/1.1", upstream: "fastcgi://unix:{SOCKET}:", host: "a.test"'
+    )
+    assert (found.path, found.request) == (SOCKET, "GET /a b c HTTP/1.1")
+
+
 @pytest.mark.parametrize("line", ["", "connect: EAGAIN", "[12-Nov-2024 10:08:57] ERROR: no", "[error] words"])
 def test_lines_of_others(line: str) -> None:
     """They are not nginx's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 from collections.abc import Callable, Iterator
 
@@ -142,6 +143,8 @@ async def test_clients_that_wait_in_connect(
                 nursery.start_soon(trio.to_thread.run_sync, patient.connect, site.listen.path)
                 await trio.sleep(0.1)
                 at.accept()
+            while not select.select([at.listener], [], [], 0)[0]:
+                await trio.sleep(0.01)  # it is in our queue, and its connection is made after that
             at.accept().send(b"served")
             assert await trio.to_thread.run_sync(patient.recv, 10) == b"served"
 

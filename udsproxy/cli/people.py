@@ -204,12 +204,12 @@ def output_is_lost() -> bool:
     return _Streams.output is not None and _Streams.output.error is not None
 
 
-def read_input(most: int = -1) -> bytes:
-    """Standard input, to its end, or so many bytes of it. Raises `Failure`."""
+def read_input() -> bytes:
+    """Standard input, to its end. Raises `Failure`."""
     if sys.stdin is None:
         raise Failure(FAILED, "cannot read standard input: it is closed")
     try:
-        return sys.stdin.buffer.read(most) or b""
+        return sys.stdin.buffer.read() or b""
     except OSError as error:
         raise Failure(FAILED, f"cannot read standard input: {error.strerror}") from None
 

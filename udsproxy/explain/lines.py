@@ -80,7 +80,7 @@ _PATHS = tuple(
         rf"(?i:\bunix domain socket )()({_NAMED})",
         rf"(?i:\bunix socket )(?:path )?()({_NAMED})",
         rf"\bunix (?:unix@)?()({_NAMED})",
-        r"(?i:\b(?:socket|path|address|AF=1) ?=?)()[\"']((?:[/@]|\\x00|\\0)[^\"']{1,200})[\"']",
+        r"(?i:\b(?:socket|path|name|address|AF=1) ?=?)()[\"']((?:[/@]|\\x00|\\0)[^\"']{1,200})[\"']",
         rf"(?i:\bcannot bind unix socket )(?:\([^()]{{1,60}}\) )?()\[({_NAMED})\]",
         rf"(?i:\b(?:addr=|bound to: |can't connect to |connection in use: |redis at |bind to path:? ))()({_NAMED})",
         rf"(?i:\bconnection to )()({_NAMED})",
@@ -99,9 +99,11 @@ _PATHS = tuple(
 _FILE = re.compile(r"\((/[^()\"]{1,200})\)")
 _TCP = re.compile(
     r"(?<![\w.:])(\[[\da-fA-F:.]{2,45}\]:\d{1,5}|\d{1,3}(?:\.\d{1,3}){3}:\d{1,5}|\*:\d{1,5})(?![\w.])"
-    r"|\bhost (\S{1,80} port \d{1,5})\b|\(('[\d.:a-z]{1,45}', \d{1,5})\)"
+    r"|^https?://([\w.-]{1,80}:\d{1,5})\b|\bhost (\S{1,80} port \d{1,5})\b|\(('[\d.:a-z]{1,45}', \d{1,5})\)"
     r"|\b(?:listen|dial) tcp[46]? (\S{1,80}):(?= )"
 )
+_NUMBER_FIRST = frozenset({"apache", "access"})
+"""Programs whose lines have a place for the errno, or none at all, and what visitors sent in many others."""
 _LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)(?<!code)([ =])\d{3,}(?=[ ,.;\]]|$)")
 """None that could be an errno."""
 
@@ -127,7 +129,7 @@ def understand(line: LogLine) -> Found | None:
         errno=errno if symptom is None or elsewhere else None,
         symptom=symptom,
         path=path,
-        file=_shown(line.file) or (_first(_FILE, line.said) if elsewhere else None),
+        file=_shown(line.file) or (_file(symptom, line) if elsewhere else None),
         client=_shown(line.client),
         request=_shown(line.request),
         script=_shown(line.script),
@@ -171,10 +173,12 @@ def _errno(line: LogLine) -> str | None:
     """By what the format has a place for; else by the program's own words."""
     if line.words is not None or line.number is not None:
         return by_words(line.words or "") or (None if line.number is None else by_number(line.number))
+    if line.program in _NUMBER_FIRST:
+        return None
     for phrase in ERRNOS:
         if phrase.errno is not None and phrase.pattern.search(line.said) is not None:
             return phrase.errno
-    return errno_in(line.said)
+    return errno_in(line.said, only_numbers=line.program == "nginx")
 
 
 def _call(line: LogLine, errno: str | None) -> Call | None:
@@ -219,6 +223,11 @@ def _path(said: str) -> str | None:
 def _plain(path: str | None) -> str | None:
     """An abstract name begins with @, and unix:///x is /x."""
     return path and _SLASHES.sub("/", _NUL.sub("@", path))
+
+
+def _file(symptom: Symptom | None, line: LogLine) -> str | None:
+    named = None if symptom is None else symptom.file_in(line)
+    return _shown(named) or _first(_FILE, line.said)
 
 
 def _tcp(said: str) -> str | None:

@@ -29,6 +29,7 @@ ERRNOS: tuple[Phrase, ...] = (
     _phrase(r"backend is overloaded; we'll disable it", "connect", "EAGAIN"),  # lighttpd
     _phrase(r"SIGPIPE: writing to a closed pipe|^(?:IO|OS)Error: write error", "send", "EPIPE"),  # uWSGI
     _phrase(r"^(?:\[ERROR\] )?connection in use: ", "bind", "EADDRINUSE"),  # gunicorn
+    _phrase(r"probably another instance of uWSGI is running on the same address", "bind", "EADDRINUSE"),
     _phrase(r"adding listener failed addr=.* \(in use\)", "bind", "EADDRINUSE"),  # unicorn
     _phrase(r"there is already a server bound to: ", "bind", "EADDRINUSE"),  # puma
     _phrase(r"another process with pid \d+ is using unix socket file", "bind", "EADDRINUSE"),  # MySQL
@@ -36,7 +37,7 @@ ERRNOS: tuple[Phrase, ...] = (
     _phrase(r"another program is already listening on a port", "bind", "EADDRINUSE"),  # supervisord
     _phrase(r"ControlSocket .{1,200} already exists, disabling multiplexing", "bind", "EADDRINUSE"),  # ssh
     _phrase(r"^unix://\S{1,200} no such file", "connect", "ENOENT"),  # supervisorctl
-    _phrase(r"^unix://\S{1,200} refused connection", "connect", "ECONNREFUSED"),
+    _phrase(r"^(?:unix|https?)://\S{1,200} refused connection", "connect", "ECONNREFUSED"),
 )
 """Without the kernel's words."""
 

@@ -99,8 +99,9 @@ def by_number(number: int) -> str | None:
     return _BY_NUMBER.get(number, numbers.errorcode.get(number))
 
 
-def errno_in(text: str) -> str | None:
-    """A number in a known place counts most, then a name, then words; but words beside a number more than it."""
+def errno_in(text: str, *, only_numbers: bool = False) -> str | None:
+    """A number in a known place counts most, then a name, then words; but words beside a number more than it.
+    ``only_numbers``: where a program always writes one."""
     lowered = text.lower()
     for pair in _NUMBER.finditer(lowered):
         given = [each for each in pair.groups() if each]
@@ -108,6 +109,8 @@ def errno_in(text: str) -> str | None:
         words = next((each for each in given if not each.isdigit()), "")
         if (found := _BY_WORDS.get(words) or by_number(number)) is not None:
             return found
+    if only_numbers:
+        return None
     for name in _NAME.findall(text):
         if name in BY_NAME:
             return BY_NAME[name]

@@ -18,35 +18,35 @@ import msgspec
 from udsproxy.endpoints import unescaped
 from udsproxy.events import printable
 from udsproxy.kernel import procfs
-from udsproxy.kernel.plain_files import read_plain_at
+from udsproxy.kernel.roots import Root
 
 ROOT = "/"
 """Where the file system begins (tests set it)."""
 _PROGRAMS = ("systemd", "systemd-socket-activate")
 _SYSTEM = (
-    "etc/systemd/system.control",
-    "run/systemd/system.control",
-    "run/systemd/transient",
-    "run/systemd/generator.early",
-    "etc/systemd/system",
-    "etc/systemd/system.attached",
-    "run/systemd/system",
-    "run/systemd/system.attached",
-    "run/systemd/generator",
-    "usr/local/lib/systemd/system",
-    "usr/lib/systemd/system",
-    "lib/systemd/system",
-    "run/systemd/generator.late",
+    "/etc/systemd/system.control",
+    "/run/systemd/system.control",
+    "/run/systemd/transient",
+    "/run/systemd/generator.early",
+    "/etc/systemd/system",
+    "/etc/systemd/system.attached",
+    "/run/systemd/system",
+    "/run/systemd/system.attached",
+    "/run/systemd/generator",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+    "/run/systemd/generator.late",
 )
 """systemd.unit(5), the first counts."""
 _USER = (
-    "etc/systemd/user",
-    "run/systemd/user",
-    "usr/local/share/systemd/user",
-    "usr/share/systemd/user",
-    "usr/local/lib/systemd/user",
-    "usr/lib/systemd/user",
-    "lib/systemd/user",
+    "/etc/systemd/user",
+    "/run/systemd/user",
+    "/usr/local/share/systemd/user",
+    "/usr/share/systemd/user",
+    "/usr/local/lib/systemd/user",
+    "/usr/lib/systemd/user",
+    "/lib/systemd/user",
 )
 _SPECIFIERS = {
     "t": "/run",
@@ -102,34 +102,27 @@ def unit_at(addresses: Iterable[str], pid: int = 1) -> SocketUnit | None:
     system's, a user's, a container's."""
     wanted = {os.path.normpath(each) if each.startswith("/") else each for each in addresses}
     directories, specifiers = _manager_of(pid)
-    for name, file in _files(directories):
-        if (unit := _matching(name, file, directories, specifiers, wanted)) is not None:
-            return unit
-    return None
+    root = Root(pid) if ROOT == "/" else Root.at(ROOT)
+    try:
+        found = (
+            _matching(root, name, file, directories, specifiers, wanted) for name, file in _files(root, directories)
+        )
+        return next((unit for unit in found if unit is not None), None)
+    finally:
+        root.close()
 
 
 def _manager_of(pid: int) -> tuple[list[str], dict[str, str]]:
     """The directories of its units, and what it puts for specifiers."""
-    root = _root_of(pid)
     ids = None if pid == 1 else procfs.read_ids(pid)
     if ids is None or (ids[0] == 0 and not _is_of_user(pid)):
-        return [os.path.join(root, each) for each in _SYSTEM], _SPECIFIERS
+        return list(_SYSTEM), _SPECIFIERS
     runtime, home, name = f"/run/user/{ids[0]}", "/nonexistent", str(ids[0])
     with contextlib.suppress(KeyError):
         user = pwd.getpwuid(ids[0])
         home, name = user.pw_dir, user.pw_name
     own = [f"{home}/.config/systemd/user", f"{runtime}/systemd/user", f"{home}/.local/share/systemd/user"]
-    directories = [os.path.join(root, each.lstrip("/")) for each in (*own, *_USER)]
-    return directories, _SPECIFIERS | {"t": runtime, "h": home, "u": name, "U": str(ids[0])}
-
-
-def _root_of(pid: int) -> str:
-    """As we find its root directory: one in a container has another."""
-    if pid != 1:
-        with contextlib.suppress(OSError):
-            if not os.path.samestat(os.stat(f"/proc/{pid}/root/."), os.stat("/")):
-                return f"/proc/{pid}/root"
-    return ROOT
+    return [*own, *_USER], _SPECIFIERS | {"t": runtime, "h": home, "u": name, "U": str(ids[0])}
 
 
 def _is_of_user(pid: int) -> bool:
@@ -139,25 +132,25 @@ def _is_of_user(pid: int) -> bool:
     return False
 
 
-def _files(directories: list[str]) -> Iterator[tuple[str, str]]:
+def _files(root: Root, directories: list[str]) -> Iterator[tuple[str, str]]:
     """Each socket unit, and the file that counts."""
     seen = set[str]()
     for directory in directories:
-        with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(directory))[:_MAX_FILES]:
+        with contextlib.suppress(OSError, ValueError):
+            for name in sorted(root.names(directory))[:_MAX_FILES]:
                 if name.endswith(_TYPE) and name not in seen:
                     seen.add(name)
                     yield name, os.path.join(directory, name)
 
 
 def _matching(
-    name: str, file: str, directories: list[str], specifiers: dict[str, str], wanted: set[str]
+    root: Root, name: str, file: str, directories: list[str], specifiers: dict[str, str], wanted: set[str]
 ) -> SocketUnit | None:
-    settings = [(key, value, file) for key, value in _settings(file)]
+    settings = [(key, value, file) for key, value in _settings(root, file)]
     if not settings:
         return None  # (it is masked, or nothing is in it)
-    for dropin in _dropins(name, directories):
-        settings += [(key, value, dropin) for key, value in _settings(dropin)]
+    for dropin in _dropins(root, name, directories):
+        settings += [(key, value, dropin) for key, value in _settings(root, dropin)]
     prefix, at, instance = name.removesuffix(_TYPE).partition("@")
     if at and not instance:
         instance = _INSTANCE
@@ -205,7 +198,7 @@ def _expanded(value: str, specifiers: dict[str, str]) -> str:
     return re.sub(r"%(.)", lambda found: specifiers.get(found[1], found[0]), value)
 
 
-def _dropins(name: str, directories: list[str]) -> list[str]:
+def _dropins(root: Root, name: str, directories: list[str]) -> list[str]:
     """In the order in which they count: by name, whatever directory they are in; of two with one name, the one in
     the directory that comes first."""
     stem, at, instance = name.removesuffix(_TYPE).partition("@")
@@ -213,17 +206,17 @@ def _dropins(name: str, directories: list[str]) -> list[str]:
     found = dict[str, str]()
     for directory in directories:
         for each in reversed(of):
-            with contextlib.suppress(OSError):
-                for file in os.listdir(os.path.join(directory, each))[:_MAX_FILES]:
+            with contextlib.suppress(OSError, ValueError):
+                for file in sorted(root.names(os.path.join(directory, each)))[:_MAX_FILES]:
                     if file.endswith(".conf"):
                         found.setdefault(file, os.path.join(directory, each, file))
     return [found[file] for file in sorted(found)]
 
 
-def _settings(path: str) -> Iterator[tuple[str, str]]:
+def _settings(root: Root, path: str) -> Iterator[tuple[str, str]]:
     """The keys and values of a unit file's section [Socket]."""
     section, before = "", ""
-    for line in read_plain_at(path, _MAX_BYTES).decode("utf-8", "surrogateescape").splitlines():
+    for line in root.read(path, _MAX_BYTES).decode("utf-8", "surrogateescape").splitlines():
         line = before + line.strip()
         before = ""
         if not line or line[0] in "#;":

@@ -15,8 +15,8 @@ from udsproxy import endpoints
 from udsproxy.endpoints import Endpoint, Tcp, UnixAbstract
 from udsproxy.kernel import process_table
 from udsproxy.kernel.diag_codec import UnixSocket
-from udsproxy.kernel.plain_files import read_plain
-from udsproxy.kernel.socket_file import SocketFile, open_as
+from udsproxy.kernel.roots import Root
+from udsproxy.kernel.socket_file import SocketFile
 
 _MAX_CONFIG = 1 << 20
 """Bytes of a configuration file."""
@@ -57,16 +57,15 @@ def _next_endpoint(words: list[str]) -> Endpoint | None:
 
 
 def _configured(pid: int, sock: UnixSocket, file: str) -> Endpoint | None:
+    root = Root(pid)
     try:
-        pinned = open_as(pid, file)
-        try:
-            text = read_plain(pinned, _MAX_CONFIG).decode()
-        finally:
-            os.close(pinned)
+        text = root.read(absolute(pid, file), _MAX_CONFIG).decode()
         tables = tomllib.loads(text).get("proxy", [])
         pairs = [(str(table["listen"]), str(table["upstream"])) for table in tables]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+    finally:
+        root.close()
     for listen, upstream in pairs:
         endpoint = _endpoint(listen)
         if endpoint is not None and _is_of(pid, sock, endpoint):

@@ -1,8 +1,7 @@
-"""Files that others have named, read without an effect and without waiting.
+"""Whether a file can be read without an effect and without waiting.
 
-Rules: only a regular file of a file system that keeps what was written: reading one of /proc or /sys may wait, or
-do something, and what FUSE serves is its server's to withhold. It is looked at by a descriptor that cannot read
-(O_PATH), so that opening it has no effect either. Nothing is raised.
+Rule: a file of a file system that keeps what was written can: reading one of /proc or /sys may wait, or do
+something, and what FUSE or 9p serve is their server's to withhold.
 """
 
 from __future__ import annotations
@@ -39,31 +38,17 @@ _STATFS = 256
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def read_plain(pinned: int, max_bytes: int) -> bytes:
-    """The first bytes of a file that is open with O_PATH; empty where it is none of these."""
+def is_plain(fd: int) -> bool:
+    """Is this open file (O_PATH will do) a regular one, of such a file system?"""
     with contextlib.suppress(OSError):
-        if stat.S_ISREG(os.fstat(pinned).st_mode) and _magic(pinned) not in _MAGICS:
-            with open(f"/proc/self/fd/{pinned}", "rb") as file:
-                return file.read(max_bytes)
-    return b""
+        return stat.S_ISREG(os.fstat(fd).st_mode) and _magic(fd) not in _MAGICS
+    return False
 
 
-def read_plain_at(path: str, max_bytes: int) -> bytes:
-    """The same of a path."""
-    try:
-        pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return b""
-    try:
-        return read_plain(pinned, max_bytes)
-    finally:
-        os.close(pinned)
-
-
-def _magic(pinned: int) -> int:
+def _magic(fd: int) -> int:
     """``f_type``, the first word of struct statfs. Raises OSError."""
     buffer = (ctypes.c_long * (_STATFS // ctypes.sizeof(ctypes.c_long)))()
-    if _libc.fstatfs(pinned, buffer):
+    if _libc.fstatfs(fd, buffer):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return buffer[0] & 0xFFFFFFFF

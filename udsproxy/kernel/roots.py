@@ -20,6 +20,8 @@ import stat
 import struct
 from typing import Self
 
+from udsproxy.kernel.plain_files import is_plain
+
 _OPENAT2 = 437
 _RESOLVE_IN_ROOT = 0x10
 _OPEN_HOW = struct.Struct("=QQQ")
@@ -132,11 +134,19 @@ class Root:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not stat.S_ISREG(mode):
                 raise OSError(errno.EINVAL, "it is no regular file")
-            if os.readlink(f"/proc/self/fd/{pinned}").startswith(_NO_FILES):
+            if not is_plain(pinned) or os.readlink(f"/proc/self/fd/{pinned}").startswith(_NO_FILES):
                 raise OSError(errno.EINVAL, "no such file is read")
             return os.open(f"/proc/self/fd/{pinned}", _READ)
         finally:
             os.close(pinned)
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """The first bytes of a regular file; empty where it cannot be read."""
+        try:
+            with os.fdopen(self.open(path), "rb") as file:
+                return file.read(max_bytes)
+        except (OSError, ValueError):
+            return b""
 
 
 def open_in(root: int, path: str, flags: int) -> int:

@@ -60,6 +60,8 @@ FORMS_OF_LINES: tuple[Form, ...] = (
         r"(?P<own>Got error '(?:Unable to open primary script|Access to the script)).*",
         r"(?P<own>returned by |after multiple tries: |Error dispatching request to ).*",
         r", referer: .*",
+        r"(?P<own>\bin request ).*",
+        r"(?<!domain socket )(?<=[ :'(])/.*",
     ),
     _form(
         "apache",
@@ -97,7 +99,7 @@ FORMS_OF_LINES: tuple[Form, ...] = (
     ),
     _form("ruby", rf"[DIWEFA], \[(?P<at>{FORMS['iso']}) #\d{{1,10}}\] +[A-Z]{{1,8}} -- [^:]{{0,40}}: (?P<said>.*)"),
     _form(
-        "haproxy", r"\[(?:ALERT|WARNING|NOTICE)\] +(?:[\d/]{1,20} )?\(\d{1,10}\) : (?P<said>.*)", r"\[[^\]]*:\d+\]"
+        "haproxy", r"\[(?:ALERT|WARNING|NOTICE)\] +(?:[\d/]{1,20} )?\(\d{1,10}\) : (?P<said>.*)", r"\[/[^\]]*:\d+\]"
     ),
     _form(
         "haproxy",

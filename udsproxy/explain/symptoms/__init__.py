@@ -6,6 +6,7 @@ Rules: as in `udsproxy.explain.errors`. The first that matches counts; a *weak* 
 from __future__ import annotations
 
 from udsproxy.explain.symptoms.apache import APACHE
+from udsproxy.explain.symptoms.haproxy import HAPROXY
 from udsproxy.explain.symptoms.model import Symptom
 from udsproxy.explain.symptoms.nginx import STDERR, UPSTREAM
 from udsproxy.explain.symptoms.nginx_own import OWN
@@ -16,4 +17,14 @@ from udsproxy.explain.symptoms.servers import SERVERS
 
 __all__ = ["SYMPTOMS", "Symptom"]
 
-SYMPTOMS: tuple[Symptom, ...] = (*STDERR, *UPSTREAM, *PHP_FPM, *OWN, *APACHE, *SERVERS, *SECURITY, *OTHERS)
+SYMPTOMS: tuple[Symptom, ...] = (
+    *STDERR,
+    *UPSTREAM,
+    *PHP_FPM,
+    *OWN,
+    *APACHE,
+    *HAPROXY,
+    *SERVERS,
+    *SECURITY,
+    *OTHERS,
+)

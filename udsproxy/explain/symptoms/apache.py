@@ -74,7 +74,7 @@ APACHE: tuple[Symptom, ...] = (
                 'retry=0 of ProxyPass, or `<Proxy "unix:PATH|fcgi://localhost">` with ProxySet retry=0.',
             ),
         ),
-        pattern=r"AH0?0959|disabling worker",
+        pattern=r"disabling worker|disabled connection for",
         programs=("apache",),
     ),
     Symptom(
@@ -124,6 +124,38 @@ APACHE: tuple[Symptom, ...] = (
         r"|AH(?:008[5-9]|009\d|010\d|011[0-5]|012\d|024\d)\d))",
         elsewhere=True,
         rest=True,
+        programs=("apache",),
+    ),
+    Symptom(
+        "AH01144: No protocol handler was valid",
+        "Apache has no module for the scheme of ProxyPass or SetHandler: it answers 500, and connects to nobody.",
+        (
+            Cause(
+                "mod_proxy_fcgi (fcgi://) or mod_proxy_http (http://) is not loaded.",
+                "`apachectl -M | grep proxy`",
+                "`a2enmod proxy_fcgi`, and restart Apache.",
+            ),
+            Cause(
+                "The address has no scheme behind the path: unix:PATH|fcgi://localhost/ is meant.",
+                "`grep -rn 'unix:' /etc/apache2`",
+                "Add `|fcgi://localhost/`, in quotes.",
+            ),
+        ),
+        pattern=r"no protocol handler was valid",
+        programs=("apache",),
+    ),
+    Symptom(
+        "server reached MaxRequestWorkers setting",
+        "All workers of Apache are busy, and no more may be started: clients wait in Apache's own queue.",
+        (
+            SLOW,
+            Cause(
+                "There are too few workers for the load.",
+                "`apachectl fullstatus`: all slots are W, and no single request is slow.",
+                "Raise MaxRequestWorkers, and pm.max_children of php-fpm with it.",
+            ),
+        ),
+        pattern=r"reached (?:MaxRequestWorkers|MaxClients)",
         programs=("apache",),
     ),
 )

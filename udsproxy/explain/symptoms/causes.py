@@ -35,8 +35,8 @@ TOO_BIG_HEADER = Cause(
     "Fewer or smaller headers; else fastcgi_buffer_size 32k and fastcgi_buffers 8 32k.",
 )
 QUEUED = Cause(
-    "It waits in the accept queue, because all workers are busy. On a Unix socket that counts as waiting for the "
-    "answer: nginx's fastcgi_connect_timeout does not apply, and fastcgi_read_timeout does.",
+    "It waits in the accept queue, because all workers are busy. On a Unix socket that counts as waiting for "
+    "the answer: nginx's fastcgi_connect_timeout does not apply, and fastcgi_read_timeout does.",
     "`udsproxy tap PATH` says `after ... in the queue`; `udsproxy state PATH` while it lasts.",
     "See `udsproxy explain connect EAGAIN`.",
 )

@@ -38,4 +38,12 @@ class Symptom(msgspec.Struct, frozen=True):
             return line.said == self.words
         if self.programs and line.program and line.program not in self.programs:
             return False
-        return re.search(self.pattern or re.escape(self.words), line.said, re.IGNORECASE) is not None
+        return self._search(line) is not None
+
+    def file_in(self, line: LogLine) -> str | None:
+        """The file that the line names, where the pattern has a group for it."""
+        found = self._search(line)
+        return None if found is None else next((each for each in found.groupdict().values() if each), None)
+
+    def _search(self, line: LogLine) -> re.Match[str] | None:
+        return re.search(self.pattern or re.escape(self.words), line.said, re.IGNORECASE)

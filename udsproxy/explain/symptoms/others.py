@@ -9,6 +9,26 @@ from udsproxy.explain.errors import Cause
 from udsproxy.explain.symptoms.causes import DIED, NOT_FASTCGI, RESTARTED, SLOW
 from udsproxy.explain.symptoms.model import Symptom
 
+
+def _ordinary(language: str) -> str:
+    """The name of a file that is not a socket's by its looks, as a group."""
+    return rf"(?P<{language}>(?!\S*sock)/[^'\",:()]{{1,200}}?)"
+
+
+_OPENING = r"(?:open|stat|lstat|mkdir|rename|remove|readlink|chdir|scandir|access|rmdir|fork/exec)"
+_FILES = "|".join(
+    (
+        rf"\[Errno \d+\] [^:'\"]{{3,60}}: '{_ordinary('python')}'$",
+        rf"(?:^|: ){_OPENING} {_ordinary('go')}: [a-z]",
+        rf"\bE[A-Z]+: [a-z ]{{3,60}}, {_OPENING} '{_ordinary('node')}'",
+        rf"@ \w+ - {_ordinary('ruby')}(?= \(|$)",
+        rf"^[\w.-]{{1,30}}: (?:cannot \w+ )?'?{_ordinary('shell')}'?: (?:No such|Permission|Read-only)",
+        rf"\bopen\({_ordinary('php')}, O_\w+\) failed: ",
+        r"\): failed to open stream: (?!Connection)",
+        r"^a file that could not be opened$",
+    )
+)
+
 OTHERS: tuple[Symptom, ...] = (
     Symptom(
         "Peer authentication failed",
@@ -119,7 +139,7 @@ OTHERS: tuple[Symptom, ...] = (
                 "See `udsproxy explain connect EAGAIN`.",
             ),
         ),
-        pattern=r"\bunix\b.*\bi/o timeout|^i/o timeout$",
+        pattern=r"\bunix\b.*\bi/o timeout|^i/o timeout$|context deadline exceeded",
     ),
     Symptom(
         "use of closed network connection",
@@ -225,5 +245,30 @@ OTHERS: tuple[Symptom, ...] = (
         ),
         pattern=r"\bsegfault at\b|\bgeneral protection fault ip:",
         programs=("kernel",),
+    ),
+    Symptom(
+        "a file that could not be opened",
+        "The line names a file that is no socket: a program's open(), mkdir() or the like failed. No socket is "
+        "involved.",
+        (
+            Cause(
+                "ENOENT: the file, or the directory before it, does not exist.",
+                "`ls -l FILE`; a relative name counts from `readlink /proc/PID/cwd`.",
+                "Make it, or correct the setting that names it.",
+                errno="ENOENT",
+            ),
+            Cause(
+                "EACCES, EPERM: the program's user may not read or write it, or not enter a directory before it.",
+                "`namei -l FILE`; `ps -o user,cmd -p PID`.",
+                "Give it to that user, or start the program as another one.",
+            ),
+            Cause(
+                "ENOSPC, EDQUOT, EROFS: the disk is full, or read-only.",
+                "`df -h FILE`; `findmnt -T FILE`.",
+                "Make room, or use another directory.",
+            ),
+        ),
+        pattern=_FILES,
+        elsewhere=True,
     ),
 )

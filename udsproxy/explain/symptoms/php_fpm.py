@@ -223,6 +223,20 @@ PHP_FPM: tuple[Symptom, ...] = (
         programs=("php-fpm",),
     ),
     Symptom(
+        "failed processes threshold is reached, initiating reload",
+        "Workers crashed emergency_restart_threshold times in emergency_restart_interval, so php-fpm restarts "
+        "all of them.",
+        (
+            Cause(
+                "A crash of PHP or of an extension, again and again.",
+                "The lines before: `exited on signal 11`; `journalctl -k | grep -i segfault` names the library.",
+                "Update PHP; leave out one extension after the other.",
+            ),
+        ),
+        pattern=r"failed processes threshold",
+        programs=("php-fpm",),
+    ),
+    Symptom(
         "php-fpm: a call of its own failed",
         "The error is not one of the listening socket's: php-fpm says what it was about (an ACL, a process, a "
         "setting).",

@@ -99,6 +99,20 @@ SECURITY: tuple[Symptom, ...] = (
                 "flags=(attach_disconnected) in the profile.",
             ),
         ),
-        pattern=r'apparmor="DENIED"',
+        pattern=r'apparmor="DENIED" operation="(?:connect|bind|accept|listen|sendmsg|recvmsg|send|recv|mknod|unlink'
+        r'|create)"|^apparmor="DENIED"$',
+    ),
+    Symptom(
+        "SELinux: avc: denied { search }, tclass=dir",
+        "SELinux forbade to enter a directory, by its label: whatever is below it cannot be reached (EACCES), "
+        "a socket as little as a file.",
+        (
+            Cause(
+                "The socket is in a home directory, or another place whose label the client may not use.",
+                "`ls -Zd` that directory; `matchpathcon` of it.",
+                "Put the socket below /run; for home directories `setsebool -P httpd_enable_homedirs 1`.",
+            ),
+        ),
+        pattern=r"\bavc: +denied .*tclass=dir\b|^SELinux: avc: denied \{ search \}, tclass=dir",
     ),
 )

@@ -1,4 +1,4 @@
-"""Other web and application servers: lighttpd, HAProxy, uWSGI, gunicorn, unicorn.
+"""Application servers, and lighttpd: uWSGI, gunicorn, unicorn.
 
 Rules: as in `udsproxy.explain.symptoms.nginx`.
 """
@@ -6,7 +6,7 @@ Rules: as in `udsproxy.explain.symptoms.nginx`.
 from __future__ import annotations
 
 from udsproxy.explain.errors import Cause
-from udsproxy.explain.symptoms.causes import DIED, LINE_BEFORE, NOT_FASTCGI, QUEUED, RESTARTED, SLOW, TERMINATED
+from udsproxy.explain.symptoms.causes import DIED, LINE_BEFORE, NOT_FASTCGI, RESTARTED, SLOW, TERMINATED
 from udsproxy.explain.symptoms.model import Symptom
 
 SERVERS: tuple[Symptom, ...] = (
@@ -169,13 +169,14 @@ SERVERS: tuple[Symptom, ...] = (
                 "Less memory a worker, or fewer workers.",
             ),
             Cause(
-                "gunicorn itself killed it, after WORKER TIMEOUT.",
+                "The server itself killed it, after a timeout of its own (WORKER TIMEOUT, harakiri).",
                 "That line stands before it.",
                 "Explain that line first.",
             ),
         ),
-        pattern=r"was sent SIG(?:KILL|SEGV|ABRT)",
-        programs=("gunicorn",),
+        pattern=r"was sent SIG(?:KILL|SEGV|ABRT)|reaped #<Process::Status: pid \d+ SIG(?:KILL|SEGV|ABRT)"
+        r"|DAMN ! worker .*killed by signal",
+        programs=("gunicorn", "ruby", "uwsgi"),
     ),
     Symptom(
         "worker=0 timeout, killing",
@@ -186,72 +187,33 @@ SERVERS: tuple[Symptom, ...] = (
         programs=("ruby",),
     ),
     Symptom(
-        "HAProxy: SC in the termination state",
-        "HAProxy could not connect to the server: its connect() failed, or it is known to be down (sC: timeout "
-        "connect was over). The client got 503.",
+        "spawning fcgi failed",
+        "lighttpd starts this server itself (bin-path), and it ended, or could not be started.",
         (
+            LINE_BEFORE,
             Cause(
-                "The server is not running (connect() ENOENT or ECONNREFUSED), or its queue is full (EAGAIN).",
-                "`udsproxy state PATH`; HAProxy's own line `Server ... is DOWN, reason: Layer4 connection "
-                "problem`.",
-                "See `udsproxy explain connect`.",
-            ),
-            Cause(
-                "HAProxy runs in a chroot, or as a user who may not use the socket.",
-                "`grep -E 'chroot|user|group'` in its configuration; `namei -l PATH`.",
-                "Put the socket inside the chroot, with rights for HAProxy's user.",
+                "The program of bin-path does not exist, or ends at once.",
+                "Run it by hand, as lighttpd's user.",
+                "Correct bin-path; php-cgi speaks FastCGI, php does not.",
             ),
         ),
-        pattern=r"^(?-i:[Ss]C)[A-Z-]{0,2}$|^HAProxy: SC in the",
-        programs=("haproxy",),
+        pattern=r"spawning \w+ failed|child exited with status|child signall?ed",
+        programs=("lighttpd",),
     ),
     Symptom(
-        "HAProxy: sH in the termination state",
-        "The server sent no header of an answer before timeout server was over: HAProxy's own clock. The "
-        "client got 504.",
-        (SLOW, QUEUED),
-        pattern=r"^(?-i:s[HD])[A-Z-]{0,2}$|^HAProxy: (?-i:sH) in the",
-        programs=("haproxy",),
-    ),
-    Symptom(
-        "HAProxy: SH in the termination state",
-        "The server closed, or reset the connection, before a whole header had come. The client got 502.",
-        (DIED, TERMINATED, RESTARTED),
-        pattern=r"^(?-i:S[HD])[A-Z-]{0,2}$|^HAProxy: (?-i:SH) in the",
-        programs=("haproxy",),
-    ),
-    Symptom(
-        "HAProxy: sQ in the termination state",
-        "The request waited in HAProxy's own queue, because the server had maxconn connections, until timeout "
-        "queue was over. The client got 503.",
+        "invalid request block size",
+        "uWSGI speaks the uwsgi protocol at this socket, and got something else, or parameters that are too long.",
         (
             Cause(
-                "The server's workers are all busy with something slow.",
-                "`udsproxy state PATH` shows what each waits for.",
-                "Make that faster, or bound it.",
+                "Size 21573, or another large number: it is HTTP (GE of GET). The web server uses proxy_pass.",
+                "`udsproxy tap PATH -vv` shows the bytes.",
+                "uwsgi_pass in nginx; or http-socket instead of socket in uWSGI.",
             ),
             Cause(
-                "maxconn of the server line is lower than the server has workers.",
-                "The last number in front of the request is how many waited in that queue.",
-                "Raise maxconn to the number of workers, or timeout queue.",
+                "A size just above the maximum: long cookies, or a long URI.",
+                "The two numbers in the line.",
+                "Raise buffer-size (32768).",
             ),
         ),
-        pattern=r"^(?-i:[sS]Q)[A-Z-]{0,2}$|^HAProxy: (?-i:sQ) in the",
-        programs=("haproxy",),
-    ),
-    Symptom(
-        "HAProxy: CD in the termination state",
-        "The visitor's own connection to HAProxy ended early: it left, or its network failed. The socket to "
-        "the server has no part in it.",
-        (
-            Cause(
-                "The visitor closed the page, or its network failed. That is common, and no fault.",
-                "Single lines, from many addresses.",
-                "Nothing. Many at once, after the same time: find what makes the answers late (`udsproxy tap "
-                "PATH`).",
-            ),
-        ),
-        pattern=r"^(?-i:[cC][HDRQC])[A-Z-]{0,2}$|^HAProxy: (?-i:CD) in the",
-        programs=("haproxy",),
     ),
 )
