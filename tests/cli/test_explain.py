@@ -23,12 +23,13 @@ LINE = (
 )
 
 
-def explain(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+def explain(*words: str, given: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "udsproxy", "explain", *words],
         check=False,
         capture_output=True,
         input=given,
+        cwd=cwd,
         timeout=60,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -160,6 +161,40 @@ def test_what_is_no_log(tmp_path: Path) -> None:
             assert (done.returncode, done.stdout, done.stderr) == (code, "", f"udsproxy: {said}\n")
 
 
+def test_names_of_logs(tmp_path: Path) -> None:
+    """A file is known by its name alone, without a slash; of several that are named, the missing one is told. An
+    errno and a line of text stay what they are, whatever files there are."""
+    (tmp_path / "error.log").write_text(LINE + "\n")
+    (tmp_path / "fpm.log").touch()
+    (tmp_path / "11").write_text("noise\n")
+    for words in (["error.log"], ["error.log", "fpm.log"]):
+        assert "    1  09:33:42  09:33:42  connect(): EAGAIN" in explain(*words, cwd=tmp_path).stdout
+    for words, missing in (
+        (["log/nosuch.log"], "log/nosuch.log"),
+        (["nosuch.log"], "nosuch.log"),
+        (["MISSING", "error.log", "fpm.log"], "MISSING"),
+    ):
+        done = explain(*words, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"udsproxy: cannot open {missing}: No such file or directory (ENOENT)\n",
+        )
+    assert explain("11", cwd=tmp_path).stdout.startswith("EAGAIN (11")
+    assert explain("error.log", "says", "connect:", "Connection refused", cwd=tmp_path).stdout.startswith("connect")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [(b"", "empty"), (b"hello\n", "1 line, none with an error that is known")],
+)
+def test_a_log_without_errors(tmp_path: Path, written: bytes, said: str) -> None:
+    """It is said to have none, which is no failure."""
+    (tmp_path / "error.log").write_bytes(written)
+    for word, name in (("error.log", "error.log"), ("-", "standard input")):
+        done = explain(word, given=written, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"no error in {name}: {said}\n", "")
+
+
 class Following:
     """``udsproxy explain -f``, which is read line by line."""
 
@@ -229,8 +264,8 @@ def test_following_a_pipe(following: Callable[..., Following]) -> None:
 
 def test_no_error() -> None:
     """What names no error ends with exit code 2 and one line that says what can be given."""
-    for words, given in ((["hello\x1b[0m" * 100], b""), (["-"], b"hello\n"), (["-"], b""), ([""], b"")):
-        done = explain(*words, given=given)
+    for words in (["hello\x1b[0m" * 100], [""]):
+        done = explain(*words)
         assert done.returncode == 2
         assert done.stdout == ""
         [line] = done.stderr.splitlines()

@@ -18,10 +18,10 @@ from udsproxy.cli.arguments import OTHER, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
 from udsproxy.cli.people import show, tell, width
-from udsproxy.cli.tailing import MAX_LINES, MAX_READ, STANDARD_INPUT, Log, is_log
+from udsproxy.cli.tailing import MAX_LINES, MAX_READ, STANDARD_INPUT, Log, are_logs, look_like_logs
 from udsproxy.events import printable
 from udsproxy.explain import page, report, text
-from udsproxy.explain.lines import Found, parse
+from udsproxy.explain.lines import Found, errno_or_call, parse
 from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.taps import SUFFIX, tapped_at
@@ -63,17 +63,24 @@ def explain(
         raise UnknownOption(options[0], ("explain",))
     if markdown:
         show(page.markdown().removesuffix("\n"))
-    elif follow or (what and all(map(is_log, what))):
-        _explain_logs(what or (STANDARD_INPUT,), follow=follow)
-    elif not what:
+    elif not what and not follow:
         show(text.overview(width()))
+    elif follow or (are_logs(what) and errno_or_call(" ".join(what)) is None):
+        _explain_logs(what or (STANDARD_INPUT,), follow=follow)
     else:
-        said = " ".join(what)
-        found = parse(said, _today())
-        if found is None:
-            raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
-        tell(_on_this_machine(found) + text.answer(found, width()))
+        _explain_text(what)
     return DONE
+
+
+def _explain_text(words: tuple[str, ...]) -> None:
+    said = " ".join(words)
+    found = parse(said, _today())
+    if found is not None:
+        tell(_on_this_machine(found) + text.answer(found, width()))
+    elif look_like_logs(words):
+        _explain_logs(words, follow=False)
+    else:
+        raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
 
 
 def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
@@ -84,19 +91,26 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
     readers = {log.name: Reader(_today()) for log in logs}
     # Of a pipe that is followed nothing can be said to be all.
     whole = [log for log in logs if log.is_file or not follow]
-    for at, found in merged([readers[log.name].read(log.newest()) for log in whole]):
+    lines = {log.name: log.newest() for log in whole}
+    for at, found in merged([readers[log.name].read(lines[log.name]) for log in whole]):
         summary.add(found, at)
     if summary.runs:
         _show_all(summary)
-    elif not follow:
-        which = "standard input" if names == (STANDARD_INPUT,) else _short(" ".join(names))
-        raise Failure(USAGE, f"no error is known in {which}: {_SAY}")
+    elif whole:
+        tell(f"no error in {', '.join(map(_name, whole))}: {_extent(sum(map(len, lines.values())))}")
     for log in logs:
         if log.is_cut:
-            name = "standard input" if log.name == STANDARD_INPUT else printable(log.name)
-            tell(f"\nOnly the end of {name} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines.")
+            tell(f"\nOnly the end of {_name(log)} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines.")
     if follow:
         _follow(logs, readers, summary)
+
+
+def _extent(count: int) -> str:
+    return f"{count:,} line{'s' if count > 1 else ''}, none with an error that is known" if count else "empty"
+
+
+def _name(log: Log) -> str:
+    return "standard input" if log.name == STANDARD_INPUT else printable(log.name)
 
 
 def _show_all(summary: Summary) -> None:

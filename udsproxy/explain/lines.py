@@ -113,7 +113,7 @@ def parse(text: str, today: date | None = None) -> Found | None:
     if len(text) > MAX:
         text = text[: MAX // 2] + text[-MAX // 2 :]
     line = " ".join(text.split())
-    return _alone(line) or understand(read(line, today))
+    return errno_or_call(line) or understand(read(line, today))
 
 
 def understand(line: LogLine) -> Found | None:
@@ -154,7 +154,7 @@ def _decided(
     return None if symptom is not None else _call(line, errno), errno, symptom
 
 
-def _alone(line: str) -> Found | None:
+def errno_or_call(line: str) -> Found | None:
     """``EAGAIN``, ``11``, ``connect eagain``, ``errno 11``, ``connect``."""
     if (only := _CALLS.get(line.lower().removesuffix("()"))) is not None:
         return Found(call=only)
