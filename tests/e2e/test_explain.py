@@ -20,7 +20,7 @@ import pytest
 from tests.e2e.proxy import StartProxy
 from tests.e2e.site import start_nginx, start_php_fpm
 from tests.e2e.test_tap import OTHER_UID, ROOT
-from tests.e2e.tools import LIMIT_S, EchoServer, udsproxy, until
+from tests.e2e.tools import LIMIT_S, EchoServer, read, udsproxy, until
 from tests.stage import REPOSITORY, Stage
 from udsproxy.explain.errors import TABLE, Call, number_of
 
@@ -164,3 +164,24 @@ def test_the_logs_of_nginx_and_php_fpm(stage: Stage) -> None:
     assert re.search(rf"^ +1  .*connect\(\): ENOENT, {re.escape(upstream)}$", said, re.MULTILINE)
     assert "1 x connect(): ENOENT (2, No such file or directory)" in said
     assert "1 x execution timed out, terminating" in said
+
+
+def test_the_errors_of_scripts(stage: Stage) -> None:
+    """Each is counted once, though nginx writes several lines of it and php-fpm as many, and stands there with its
+    request and its text."""
+    upstream = stage.path("php.sock")
+    start_php_fpm(stage, upstream, "catch_workers_output = yes")
+    front = start_nginx(stage, {"direct": upstream})["direct"]
+    for path in ("/fatal.php", "/fatal.php", "/errorlog.php"):
+        front.fetch(path)
+    log = stage.path("php", "log")
+    until(lambda: "line, " in read(log), "php-fpm's lines")
+    said = udsproxy("explain", log, front.error_log).stdout.decode()
+    text = f"PHP Fatal error: Uncaught RuntimeException: out of luck in {stage.path('www', 'fatal.php')}:2"
+    table = [line.strip() for line in said.partition("\n\n")[0].splitlines()]
+    assert re.fullmatch(rf"3  \S+  \S+  FastCGI sent in stderr, {re.escape(upstream)}", table[1])
+    assert table[2:] == [
+        "/fatal.php (2), /errorlog.php (1)",
+        f'"{text}" (2)',
+        r'"red \x1b[31m, bell \x07, line" (1)',
+    ]

@@ -7,7 +7,6 @@ import re
 import select
 import sys
 from datetime import date, datetime
-from itertools import groupby
 from typing import Annotated
 
 import msgspec
@@ -21,8 +20,9 @@ from udsproxy.cli.people import show, tell, width
 from udsproxy.cli.tailing import MAX_LINES, MAX_READ, STANDARD_INPUT, Log, are_logs, look_like_logs
 from udsproxy.events import printable
 from udsproxy.explain import page, report, text
+from udsproxy.explain.doubles import Doubles
 from udsproxy.explain.lines import Found, errno_or_call, parse
-from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged
+from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged, runs_of
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.taps import SUFFIX, tapped_at
 
@@ -92,7 +92,7 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
     # Of a pipe that is followed nothing can be said to be all.
     whole = [log for log in logs if log.is_file or not follow]
     lines = {log.name: log.newest() for log in whole}
-    for at, found in merged([readers[log.name].read(lines[log.name]) for log in whole]):
+    for at, found in Doubles().without(merged([readers[log.name].read(lines[log.name]) for log in whole])):
         summary.add(found, at)
     if summary.runs:
         _show_all(summary)
@@ -125,19 +125,23 @@ def _show_all(summary: Summary) -> None:
     for tally in tallies[:MAX_ANSWERS]:
         explained.setdefault(kind_of(tally.example)[:3], tally)
     for tally in explained.values():
-        found = msgspec.structs.replace(tally.example, client=None, request=None, script=None)
+        found = msgspec.structs.replace(tally.example, client=None, request=None, script=None, texts=())
         tell(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
 
 
 def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> None:
     """Until Ctrl-C, or all pipes have ended and there is no file."""
     show("" if not summary.runs else "\nFollowing; Ctrl-C ends it.")
+    doubles = Doubles()
     try:
         while logs and not people.output_is_lost():
             ready, _, _ = select.select([log for log in logs if not log.is_file], [], [], _LOOK_S)
-            newest = [readers[log.name].read(log.more()) for log in logs if log.is_file or log in ready]
-            _show_events(merged(newest), summary)
+            newest = []
+            for log in logs:
+                lines = log.more() if log.is_file or log in ready else []
+                newest.append(readers[log.name].read(lines, whole=log.is_at_end))
             logs = [log for log in logs if not log.is_at_end]
+            _show_events(doubles.without(merged(newest), last=not logs), summary)
     except KeyboardInterrupt:
         pass
     if summary.runs:
@@ -146,17 +150,16 @@ def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> No
 
 def _show_events(stamped: list[Stamped], summary: Summary) -> None:
     columns = width()
-    groups = [list(group) for _, group in groupby(stamped, lambda each: kind_of(each[1]))]
-    for number, group in enumerate(groups):
-        is_new = max([summary.add(found, at) for at, found in group])
-        run = Run(group[-1][1], group[0][0], group[-1][0], len(group))
-        if number < _MAX_EVENTS:
-            show(report.event(run, columns))
-        if is_new and len(summary.tallies()) <= MAX_ANSWERS:
-            answer = text.answer(run.example, columns and columns - 4)
+    runs: list[Run] = []
+    runs_of(stamped, runs)
+    for run in runs[:_MAX_EVENTS]:
+        show(report.event(run, columns))
+    if len(runs) > _MAX_EVENTS:
+        tell(f"and {sum(run.count for run in runs[_MAX_EVENTS:])} more lines")
+    for at, found in stamped:
+        if summary.add(found, at) and len(summary.tallies()) <= MAX_ANSWERS:
+            answer = text.answer(found, columns and columns - 4)
             show("".join(f"    {line}\n" for line in answer.splitlines()))
-    if len(groups) > _MAX_EVENTS:
-        tell(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
 
 
 def _today() -> date:

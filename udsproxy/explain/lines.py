@@ -29,7 +29,8 @@ class Found(msgspec.Struct, frozen=True):
     """What is known of an error: an errno's name or a symptom, and what the line has besides; or only a call.
 
     With a symptom, ``errno`` is what the line has, and not what is explained. ``tcp``: the line is about this
-    address, so not about a Unix socket. ``at``, ``script`` and ``program`` are the log's.
+    address, so not about a Unix socket. ``at``, ``script`` and ``program`` are the log's. ``texts`` are
+    the messages that a script wrote, of each its first line.
     """
 
     call: Call | None = None
@@ -40,6 +41,7 @@ class Found(msgspec.Struct, frozen=True):
     client: str | None = None
     request: str | None = None
     script: str | None = None
+    texts: tuple[str, ...] = ()
     tcp: str | None = None
     program: str = ""
     at: datetime | None = None
@@ -102,6 +104,10 @@ _TCP = re.compile(
     r"|^https?://([\w.-]{1,80}:\d{1,5})\b|\bhost (\S{1,80} port \d{1,5})\b|\(('[\d.:a-z]{1,45}', \d{1,5})\)"
     r"|\b(?:listen|dial) tcp[46]? (\S{1,80}):(?= )"
 )
+_MESSAGE = re.compile(r"(?:(?:; ?|^)(?:[A-Z]{5,7}: )?|\n)PHP message: |^(?:NOTICE|WARNING|ERROR|ALERT|DEBUG): ")
+_BELOW_IT = re.compile(r"\n|\\n| Stack trace: ?#0 ")
+"""Where a message's first line ends, also as Apache writes it, and as it is pasted."""
+_MAX_MESSAGES = 10
 _NUMBER_FIRST = frozenset({"apache", "access"})
 """Programs whose lines have a place for the errno, or none at all, and what visitors sent in many others."""
 _LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)(?<!code)([ =])\d{3,}(?=[ ,.;\]]|$)")
@@ -133,6 +139,7 @@ def understand(line: LogLine) -> Found | None:
         client=_shown(line.client),
         request=_shown(line.request),
         script=_shown(line.script),
+        texts=tuple(each for each in _messages(line.text) if symptom is None or each != symptom.words),
         tcp=_shown(line.tcp) or (None if path is not None or elsewhere else _tcp(line.said)),
         program=line.program,
         at=line.at,
@@ -211,6 +218,13 @@ def _call_in(line: LogLine) -> Call | None:
 def _cannot_bind(line: LogLine) -> bool:
     """Its own words for bind() tell of a failure, though not of which."""
     return any(phrase.call == "bind" and phrase.pattern.search(line.said) is not None for phrase in CALLS_IN_WORDS)
+
+
+def _messages(text: str | None) -> tuple[str, ...]:
+    """PHP writes several into one record, each with its trace."""
+    parts = _MESSAGE.split(text or "")
+    first = (_shown(" ".join(_BELOW_IT.split(part.lstrip(), maxsplit=1)[0].split())) for part in parts)
+    return tuple(each for each in first if each)[:_MAX_MESSAGES]
 
 
 def _path(said: str) -> str | None:

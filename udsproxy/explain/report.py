@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from udsproxy.explain.lines import Found
-from udsproxy.explain.summary import Run, Tally, script_of
+from udsproxy.explain.summary import Run, Tally, top
 from udsproxy.layout import fold, shortened
 
 _MAX_SCRIPTS = 5
 _MAX_SCRIPT = 60
 """Cells of a script's name."""
+_MAX_TEXTS = 3
+_MAX_TEXT = 160
+"""Cells of what a script wrote."""
 _BELOW = " " * 7
 """Before what stands below a row: under FIRST, so that there is room on a narrow terminal."""
 
@@ -39,20 +42,32 @@ def table(tallies: Iterable[Tally], width: int | None) -> list[str]:
         below = ", ".join(_below(row, clock))
         if below:
             lines.append(fold(_BELOW + below, width, 0))
+        lines += [fold(_BELOW + text, width) for text in _texts(row)]
     return lines
 
 
 def _below(row: Tally, clock: _Clock) -> Iterator[str]:
     if row.busiest is not None and row.busiest_count > 1 and row.busiest_count < row.count:
         yield f"{row.busiest_count} of them in the minute of {clock.minute(row.busiest)}"
-    for script, count in row.top_scripts(_MAX_SCRIPTS):
+    yield from _scripts(row.scripts)
+
+
+def _scripts(scripts: dict[str, int]) -> Iterator[str]:
+    for script, count in top(scripts, _MAX_SCRIPTS):
         yield f"{shortened(script, _MAX_SCRIPT)} ({count})"
-    if (others := len(row.scripts) - _MAX_SCRIPTS) > 0:
-        yield f"and {others} other scripts"
+    if (others := len(scripts) - _MAX_SCRIPTS) > 0:
+        yield f"and {others} other script{'s' if others > 1 else ''}"
+
+
+def _texts(row: Tally) -> Iterator[str]:
+    for text, count in top(row.texts, _MAX_TEXTS):
+        yield f'"{shortened(text, _MAX_TEXT)}" ({count})'
+    if (others := len(row.texts) - _MAX_TEXTS) > 0:
+        yield f"and {others} other text{'s' if others > 1 else ''}"
 
 
 def in_order(runs: Iterable[Run], width: int | None) -> list[str]:
-    """The newest lines, oldest first; those of one kind in a row are one."""
+    """The newest events, oldest first."""
     rows = list(runs)
     clock = _Clock(at for each in rows for at in (each.first, each.last))
     return [_run(row, clock, width) for row in rows]
@@ -66,10 +81,15 @@ def event(run: Run, width: int | None) -> str:
 def _run(row: Run, clock: _Clock, width: int | None) -> str:
     count = "" if row.count == 1 else f"{row.count} x "
     program = f"{row.example.program}: " if row.example.program else ""
-    script = script_of(row.example)
-    said = f"{clock.text(row.first)}  {program}{count}{title(row.example)}"
-    if script is not None:
-        said += f", {shortened(script, _MAX_SCRIPT)}"
+    parts = [f"{clock.text(row.first)}  {program}{count}{title(row.example)}"]
+    if [*row.scripts.values()] == [row.count]:
+        parts += [shortened(script, _MAX_SCRIPT) for script in row.scripts]
+    else:
+        parts += _scripts(row.scripts)
+    parts += [f'"{shortened(text, _MAX_TEXT)}"' for text in row.example.texts[:1]]
+    if row.last is not None and row.last != row.first:
+        parts.append(f"the last at {clock.text(row.last)}")
+    said = ", ".join(parts)
     return fold(said, width, clock.cells + 2)
 
 

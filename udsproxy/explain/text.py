@@ -163,7 +163,8 @@ def _about(found: Found) -> Iterator[Part]:
     """What the line has besides the error."""
     errno = None if found.symptom is None or found.errno is None else _title(found.errno)
     script = None if found.script is None else f"script {found.script}"
-    parts = [part for part in (errno, found.file, found.path, script, found.request) if part is not None]
+    texts = [f'"{text}"' for text in found.texts]
+    parts = [part for part in (errno, found.file, found.path, script, found.request, *texts) if part is not None]
     if found.client is not None:
         parts.append(f"client {found.client}")
     if parts:
