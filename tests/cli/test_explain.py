@@ -130,7 +130,7 @@ def test_many_errors() -> None:
     assert done.returncode == 0
     assert len(re.findall(r"^ +1  09:33:42", done.stdout, re.MULTILINE)) == 20
     assert "and 80 lines of other errors" in done.stdout
-    assert len(re.findall(r"^\d+ x ", done.stdout, re.MULTILINE)) == 1
+    assert re.findall(r"^(\d+) x ", done.stdout, re.MULTILINE) == ["20"]
 
 
 def test_two_logs(tmp_path: Path) -> None:
@@ -146,6 +146,20 @@ def test_two_logs(tmp_path: Path) -> None:
         "09:33:41  php-fpm: server reached pm.max_children setting",
         "09:33:42  nginx: connect(): EAGAIN, /run/php/p.sock, /slow.php",
     ]
+
+
+def test_files_of_nginx(tmp_path: Path) -> None:
+    """A file that nginx could not use is named, and so is the errno."""
+    for name in ("50x.html", "a", "a"):
+        with (tmp_path / "error.log").open("a") as file:
+            file.write(LINE.replace("to unix:/run/php/p.sock", f'"/srv/{name}"').replace("connect", "open") + "\n")
+    said = explain("error.log", cwd=tmp_path).stdout
+    assert '    3  09:33:42  09:33:42  open() "FILE" failed: EAGAIN\n' in said
+    assert "       /srv/a (2)\n       /srv/50x.html (1)\n" in said
+    assert '09:33:42  nginx: 2 x open() "/srv/a" failed: EAGAIN' in said
+    only = explain("-", given=(tmp_path / "error.log").read_bytes().splitlines()[0]).stdout
+    assert '    1  09:33:42  09:33:42  open() "/srv/50x.html" failed: EAGAIN\n' in only
+    assert '\n1 x open() "/srv/50x.html" failed\n' in only
 
 
 def test_what_is_no_log(tmp_path: Path) -> None:
@@ -206,12 +220,14 @@ class Following:
             text=True,
         )
 
-    def until(self, form: str) -> str:
-        """The first line that has it."""
+    def until(self, form: str) -> list[str]:
+        """The lines up to the first that has it."""
         assert self.process.stdout is not None
+        seen = []
         for line in self.process.stdout:
+            seen.append(line.rstrip("\n"))
             if re.search(form, line):
-                return line
+                return seen
         raise AssertionError(form)
 
 
@@ -235,11 +251,18 @@ def test_following_a_file(tmp_path: Path, following: Callable[..., Following]) -
     log = tmp_path / "error.log"
     log.write_text(LINE + "\n")
     explaining = following(str(log))
-    explaining.until("Following; Ctrl-C ends it.")
+    told = explaining.until("Following; Ctrl-C ends it.")
+    assert "    udsproxy explain connect EAGAIN" in told
+    assert len(told) < 12
     with log.open("a") as file:
         file.write(LINE.replace("(11: Resource temporarily unavailable)", "(2: No such file or directory)") + "\n")
     explaining.until(r"^09:33:42  nginx: connect\(\): ENOENT, /run/php/p\.sock, /slow\.php$")
     explaining.until(r"^    connect\(\): ENOENT \(2, No such file or directory\)$")
+    explaining.until(r"^    In full: udsproxy explain connect ENOENT$")
+    with log.open("a") as file:
+        file.write(LINE.replace("/p.sock", "/other.sock") + "\n" + LINE.replace("*37 connect", "*38 recv") + "\n")
+    seen = explaining.until(r"^    recv\(\): EAGAIN")
+    assert [line for line in seen if line.startswith("    ")] == seen[-1:]  # the other socket is nothing new
     log.rename(tmp_path / "error.log.1")
     log.write_text(LINE.replace("(11: Resource temporarily unavailable)", "(13: Permission denied)") + "\n")
     explaining.until(r"^09:33:42  nginx: connect\(\): EACCES")

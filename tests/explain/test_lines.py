@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 
 import pytest
@@ -12,7 +13,7 @@ from udsproxy.endpoints.spelling import address_of
 from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE
 from udsproxy.explain.lines import MAX, Found, parse
 from udsproxy.explain.symptoms import SYMPTOMS
-from udsproxy.explain.text import MAX_WIDTH, answer, overview
+from udsproxy.explain.text import MAX_WIDTH, answer, command, overview
 
 NGINX = (
     "2026/11/23 09:33:42 [error] 115#115: *37 {} while {} upstream, client: 203.0.113.7, server: _, "
@@ -449,3 +450,12 @@ def test_only_causes_of_the_errno() -> None:
     said = answer(found)
     assert "ENOENT: the file does not exist" in said
     assert "EACCES" not in said
+
+
+def test_the_words_of_each_symptom() -> None:
+    """To explain them gives that symptom: they are what a command that explains it names."""
+    for symptom in SYMPTOMS:
+        found = parse(symptom.words)
+        assert found is not None
+        assert found.symptom is symptom
+        assert parse(" ".join(shlex.split(command(found))[2:])) == found

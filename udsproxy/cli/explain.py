@@ -22,7 +22,7 @@ from udsproxy.events import printable
 from udsproxy.explain import page, report, text
 from udsproxy.explain.doubles import Doubles
 from udsproxy.explain.lines import Found, errno_or_call, parse
-from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged, runs_of
+from udsproxy.explain.summary import Meant, Reader, Run, Stamped, Summary, Tally, meant, merged, runs_of
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.taps import SUFFIX, tapped_at
 
@@ -95,7 +95,7 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
     for at, found in Doubles().without(merged([readers[log.name].read(lines[log.name]) for log in whole])):
         summary.add(found, at)
     if summary.runs:
-        _show_all(summary)
+        _show_all(summary, in_full=not follow)
     elif whole:
         tell(f"no error in {', '.join(map(_name, whole))}: {_extent(sum(map(len, lines.values())))}")
     for log in logs:
@@ -113,26 +113,35 @@ def _name(log: Log) -> str:
     return "standard input" if log.name == STANDARD_INPUT else printable(log.name)
 
 
-def _show_all(summary: Summary) -> None:
+def _show_all(summary: Summary, *, in_full: bool) -> None:
     columns = width()
     tallies = summary.tallies()
     show("\n".join(report.table(tallies[:MAX_ANSWERS], columns)))
     if summary.others or len(tallies) > MAX_ANSWERS:
         tell(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
-    if len(tallies) > 1:
+    if len(summary.runs) > 1:
         show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, columns)))
-    explained: dict[tuple[str | None, ...], Tally] = {}
+    kinds: dict[Meant, list[Tally]] = {}
     for tally in tallies[:MAX_ANSWERS]:
-        explained.setdefault(kind_of(tally.example)[:3], tally)
-    for tally in explained.values():
-        found = msgspec.structs.replace(tally.example, client=None, request=None, script=None, texts=())
-        tell(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
+        kinds.setdefault(meant(tally.example), []).append(tally)
+    if not in_full:
+        show("\nWhat they mean, and how to find the cause:")
+        show("\n".join(dict.fromkeys(f"    {text.command(kind[0].example)}" for kind in kinds.values())))
+        return
+    for kind in kinds.values():
+        file = kind[0].example.file if len({file for tally in kind for file in tally.files}) == 1 else None
+        found = msgspec.structs.replace(
+            kind[0].example, client=None, request=None, script=None, texts=(), file=file
+        )
+        answer = text.answer(found, columns, "the newest of these lines")
+        tell(f"\n{sum(tally.count for tally in kind)} x {_on_this_machine(found)}{answer}")
 
 
 def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> None:
     """Until Ctrl-C, or all pipes have ended and there is no file."""
-    show("" if not summary.runs else "\nFollowing; Ctrl-C ends it.")
+    show("\nFollowing; Ctrl-C ends it." if any(log.is_file for log in logs) else "")
     doubles = Doubles()
+    told = {meant(tally.example) for tally in summary.tallies()}
     try:
         while logs and not people.output_is_lost():
             ready, _, _ = select.select([log for log in logs if not log.is_file], [], [], _LOOK_S)
@@ -141,14 +150,15 @@ def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> No
                 lines = log.more() if log.is_file or log in ready else []
                 newest.append(readers[log.name].read(lines, whole=log.is_at_end))
             logs = [log for log in logs if not log.is_at_end]
-            _show_events(doubles.without(merged(newest), last=not logs), summary)
+            _show_events(doubles.without(merged(newest), last=not logs), summary, told)
     except KeyboardInterrupt:
         pass
     if summary.runs:
         show("\n" + "\n".join(report.table(summary.tallies()[:MAX_ANSWERS], width())))
 
 
-def _show_events(stamped: list[Stamped], summary: Summary) -> None:
+def _show_events(stamped: list[Stamped], summary: Summary, told: set[Meant]) -> None:
+    """Each error is explained when it comes for the first time, whatever socket and script it is about."""
     columns = width()
     runs: list[Run] = []
     runs_of(stamped, runs)
@@ -157,9 +167,10 @@ def _show_events(stamped: list[Stamped], summary: Summary) -> None:
     if len(runs) > _MAX_EVENTS:
         tell(f"and {sum(run.count for run in runs[_MAX_EVENTS:])} more lines")
     for at, found in stamped:
-        if summary.add(found, at) and len(summary.tallies()) <= MAX_ANSWERS:
-            answer = text.answer(found, columns and columns - 4)
-            show("".join(f"    {line}\n" for line in answer.splitlines()))
+        summary.add(found, at)
+        if meant(found) not in told and len(told) < MAX_ANSWERS:
+            told.add(meant(found))
+            show("".join(f"    {line}\n" for line in text.brief(found, columns and columns - 4).splitlines()))
 
 
 def _today() -> date:

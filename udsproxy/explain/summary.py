@@ -28,14 +28,21 @@ _GAP = timedelta(seconds=5)
 
 Kind = tuple[str | None, str | None, str | None, str | None]
 """Call, errno, a symptom's words, the socket's path: lines that share it are counted together."""
+Meant = tuple[str | None, str | None, str | None]
+"""Call, errno, a symptom's words: what has one explanation."""
 Stamped = tuple[datetime | None, Found]
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 
 def kind_of(found: Found) -> Kind:
     """What it is counted as."""
+    return *meant(found), found.path or found.tcp
+
+
+def meant(found: Found) -> Meant:
+    """What it is explained as. (With a symptom, the errno is the line's.)"""
     symptom = None if found.symptom is None else found.symptom.words
-    return found.call, found.errno, symptom, found.path or found.tcp
+    return found.call, found.errno, symptom
 
 
 def script_of(found: Found) -> str | None:
@@ -60,6 +67,8 @@ class Tally:
     scripts: dict[str, int] = field(default_factory=dict)
     texts: dict[str, int] = field(default_factory=dict)
     """What scripts wrote."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Those that could not be used."""
     _minute: datetime | None = None
     _in_minute: int = 0
 
@@ -71,6 +80,8 @@ class Tally:
             _count(self.scripts, script, MAX_SCRIPTS)
         for text in found.texts:
             _count(self.texts, text, MAX_SCRIPTS)
+        if found.file is not None:
+            _count(self.files, found.file, MAX_SCRIPTS)
         if at is None:
             return
         self.first = self.first or at
@@ -94,8 +105,8 @@ def _count(counts: dict[str, int], name: str, limit: int) -> None:
 
 @dataclass(slots=True)
 class Run:
-    """Lines in a row that are one event: of one kind, of one program, with the same text of a script, and not far
-    apart."""
+    """Lines in a row that are one event: of one kind, of one program, about the same file or text of a script, and
+    not far apart."""
 
     example: Found
     first: datetime | None
@@ -107,7 +118,7 @@ class Run:
         """Whether this line belongs to it."""
         if kind_of(found) != kind_of(self.example) or found.program != self.example.program:
             return False
-        if found.texts != self.example.texts:
+        if (found.texts, found.file) != (self.example.texts, self.example.file):
             return False
         return at is None or self.last is None or at - self.last <= _GAP
 
@@ -134,17 +145,16 @@ class Summary:
         self.others = 0
         """Lines of kinds beyond `MAX_KINDS`."""
 
-    def add(self, found: Found, at: datetime | None) -> bool:
-        """Count it. Returns whether it is the first of its kind."""
+    def add(self, found: Found, at: datetime | None) -> None:
+        """Count it."""
         kind = kind_of(found)
         if (tally := self._tallies.get(kind)) is None:
             if len(self._tallies) >= MAX_KINDS:
                 self.others += 1
-                return False
+                return
             tally = self._tallies[kind] = Tally(found)
         tally.add(found, at)
         runs_of([(at, found)], self.runs)
-        return tally.count == 1
 
     def tallies(self) -> list[Tally]:
         """The most frequent first; of those as frequent, the newest."""
