@@ -109,8 +109,8 @@ def test_the_fault_reproduces_it(stage: Stage, start_proxy: StartProxy, call: Ca
 
 
 def test_what_is_said_to_be_pasted(stage: Stage) -> None:
-    """The line that a terminal shows makes the error for a client of its proxy, whatever path was asked about;
-    Ctrl-C ends all of it."""
+    """The line that a terminal shows makes the error for its own client and for others, whatever path was asked about;
+    Ctrl-C ends all of it, and nothing is left behind."""
     line = "connect() to unix:/run/php/live.sock failed (11: Resource temporarily unavailable)"
     said = udsproxy("explain", line).stdout.decode()
     (command,) = re.findall(r"^    (D=.*--fault.*)$", said, re.MULTILINE)
@@ -136,9 +136,10 @@ def test_what_is_said_to_be_pasted(stage: Stage) -> None:
                 return client.connect_ex(path) == number_of("EAGAIN")
 
         until(is_met, "the error")
+        until(lambda: f"{path}: connect: " in read(stage.path("said")), "the client's line")
         os.killpg(process.pid, signal.SIGINT)
         process.wait(LIMIT_S)
-        until(lambda: not os.listdir(os.path.dirname(path)), "the sockets to be gone")
+        assert not os.path.exists(os.path.dirname(path))
     finally:
         process.kill()
         process.wait()

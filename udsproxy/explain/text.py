@@ -215,7 +215,10 @@ def _full(of: Meaning | Symptom, named: _Named) -> Iterator[Part]:
             yield Paragraph(f"do:   {named.put(cause.do)}", "    ", "          ")
     if of.fault is not None:
         yield ""
-        yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
+        yield Paragraph(
+            "Reproduce it, on sockets of your own. After 2 s a client connects; others may connect to the path that "
+            "the proxy prints. Ctrl-C ends all of it:"
+        )
         yield Command(reproduce(of.fault), "    ")
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
@@ -226,8 +229,13 @@ def _place(number: int, causes: Sequence[Cause]) -> str:
 
 
 def reproduce(fault: str) -> str:
-    """One line for a shell: a server, and a proxy with the fault in front of it, in a new directory."""
-    return f"D=$(mktemp -d); (udsproxy serve $D/s & udsproxy run $D/p $D/s --fault '{fault}')"
+    """One line for a shell: in a new directory a server, a proxy with the fault in front of it, and a client that
+    meets it; nothing of it is left behind."""
+    server, client = ("--delay 1s ", "-n 10 -c 10 ") if fault.startswith("workers") else ("", "")
+    return (
+        f"D=$(mktemp -d); (udsproxy serve {server}$D/s & (sleep 2; udsproxy request {client}$D/p) & "
+        f"udsproxy run $D/p $D/s --fault '{fault}'; wait; rm -r $D)"
+    )
 
 
 def _title(errno: str) -> str:
