@@ -109,8 +109,8 @@ def test_the_fault_reproduces_it(stage: Stage, start_proxy: StartProxy, call: Ca
 
 
 def test_what_is_said_to_be_pasted(stage: Stage) -> None:
-    """The line that a terminal shows makes the error for its own client and for others, whatever path was asked about;
-    Ctrl-C ends all of it, and nothing is left behind."""
+    """The line that a terminal shows makes the error for its own client and for others, whatever path was asked
+    about; Ctrl-C ends all of it, and nothing is left behind."""
     line = "connect() to unix:/run/php/live.sock failed (11: Resource temporarily unavailable)"
     said = udsproxy("explain", line).stdout.decode()
     (command,) = re.findall(r"^    (D=.*--fault.*)$", said, re.MULTILINE)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from udsproxy.endpoints.spelling import address_of
 from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE
-from udsproxy.explain.lines import MAX, Found, parse
+from udsproxy.explain.lines import MAX, Found, nearest, parse
 from udsproxy.explain.symptoms import SYMPTOMS
 from udsproxy.explain.text import MAX_WIDTH, answer, command, overview
 
@@ -450,6 +450,25 @@ def test_only_causes_of_the_errno() -> None:
     said = answer(found)
     assert "ENOENT: the file does not exist" in said
     assert "EACCES" not in said
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("EAGIAN", "EAGAIN"),
+        ("econrefused", "ECONNREFUSED"),
+        ("acept", "accept"),
+        ("acept()", "accept"),
+        ("conect EAGIAN", "connect EAGAIN"),
+        ("hello", None),
+        ("foo EAGAIN", None),
+        ("a b c", None),
+        ("", None),
+    ],
+)
+def test_what_was_probably_meant(written: str, meant: str | None) -> None:
+    """An errno and a call, with letters left out or exchanged; nothing that resembles none."""
+    assert nearest(written) == meant
 
 
 def test_the_words_of_each_symptom() -> None:

@@ -21,7 +21,7 @@ from udsproxy.cli.tailing import MAX_LINES, MAX_READ, STANDARD_INPUT, Log, are_l
 from udsproxy.events import printable
 from udsproxy.explain import page, report, text
 from udsproxy.explain.doubles import Doubles
-from udsproxy.explain.lines import Found, errno_or_call, parse
+from udsproxy.explain.lines import Found, errno_or_call, nearest, parse
 from udsproxy.explain.summary import Meant, Reader, Run, Stamped, Summary, Tally, meant, merged, runs_of
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.taps import SUFFIX, tapped_at
@@ -80,7 +80,9 @@ def _explain_text(words: tuple[str, ...]) -> None:
     elif look_like_logs(words):
         _explain_logs(words, follow=False)
     else:
-        raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
+        near = nearest(said)
+        meant = _SAY if near is None else f"did you mean {near}?"
+        raise Failure(USAGE, f"no error is known in {_short(said)}: {meant}")
 
 
 def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:

@@ -7,8 +7,10 @@ through `printable`.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
+from collections.abc import Iterable
 from datetime import date, datetime
 
 import msgspec
@@ -23,6 +25,8 @@ from udsproxy.logs.reading import read
 
 MAX = 16 * 1024
 _MAX_SHOWN = 200
+_LIKE = 0.75
+"""How much what was meant resembles what was written, at least (difflib)."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -174,6 +178,21 @@ def errno_or_call(line: str) -> Found | None:
     what = said["what"].upper()
     errno = by_number(int(what)) if what.isascii() and what.isdigit() else BY_NAME.get(what)
     return None if errno is None else Found(call=call, errno=errno)
+
+
+def nearest(text: str) -> str | None:
+    """What was probably meant by one word or two, with letters left out or exchanged: ``connect EAGAIN``."""
+    words = text[:_MAX_SHOWN].removesuffix("()").split()
+    if not 1 <= len(words) <= 2:
+        return None
+    calls = [] if len(words) == 1 else [_nearest(words[0].removesuffix("()").lower(), _CALLS)]
+    last = _nearest(words[-1].upper(), BY_NAME) or (_nearest(words[0].lower(), _CALLS) if len(words) == 1 else None)
+    meant = [*calls, last]
+    return None if None in meant else " ".join(word for word in meant if word is not None)
+
+
+def _nearest(word: str, names: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(names), n=1, cutoff=_LIKE)), None)
 
 
 def _errno(line: LogLine) -> str | None:

@@ -216,8 +216,8 @@ def _full(of: Meaning | Symptom, named: _Named) -> Iterator[Part]:
     if of.fault is not None:
         yield ""
         yield Paragraph(
-            "Reproduce it, on sockets of your own. After 2 s a client connects; others may connect to the path that "
-            "the proxy prints. Ctrl-C ends all of it:"
+            "Reproduce it, on sockets of your own. After 2 s a client connects; others may connect to the path "
+            "that the proxy prints. Ctrl-C ends all of it:"
         )
         yield Command(reproduce(of.fault), "    ")
     if of.see:
