@@ -6,7 +6,8 @@ import os
 import re
 import select
 import sys
-from datetime import date, datetime
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
 from typing import Annotated
 
 import msgspec
@@ -19,7 +20,7 @@ from udsproxy.cli.mistakes import UnknownOption
 from udsproxy.cli.people import show, tell, width
 from udsproxy.cli.tailing import MAX_LINES, MAX_READ, STANDARD_INPUT, Log, are_logs, look_like_logs
 from udsproxy.events import printable
-from udsproxy.explain import page, report, text
+from udsproxy.explain import page, report, text, zones
 from udsproxy.explain.doubles import Doubles
 from udsproxy.explain.lines import Found, errno_or_call, nearest, parse
 from udsproxy.explain.summary import Meant, Reader, Run, Stamped, Summary, Tally, meant, merged, runs_of
@@ -97,7 +98,8 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
     for at, found in Doubles().without(merged([readers[log.name].read(lines[log.name]) for log in whole])):
         summary.add(found, at)
     if summary.runs:
-        _show_all(summary, in_full=not follow)
+        clocks = [_clock(log, readers[log.name]) for log in whole]
+        _show_all(summary, zones.notes(clocks, datetime.now().astimezone()), in_full=not follow)
     elif whole:
         tell(f"no error in {', '.join(map(_name, whole))}: {_extent(sum(map(len, lines.values())))}")
     for log in logs:
@@ -105,6 +107,11 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
             tell(f"\nOnly the end of {_name(log)} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines.")
     if follow:
         _follow(logs, readers, summary)
+
+
+def _clock(log: Log, reader: Reader) -> zones.Clock:
+    written = None if log.written is None else datetime.fromtimestamp(log.written, UTC).astimezone()
+    return zones.Clock(_name(log), reader.last, reader.has_zone, written)
 
 
 def _extent(count: int) -> str:
@@ -115,7 +122,7 @@ def _name(log: Log) -> str:
     return "standard input" if log.name == STANDARD_INPUT else printable(log.name)
 
 
-def _show_all(summary: Summary, *, in_full: bool) -> None:
+def _show_all(summary: Summary, notes: Iterable[str], *, in_full: bool) -> None:
     columns = width()
     tallies = summary.tallies()
     show("\n".join(report.table(tallies[:MAX_ANSWERS], columns)))
@@ -123,6 +130,8 @@ def _show_all(summary: Summary, *, in_full: bool) -> None:
         tell(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
     if len(summary.runs) > 1:
         show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, columns)))
+    for note in notes:
+        tell(f"\n{note}")
     kinds: dict[Meant, list[Tally]] = {}
     for tally in tallies[:MAX_ANSWERS]:
         kinds.setdefault(meant(tally.example), []).append(tally)

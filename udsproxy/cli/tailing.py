@@ -56,6 +56,11 @@ class Log:
         """A file is always readable, so it has to be looked at now and then."""
         return stat.S_ISREG(os.fstat(self._fd).st_mode)
 
+    @property
+    def written(self) -> float | None:
+        """When a file was written last, in seconds since 1970."""
+        return os.fstat(self._fd).st_mtime if self.is_file else None
+
     def newest(self) -> list[str]:
         """The newest lines; a pipe is read to its end. Raises `Failure`."""
         if self.is_file:

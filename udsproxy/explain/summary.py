@@ -167,16 +167,20 @@ class Reader:
 
     def __init__(self, today: date) -> None:
         self._records = Records(today)
-        self._last: datetime | None = None
+        self.has_zone = True
+        """No time came without one."""
+        self.last: datetime | None = None
+        """The time of the last line, in local time."""
 
     def read(self, lines: Iterable[str], *, whole: bool = True) -> Iterator[Stamped]:
         """Those that have an error. ``whole``: nothing of the last one is still to come."""
         for said in self._records.all(lines) if whole else self._records.read(lines):
             if said.at is not None:
-                self._last = _local(said.at) or self._last
+                self.last = _local(said.at) or self.last
+                self.has_zone &= said.at.tzinfo is not None
             found = understand(said)
             if found is not None:
-                yield self._last, found
+                yield self.last, found
 
 
 def merged(streams: Iterable[Iterable[Stamped]]) -> list[Stamped]:
