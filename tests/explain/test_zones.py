@@ -31,7 +31,7 @@ def test_logs_without_a_zone() -> None:
     assert said(second, second) == []
     assert said(clock("error.log", -HOUR, written=-HOUR + timedelta(minutes=9)), second) == []
     assert said(first, second) == [
-        "All times are local (CET). These logs name no zone, and are taken as local: error.log"
+        "The times of error.log name no zone: they are taken as local ones (CET), as all are shown."
     ]
 
 
