@@ -69,7 +69,7 @@ def nginx(*peers: Peer, keepalive: int = 0, keep_conn: bool = False, next_upstre
 
 def logged(kind: str, since_start: int, level: str = "error") -> dict[str, object]:
     """Facts with an error log that has ten lines of that kind."""
-    words = "connect() failed (11: Resource temporarily unavailable)"
+    words = f"connect() to unix:{PATH} failed (11: Resource temporarily unavailable)"
     lines = (Logged(kind, words, 10, "2026-11-29 03:12:44", since_start),) if kind else ()
     log = ErrorLog("/var/log/nginx/error.log", "2026-11-28 00:00:01", True, level, lines)
     return {"nginx": (msgspec.structs.replace(nginx(), logs=(log,)),)}
@@ -323,7 +323,7 @@ CASES = [
     ),
     Case("warning", "nginx logged error 2 for this socket 1 time since", logged("connect 2", 1)),
     Case("warning", "nginx logged error 104 for this socket 3 times", logged("recv 104", 3)),
-    Case("problem", "nginx logged `connect() failed", logged("no live upstreams", 3)),
+    Case("problem", "nginx logged `connect() to", logged("no live upstreams", 3)),
     Case("warning", "nginx logged error 99 for this socket", logged("sendmsg 99", 3)),
     Case("fine", "nginx's error log has no failure of this socket since 2026-11-28 00:00:01", logged("", 0)),
     Case("note", "error_log /var/log/nginx/error.log crit: error 11 is not in it", logged("", 0, "crit")),

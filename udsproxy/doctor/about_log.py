@@ -106,8 +106,15 @@ def _logged(facts: Facts, log: ErrorLog, logged: Logged) -> Finding:
         f"nginx logged {what} for this socket {when}",
         f"{meaning.why} {line}".strip(),
         do,
-        f"grep -F {shlex.quote(logged.words)} {shlex.quote(log.path)} | tail",
+        _search(log, logged),
     )
+
+
+def _search(log: ErrorLog, logged: Logged) -> str:
+    """The command that shows these lines, and no others."""
+    files = log.files or (log.path,)
+    command = f"grep {'-hF' if len(files) > 1 else '-F'} {shlex.quote(logged.words)} {shlex.join(files)}"
+    return f"{command}{f' | grep -F {shlex.quote(logged.upstream)}' if logged.upstream else ''} | tail"
 
 
 def _room(facts: Facts) -> str:

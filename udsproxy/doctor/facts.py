@@ -165,12 +165,15 @@ class Logged(msgspec.Struct, frozen=True):
     kind: str
     """``connect 11``, ``recv 104``, ``timed out 110``, ``closed``, ``no live upstreams``."""
     words: str
-    """``connect() failed (11: Resource temporarily unavailable)``."""
+    """Each of them has it, as it stands here: ``connect() to unix:/x.sock failed (11: Resource temporarily
+    unavailable)``; where they name several paths, only what comes after these."""
     count: int
     last: str
     """When, in nginx's local time: ``2026-11-29 03:12:44``."""
     since_start: int
     """How many of them since the server was started; where that is not known, all."""
+    upstream: str = ""
+    """What of the upstream's name is in each of them, too, where `words` has no path: ``fastcgi://unix:/x.sock:``."""
 
 
 class ErrorLog(msgspec.Struct, frozen=True):
@@ -184,6 +187,8 @@ class ErrorLog(msgspec.Struct, frozen=True):
     level: str = "error"
     """What is less severe is not logged."""
     logged: tuple[Logged, ...] = ()
+    files: tuple[str, ...] = ()
+    """Those that were read, the oldest first, by the names that they have here."""
 
 
 class Nginx(msgspec.Struct, frozen=True, kw_only=True):

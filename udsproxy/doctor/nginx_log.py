@@ -19,8 +19,10 @@ from udsproxy.logs.nginx_error import NginxError, parse_line
 
 _MARKS = (b"unix:", b"no live upstreams")
 """What a line has that is about a Unix socket."""
+_SOCKET = "unix:"
 _NO_LIVE = "no live upstreams"
 _CLOSED = "upstream prematurely closed"
+_FAILED = "failed ("
 _FULL = "connect 11"
 """It is told first: others may come of it."""
 _MAX_KINDS = 32
@@ -33,6 +35,7 @@ _TEXT = "%Y-%m-%d %H:%M:%S"
 @dataclass(slots=True)
 class _Kind:
     words: str
+    upstream: str
     count: int = 0
     since_start: int = 0
     last: datetime | None = None
@@ -63,7 +66,12 @@ def summarize(
             continue
         if kind not in kinds and len(kinds) >= _MAX_KINDS:
             continue
-        counted = kinds.setdefault(kind, _Kind(_words(record)))
+        words, upstream = _words(record), _upstream(record)
+        counted = kinds.setdefault(kind, _Kind(words, upstream))
+        if words != counted.words:
+            counted.words = _in_both(counted.words, words)
+        if upstream != counted.upstream:
+            counted.upstream = ""
         counted.count += 1
         counted.since_start += start is None or record.at is None or record.at >= start
         counted.last = record.at if counted.last is None or record.at is None else max(counted.last, record.at)
@@ -76,13 +84,15 @@ def summarize(
         tuple(
             Logged(
                 kind,
-                each.words,
+                shown(each.words),
                 each.count,
                 "" if each.last is None else each.last.strftime(_TEXT),
                 each.since_start,
+                shown(each.upstream),
             )
             for kind, each in sorted(kinds.items(), key=lambda item: (item[0] != _FULL, -item[1].count))
         ),
+        tuple(map(shown, log.files)),
     )
 
 
@@ -100,10 +110,27 @@ def _kind(record: NginxError) -> str | None:
 
 
 def _words(record: NginxError) -> str:
+    """What failed, in nginx's own words: a search for it must find the line."""
+    said = record.message
     if record.errno is None:
-        return _NO_LIVE if record.message.startswith(_NO_LIVE) else "upstream prematurely closed connection"
-    what = "upstream timed out" if record.timed_out else f"{record.call}() failed"
-    return shown(f"{what} ({record.errno}: {record.words})")
+        return _NO_LIVE if said.startswith(_NO_LIVE) else _CLOSED
+    error = f"({record.errno}: {record.words})"
+    return said[: said.find(error) + len(error)]
+
+
+def _upstream(record: NginxError) -> str:
+    """How nginx names the socket in a line whose words do not."""
+    if record.upstream is None or (record.path is not None and record.path in _words(record)):
+        return ""
+    begin = record.upstream.find(_SOCKET) + len(_SOCKET) if record.path else record.upstream.find("://") + 3
+    end = record.upstream.find(":" if record.path else "/", begin)
+    return record.upstream[: end + 1] if end >= 0 else f'{record.upstream}"'
+
+
+def _in_both(some: str, others: str) -> str:
+    """What two lines of one kind have in common, though they name two paths."""
+    error = others[max(0, others.find(_FAILED)) :]
+    return error if some.endswith(error) else error[: error.find(":") + 1]
 
 
 def _is_about(
