@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass, field
 
 import msgspec
@@ -519,3 +520,15 @@ def test_rights_where_systemd_makes_the_file() -> None:
     found = examine(msgspec.structs.replace(GOOD, **BY_SYSTEMD, entries=file(0, 0)), LOAD)
     [denied] = [each for each in found if "cannot connect" in each.title]
     assert denied.do.startswith("SocketGroup=www-data and SocketMode=0660 in x.socket")
+
+
+def test_a_check_is_a_command() -> None:
+    """A shell takes each, up to three spaces, after which it is explained."""
+    found = {
+        each.check.partition("   ")[0]
+        for case in CASES
+        for each in examine(msgspec.structs.replace(GOOD, **case.changes), case.load)
+    }
+    for check in sorted(found):
+        done = subprocess.run(["sh", "-n", "-c", check], capture_output=True, text=True, check=False)
+        assert not done.stderr, check

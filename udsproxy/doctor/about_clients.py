@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Entry, Facts, Pool, User
-from udsproxy.doctor.finding import Finding
+from udsproxy.doctor.finding import Finding, grep
 from udsproxy.doctor.php_fpm import octal
 from udsproxy.doctor.rights import SEARCH, WRITE, is_masked, obstacle, why_not
 
@@ -140,7 +140,7 @@ def _ignored(pool: Pool) -> Iterator[Finding]:
             f"{' and '.join(ignored)}: ignored, for {acl} = {pool.settings[acl]}",
             f"php-fpm gives the file an ACL instead ({pool.at(acl)}), and leaves owner and group as they are.",
             f"Remove {' and '.join(ignored)} ({pool.at(ignored[0])}), or the ACL.",
-            f"grep 'is ignored' {pool.log}",
+            grep("is ignored", [pool.error_log] if pool.error_log else [], "php-fpm's"),
         )
 
 

@@ -36,7 +36,7 @@ def findings(facts: Facts, load: Load) -> Iterator[Finding]:
             f"the queue was seen full {traffic.times_full} times in {load.source}",
             "Each time, clients that came meanwhile got EAGAIN.",
             "Look at the requests that ended first after each: they held the workers.",
-            f"""jq -c 'select(.event == "queue" or .event == "request")' {load.source}""",
+            f"""jq -c 'select(.event == "queue" or .event == "request")' {shlex.quote(load.source)}""",
         )
     if load.rate is not None and load.time_s is not None:
         yield _workers(facts, load.rate, load.time_s, load)
@@ -77,7 +77,7 @@ def _workers(facts: Facts, rate: float, time_s: float, load: Load) -> Finding:
         )
         why += f"busiest second; p99 {_time(seen.p99_s)}.)"
     has = facts.most_workers
-    check = f"udsproxy state {shlex.quote(facts.path)} --watch: how many are busy"
+    check = f"udsproxy state {shlex.quote(facts.path)} --watch   (how many are busy)"
     if has is None:
         return Finding("note", title, why, "", check)
     do = f"pm.max_children = {needed}, as memory allows; or make requests shorter."

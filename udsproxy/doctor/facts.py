@@ -277,6 +277,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return self.behind or self.tapped or self.path
 
     @property
+    def nginx_logs(self) -> tuple[str, ...]:
+        """The error logs of all nginx, by the names that they have here."""
+        return tuple(dict.fromkeys(file for nginx in self.nginx for log in nginx.logs for file in log.files))
+
+    @property
     def is_lost(self) -> bool:
         """A tap was killed, and the server's socket is not at its path."""
         return self.tap is not None and self.tap.case in ("killed", "moved")

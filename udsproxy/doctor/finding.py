@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -19,6 +21,14 @@ class Finding(msgspec.Struct, frozen=True):
     why: str = ""
     do: str = ""
     check: str = ""
+    """A command, for a shell; what to see there may follow, after three spaces."""
+
+
+def grep(words: str, files: Iterable[str], whose: str) -> str:
+    """The command that looks for words in logs. ``whose``: ``nginx's``, for where none is known."""
+    names = shlex.join(files)
+    command = f"grep -F {shlex.quote(words)}"
+    return f"{command} {names}" if names else f"{command} ERROR_LOG   ({whose} error_log, wherever it is)"
 
 
 def plural(number: int, name: str) -> str:
