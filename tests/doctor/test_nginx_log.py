@@ -86,13 +86,16 @@ def test_since_the_server_was_started(zone_h: float) -> None:
     written_at, began_at = moment("03:00:05", zone_h) + 0.4, moment("03:00:04", zone_h) + 0.9
     assert read(text, written_at, began_at).logged == (Logged("connect 11", full, 6, "2026-11-29 03:00:05", 2),)
     assert read(text, written_at, moment("03:00:07", zone_h)).logged[0].since_start == 0
-    assert read(text, written_at, None).logged[0].since_start == 6
+    assert read(text, written_at, None).logged[0].since_start is None
+    hours, minutes = divmod(round(abs(zone_h) * 60), 60)
+    assert read(text, written_at).zone == f"{'-' if zone_h < 0 else '+'}{hours:02}{minutes:02}"
 
 
 def test_a_file_that_was_touched() -> None:
-    """Where its time is not that of its last line, all lines count: nothing is said to be over."""
+    """Where its time is not that of its last line, nothing says which lines came since the server was started."""
     text = line("03:00:00", EAGAIN.format(path="/x.sock"))
-    assert read(text, moment("03:07:00"), moment("03:06:00")).logged[0].since_start == 1
+    found = read(text, moment("03:07:00"), moment("03:06:00"))
+    assert (found.logged[0].since_start, found.zone) == (None, "")
 
 
 def test_the_first_line_may_be_cut() -> None:

@@ -64,6 +64,8 @@ _MEANINGS = {
         "max_fails=0 on each `server unix:...` of the block.",
     ),
 }
+_OF_A_SERVER = ("connect 11", "recv 104", "timed out 110", "closed")
+"""Kinds that tell of a server which was there."""
 _OTHER = _Meaning("warning", "", "udsproxy explain tells what such a line means.")
 
 
@@ -75,7 +77,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
                 yield _logged(facts, log, logged)
             if not log.logged and log.begin and log.level not in _HIDES_11:
                 yield Finding(
-                    "fine", f"nginx's error log has no failure of this socket since {log.begin} ({log.path})"
+                    "fine",
+                    f"nginx's error log has no failure of this socket since {_at(log, log.begin)} ({log.path})",
                 )
             if log.level in _HIDES_11:
                 yield Finding(
@@ -92,12 +95,16 @@ def _logged(facts: Facts, log: ErrorLog, logged: Logged) -> Finding:
     number = logged.kind.rpartition(" ")[2]
     what = f"error {number}" if number.isdecimal() else f"`{logged.words}`"
     level, do = meaning.level, meaning.do
-    count = logged.since_start
-    when = f"{plural(count, 'time')} since the server was started, last at {logged.last}"
-    if not count:
-        level, count = "note", logged.count
-        when = f"{plural(count, 'time')}, the last at {logged.last}, before the server was started"
-    part = "" if log.is_whole else f" Only its end was read, from {log.begin or 'some time'} on."
+    last = f"last at {_at(log, logged.last)}"
+    if logged.since_start:
+        when = f"{plural(logged.since_start, 'time')} since the server was started, {last}"
+    else:
+        when = f"{plural(logged.count, 'time')}, {last}"
+        if logged.since_start is not None:
+            level, when = "note", f"{when}, before the server was started"
+        elif facts.has_no_server and logged.kind in _OF_A_SERVER:
+            level, when = "note", f"{when}, while there was a server"
+    part = "" if log.is_whole else f" Only its end was read, from {_at(log, log.begin) or 'some time'} on."
     line = f"`{logged.words}` in {log.path}.{part}"
     if logged.kind == "connect 11":
         do = _room(facts)
@@ -108,6 +115,11 @@ def _logged(facts: Facts, log: ErrorLog, logged: Logged) -> Finding:
         do,
         _search(log, logged),
     )
+
+
+def _at(log: ErrorLog, time: str) -> str:
+    """A time of nginx's, with its zone."""
+    return f"{time} {log.zone}".strip() if time else ""
 
 
 def _search(log: ErrorLog, logged: Logged) -> str:

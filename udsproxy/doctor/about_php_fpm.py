@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Facts, Pool
-from udsproxy.doctor.finding import Finding, grep, plural
+from udsproxy.doctor.finding import Finding, dated, grep, plural
 from udsproxy.doctor.php_fpm import number, seconds
 
 _FEW_REQUESTS = 200
@@ -18,7 +18,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     pool = facts.pool
     if pool is None:
         return
-    yield from _children(facts, pool)
+    yield from dated("now", _children(facts, pool))
     yield from _shared(pool)
     yield from _manager(facts, pool)
     yield from _renewal(facts, pool)
