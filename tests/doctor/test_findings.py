@@ -411,6 +411,12 @@ CASES = [
         Load(rate=10, time_s=0.05, stall_s=60),
     ),
     Case(
+        "note",
+        "too few requests to say how many workers are needed: 9 in 9 s (x.json)",
+        {},
+        Load(source="x.json", traffic=TRAFFIC),
+    ),
+    Case(
         "problem", "the queue was seen full 2 times", {}, Load(rate=5, time_s=0.1, source="x.json", traffic=TRAFFIC)
     ),
 ]
@@ -458,6 +464,22 @@ def test_advice_for_an_acl() -> None:
     assert masked.startswith(f"setfacl -m m::rw {PATH}")
     other = advice(msgspec.structs.replace(facts, entries=acl(6, 1000)), "www-data (nginx's worker, pid 7) cannot")
     assert other.startswith("listen.acl_users = deploy,www-data (")
+
+
+def test_numbers_are_no_more_exact_than_what_they_come_from() -> None:
+    """Two figures of what is computed from an average."""
+    few = msgspec.structs.replace(GOOD, backlog=2, pool=pool(pm__max_children="2"))
+    texts = " ".join(each.why for each in examine(few, Load(rate=9.0, time_s=0.37)))
+    assert "The 2 there are serve about 5.4 requests/s" in texts
+    assert "One of 2 is enough for a stall of about 330 ms." in texts
+
+
+def test_a_queue_that_was_seen_full_was_too_short() -> None:
+    """That workers and queue are enough by the numbers is not said to be fine then."""
+    load = msgspec.structs.replace(LOAD, traffic=TRAFFIC)
+    by_numbers = [each for each in examine(GOOD, load) if "requests/s" in each.title]
+    assert [each.level for each in by_numbers] == ["note", "note"]
+    assert all("was full all the same" in each.why for each in by_numbers)
 
 
 def test_what_fails_now_comes_first() -> None:
