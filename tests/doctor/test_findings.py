@@ -482,6 +482,14 @@ def test_a_queue_that_was_seen_full_was_too_short() -> None:
     assert all("was full all the same" in each.why for each in by_numbers)
 
 
+def test_a_tap_may_be_what_was_killed() -> None:
+    """Clients get the same errors where a udsproxy in front of the server is killed: it is among the causes."""
+    for kind in ("connect 111", "recv 104", "closed"):
+        found = examine(msgspec.structs.replace(GOOD, **logged(kind, 3)), LOAD)
+        [told] = [each for each in found if each.title.startswith("nginx logged")]
+        assert "(a tap" in told.why
+
+
 def test_what_fails_now_comes_first() -> None:
     """Of several problems: what clients get at this moment, then what was logged, then what a burst would bring."""
     changes = logged("connect 11", 15) | {

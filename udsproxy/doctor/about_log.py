@@ -25,6 +25,11 @@ class _Meaning(NamedTuple):
 _QUEUE_WAS_FULL = (
     "The queue was full: for a moment no worker accepted, and each client that came meanwhile was refused."
 )
+_UDSPROXY = "a udsproxy before it (a tap, a run) was killed"
+_WHO_ENDED = (
+    "Look for SIGSEGV, SIGKILL and `execution timed out` in php-fpm's error_log at that time. "
+    "Where a udsproxy ran, see when it ended."
+)
 _MEANINGS = {
     "connect 11": _Meaning("problem", _QUEUE_WAS_FULL, ""),
     "connect 2": _Meaning(
@@ -39,13 +44,15 @@ _MEANINGS = {
     ),
     "connect 111": _Meaning(
         "warning",
-        "The file was there, and nobody listened: the server had been killed.",
+        "The file was there, and nobody listened: the server had been killed, or a udsproxy at this path (a tap "
+        "together with its guardian).",
         "See the server's own log, and dmesg (the OOM killer), at that time.",
     ),
     "recv 104": _Meaning(
         "warning",
-        "A worker ended with a request half read: it was killed, or its master closed the socket.",
-        "Look for SIGSEGV, SIGKILL and `execution timed out` in php-fpm's error_log at that time.",
+        "The connection was closed before what nginx had sent on it was read: a worker was killed, the server was "
+        f"stopped while requests waited in its queue, or {_UDSPROXY}.",
+        _WHO_ENDED,
     ),
     "timed out 110": _Meaning(
         "warning",
@@ -55,8 +62,9 @@ _MEANINGS = {
     ),
     "closed": _Meaning(
         "warning",
-        "A worker closed the connection without a whole answer: it crashed, or was killed.",
-        "Look for SIGSEGV, SIGKILL and `execution timed out` in php-fpm's error_log at that time.",
+        "The connection was closed before a whole answer had come: a worker crashed or was killed, or "
+        f"{_UDSPROXY}.",
+        _WHO_ENDED,
     ),
     "no live upstreams": _Meaning(
         "problem",
