@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.tools import program
+from tests.e2e.tools import program, udsproxy
 from udsproxy.cli import app
 from udsproxy.cli.helping import print_help
 from udsproxy.cli.man import page_of
@@ -164,3 +164,16 @@ def test_man_pages_are_installed(tmp_path: Path) -> None:
     assert set(os.listdir(directory)) == names
     assert kept.read_text() == "kept"
     assert {os.lstat(directory / name).st_mode for name in names} == {0o100644}
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["state", "--watch", "--help"], ["state"]),
+        (["tap", "/x.sock", "-h"], ["tap"]),
+        (["fault", "list", "--proxy", "x", "--help"], ["fault", "list"]),
+    ],
+)
+def test_arguments_before_help(words: list[str], command: list[str]) -> None:
+    """The help is that of the command, whatever stands between."""
+    assert udsproxy(*words).stdout == udsproxy(*command, "--help").stdout != b""

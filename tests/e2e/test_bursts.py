@@ -81,3 +81,4 @@ def test_three_bursts(stage: Stage, start_proxy: StartProxy, start_tap: StartTap
         three_bursts(front, proxy)
     for full in [event for event in proxy.events("queue") if event["queue"] > event["backlog"]]:
         assert full["queue"] == BACKLOG + 1
+        assert full["active"] <= WORKERS

@@ -88,9 +88,9 @@ def _run(words: list[str]) -> int:
         words, after = words[:there], words[there + 1 :]
     command, bound, unparsed = app.parse_args(words, exit_on_error=False, print_error=False)
     if command == app.help_print:
-        from udsproxy.cli.helping import print_help
+        from udsproxy.cli.helping import command_of, print_help
 
-        print_help(app, bound.arguments["tokens"])
+        print_help(app, command_of(app, bound.arguments["tokens"]))
         return DONE if set(words).intersection(app.help_flags) else USAGE  # no command: there is nothing to do
     if "command" in unparsed:
         bound.arguments["command"] = None if after is None else tuple(after)

@@ -57,6 +57,14 @@ def find(app: App, command: Sequence[str]) -> App:
     return apps[-1]
 
 
+def command_of(app: App, words: Sequence[str]) -> Sequence[str]:
+    """The command that a line with ``--help`` begins with: its arguments may stand before that. A word that should
+    be a command and is none stays, so that it is refused."""
+    known, apps, _ = app.parse_commands(list(words))
+    has_commands = any(not name.startswith("-") for name in apps[-1])
+    return words if has_commands else known
+
+
 def print_help(app: App, command: Sequence[str]) -> None:
     """On standard output. Raises `Failure`: there is no such command."""
     found = find(app, command)

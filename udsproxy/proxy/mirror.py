@@ -50,6 +50,8 @@ _MOST_RESTING = 64
 """How many clients may come between two looks, about."""
 _WAKE_NS = 5_000_000
 """A server at rest has accepted after so long."""
+_MAX_SEEN = 64
+"""So many connections are looked at to see whether a server has them."""
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
@@ -409,11 +411,11 @@ class Mirrored:
                 break
             ahead.append(_Ahead(*connected, as_))
             came = True
-        queue = self._look()
+        queue, before = self._look(), self._before
         self._others = max(0, queue - len(ahead))
-        self._before = min(self._before, self._others)
+        self._before = min(before, self._others)
         self._set_limit()
-        self._tell(waiting + self._others - self._resting())
+        self._tell(queue + max(0, waiting - len(ahead)) - self._resting_now(queue, before))
         self._waits.wait_ahead(ahead[0].connected_at if ahead else None)
         if came or taken:
             self._pause = _FIRST_LOOK_NS
@@ -425,17 +427,37 @@ class Mirrored:
     def _count_servers(self, now: int, taken: int, left: int) -> None:
         at_work = self._at_work(taken)
         if at_work > self._servers:
-            self._servers = at_work
+            self._servers = max(self._servers, self._seen_at_work(taken, at_work))
         if taken or not left:
             self._taken_at = now
         elif now - self._taken_at > _WAKE_NS:
             self._servers = at_work
+
+    def _seen_at_work(self, taken: int, at_most: int) -> int:
+        """How many connections servers have, where these are few enough to look at each; else ``at_most``."""
+        connections = self._connections.open_ones()
+        if len(connections) > _MAX_SEEN:
+            return at_most
+        inodes = [os.fstat(each.upstream.fileno()).st_ino for each in connections if not each.ended]
+        return min(at_most, taken + sum(bool(self._diag.own.peer_of(inode)) for inode in inodes))
 
     def _at_work(self, taken: int) -> int:
         return self._connections.active - self._before + taken
 
     def _resting(self, taken: int = 0) -> int:
         return max(0, min(self._servers - self._at_work(taken), _MOST_RESTING))
+
+    def _resting_now(self, queue: int, before: int) -> int:
+        """`_resting`, those taken into account that have accepted since that was looked at: for what is told. (Not
+        for the limit: what is accepted between the two looks would make that too low.)"""
+        taken = 0
+        for each in self._ahead:
+            if not self._diag.own.peer_of(each.inode):
+                break
+            taken += 1
+        before = min(before, max(0, queue - len(self._ahead) + taken))
+        at_work = self._connections.active - before + taken
+        return max(0, min(self._servers - at_work, _MOST_RESTING))
 
     def _set_limit(self, taken: int = 0) -> None:
         self._listener.limit(max(0, self.backlog + self._resting(taken) - self._others))
