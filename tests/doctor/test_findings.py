@@ -471,7 +471,7 @@ def test_numbers_are_no_more_exact_than_what_they_come_from() -> None:
     few = msgspec.structs.replace(GOOD, backlog=2, pool=pool(pm__max_children="2"))
     texts = " ".join(each.why for each in examine(few, Load(rate=9.0, time_s=0.37)))
     assert "The 2 there are serve about 5.4 requests/s" in texts
-    assert "One of 2 is enough for a stall of about 330 ms." in texts
+    assert "The present backlog of 2 is enough for a stall of about 330 ms." in texts
 
 
 def test_a_queue_that_was_seen_full_was_too_short() -> None:

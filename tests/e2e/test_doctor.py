@@ -213,6 +213,7 @@ def test_the_outage_that_is_foretold(stage: Stage) -> None:
 
 
 _KINDS = ("connect 11", "connect 2", "connect 13", "connect 111", "recv 104", "timed out 110", "closed")
+_SERVED = ("connect 11", "connect 13", "connect 111", "recv 104", "timed out 110", "closed")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="nginx's worker is another user's")
@@ -272,6 +273,8 @@ def test_the_checks_of_the_log_show_the_lines_that_were_counted(stage: Stage) ->
             lines = run(["sh", "-c", found["check"]]).stdout.decode().splitlines()
             assert (len(lines), each["kind"]) == (each["count"], each["kind"])
             assert all(each["words"] in line for line in lines)
+            # (Of a server that is not there, no start is known.)
+            assert ("since the server was started" in found["title"]) == (kind in _SERVED)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a mount is made")

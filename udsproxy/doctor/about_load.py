@@ -133,7 +133,8 @@ def _backlog(facts: Facts, rate: float, load: Load) -> Iterator[Finding]:
     if has is None:
         yield Finding("note", title, why)
         return
-    fits = f" One of {has} is enough for a stall of about {_about_time(sizing.stall_that_fits(rate, has, idle))}."
+    longest = _about_time(sizing.stall_that_fits(rate, has, idle))
+    fits = f" The present backlog of {has} is enough for a stall of about {longest}."
     if queued <= has + 1:
         if _was_full(facts, load):
             fits += " The queue was full all the same: there was a longer one, or more came."
