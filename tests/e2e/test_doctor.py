@@ -222,8 +222,9 @@ def test_the_checks_of_the_log_show_the_lines_that_were_counted(stage: Stage) ->
     from a log that has those of other sockets, too, and was rotated; and they have the words that are quoted."""
     paths = {name: stage.path(f"{name.replace(' ', '-')}.sock") for name in (*_KINDS, "another 104")}
     front, down = Front(free_port(), "", stage.path("nginx", "error.log")), stage.path("down.sock")
+    limits = {"timed out 110": "50ms"}
     locations = "".join(
-        f'location = "/{name}" {{ fastcgi_pass unix:{path}; fastcgi_read_timeout 50ms; }}'
+        f'location = "/{name}" {{ fastcgi_pass unix:{path}; fastcgi_read_timeout {limits.get(name, "60s")}; }}'
         for name, path in paths.items()
     )
     http = f"""
@@ -304,6 +305,10 @@ def test_an_nginx_with_a_mount_of_the_file(stage: Stage) -> None:
         [stale] = [each for each in report["findings"] if "stale bind mount" in each["title"]]
         assert stale["do"].startswith(f"Mount the directory {directory} instead of the file")
         assert b"//deleted" in run(["sh", "-c", stale["check"].partition("   ")[0]]).stdout
+        # (Its log is looked for where it is: in the file system that this nginx has.)
+        [refused] = [each for each in report["findings"] if "logged error 111" in each["title"]]
+        assert "/proc/" in refused["check"]
+        assert run(["sh", "-c", refused["check"]]).stdout.count(b"(111: Connection refused)") == 1
 
 
 def test_numbers_from_a_log(stage: Stage, start_proxy: StartProxy) -> None:
