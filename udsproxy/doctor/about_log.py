@@ -40,7 +40,7 @@ _MEANINGS = {
     "connect 13": _Meaning(
         "warning",
         "nginx's user may not connect: no write permission on the socket, or no x on a directory above it.",
-        "Compare the times with changes of owner and mode; what holds now is told below.",
+        "Compare the times with changes of owner and mode. Whether nginx may connect now is a finding of its own.",
     ),
     "connect 111": _Meaning(
         "warning",
