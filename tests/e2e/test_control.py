@@ -275,14 +275,16 @@ def test_mistakes(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
         proxy.wait_for("fault", rule="brief", detail="taken away")
         assert "no fault is called 'brief' any more: its time is over" in fault("remove", "brief", code=1)
         fault("add", "latency=1ms name=mine")
-        assert "a fault is called 'mine' already" in fault("add", "stall name=mine", code=1)
+        assert "there is already a fault called 'mine'; remove that first" in fault(
+            "add", "stall name=mine", code=1
+        )
         assert "no proxy is called 'q'" in fault("clear", "--proxy", "q", code=1)
         assert "no proxy of that name" in fault("add", "close if proxy=q", code=1)
         assert "cannot depend on uid" in fault("add", "close", "refuse if uid=0", code=1)
         assert f"{stage.path('x')}: No such file or directory" in fault(
             "list", "--control", stage.path("x"), code=1
         )
-        assert "what answers there is no udsproxy" in fault("list", "--control", stage.path("up"), code=1)
+        assert "what answers there is not a udsproxy" in fault("list", "--control", stage.path("up"), code=1)
         second = udsproxy("run", stage.path("q"), stage.path("up"), "--control", control_socket(runtime, proxy))
         assert second.returncode == 4
         assert b"somebody already listens there" in second.stderr

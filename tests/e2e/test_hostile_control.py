@@ -138,7 +138,7 @@ def test_what_another_user_has_put_there(stage: Stage, others: str) -> None:
         assert Client(others).ask("GET", "faults") == []
         os.chown(others, 0, 0)
         os.unlink(f"{others}.asked")
-        with pytest.raises(ControlError, match="it is not its owner who listens there, but nobody"):
+        with pytest.raises(ControlError, match="its owner is not the one who listens there: that is nobody"):
             Client(others).ask("GET", "faults")
         assert not os.path.exists(f"{others}.asked")
 

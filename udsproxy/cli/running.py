@@ -152,7 +152,9 @@ def _open_control(control: str) -> tuple[Listener | None, list[str]]:
         try:
             return Listener(place.default_endpoint(), backlog=place.MAX_QUEUE), []
         except (endpoints.ListenError, OSError) as error:
-            return None, [f"udsproxy fault will not find this proxy ({error}); --control PATH is a place for it"]
+            return None, [
+                f"udsproxy fault cannot find this proxy ({error}); choose a control socket with --control PATH"
+            ]
     endpoint = endpoint_argument(control)
     if not isinstance(endpoint, UnixPath):
         raise Failure(USAGE, f"--control {control}: a path is needed")

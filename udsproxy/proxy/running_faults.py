@@ -115,7 +115,7 @@ class RunningFaults:
             there = {rule.name for rule in book.rules}
             if taken := [rule.name for rule in new if rule.name != rule.fault.kind and rule.name in there]:
                 raise ConfigError(
-                    f"a fault is called {taken[0]!r} already; take that away first, or choose another name"
+                    f"there is already a fault called {taken[0]!r}; remove that first, or choose another name"
                 )
             added[name] = tuple(named_apart([*book.rules, *new])[len(book.rules) :])
             self.check(name, book.rules + added[name])
