@@ -185,7 +185,8 @@ class Gathered:
         return tuple(replace(each, at_s=max(0.0, each.at_s - began_s)) for each in self._levels)
 
     def _unseen(self) -> str | None:
-        parts = [f"EAGAINs are not all counted: {why}" for why in self._uncounted]
+        counted = "not counted" if self.refused is None else "not all counted"
+        parts = [f"EAGAINs are {counted}: {why}" for why in self._uncounted]
         if not self._workers and self._activator is not None:
             parts.append(f"no worker runs yet: {self._activator}, is to start the service")
         elif not self._workers:
