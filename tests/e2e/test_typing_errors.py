@@ -49,12 +49,12 @@ MISTAKES = [
         2,
         "true is one argument too many; a command stands after -- (see udsproxy tap --help)",
     ),
-    (["--for", "soon"], 2, "--for: 'soon' is no duration"),
+    (["--for", "soon"], 2, "--for: 'soon' is not a duration"),
     (["--for"], 2, "--for requires an argument"),
     (["--log-file", "--verbose"], 2, "--log-file requires an argument"),
     (["--log", "jsn"], 2, 'Did you mean "json"?'),
     (["--fault", "eagan"], 2, "did you mean 'eagain'?"),
-    (["--"], 2, "a command is missing after --"),
+    (["--"], 2, "a command is needed after --"),
     (["--restore", "--", "true"], 2, "--restore runs no command"),
     (
         ["--", "/no/such/command"],
@@ -62,7 +62,7 @@ MISTAKES = [
         "cannot run /no/such/command: No such file or directory; nothing was touched",
     ),
     (["--", "no-such-command"], 127, "cannot run no-such-command: No such file or directory; nothing was touched"),
-    (["--", ""], 2, "a command is missing after --"),
+    (["--", ""], 2, "a command is needed after --"),
     (["--", "/etc/passwd"], 126, "cannot run /etc/passwd: Permission denied; nothing was touched"),
     (["--", "/etc"], 126, "cannot run /etc: Permission denied; nothing was touched"),
 ]

@@ -202,6 +202,9 @@ def test_what_holds_a_request_is_in_words() -> None:
     assert "in the queue, not yet accepted" in render(console(), queued)
     unasked = Slow(at=AT, proxy="p", conn=3, snapshot=Snapshot(at_s=0.232, queued=True))
     assert "slow 232 ms  in the queue" in render(console(), unasked)
+    assert isinstance(worker, Slow)
+    waited = replace(worker, snapshot=replace(worker.snapshot, at_s=6.04, accept_wait_s=5.87))
+    assert "slow 6.04 s (5.87 s of it in the queue) GET /a?b  php-fpm8.2, pid 812" in render(console(), waited)
     first, *more = render(console(), incident).splitlines()
     assert re.search(r"incident since \d\d:\d\d:11\.250: from then on$", first)
     assert [each.strip() for each in more] == [
@@ -210,6 +213,15 @@ def test_what_holds_a_request_is_in_words() -> None:
         "nothing",
     ]
     assert "accepted by php-fpm8.2 (pid 812) after 990 ms" in render(console(verbosity=1), EVENTS[12])
+
+
+def test_what_cannot_be_seen_of_incidents_is_said_once() -> None:
+    """Of each proxy, and again where it is something else."""
+    incident, console_ = EVENTS[15], console()
+    assert isinstance(incident, Incident)
+    others = (replace(incident, unseen="more"), replace(incident, proxy="other"))
+    said = [render(console_, each).splitlines()[-1].strip() for each in (incident, incident, *others, *others)]
+    assert [line in ("nothing", "more") for line in said] == [True, False, True, True, False, False]
 
 
 def test_connections_without_exchanges_are_shown() -> None:

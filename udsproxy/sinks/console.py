@@ -27,6 +27,7 @@ from udsproxy.events import (
     Slow,
     Summary,
     UpstreamError,
+    is_long_wait,
     pid_text,
 )
 from udsproxy.layout import shortened
@@ -39,6 +40,8 @@ from udsproxy.terminal import Width
 _ARROW = {"c2s": ">", "s2c": "<"}
 _WAIT_SHOWN_S = 0.005
 """A wait in the accept queue that is worth a word at the end of a request's line."""
+
+_MAX_UNSEEN = 100
 
 
 class ConsoleRenderer:
@@ -65,6 +68,8 @@ class ConsoleRenderer:
         self._layout = rows.layout(None, several=several, color=color)
         self._heading = ""
         """The one that was written last."""
+        self._unseen: set[tuple[str, str]] = set()
+        """What of incidents cannot be seen, by proxy: it is said once."""
 
     def render(self, event: Event) -> bytes | Iterator[bytes] | None:
         if self._width is not None and (width := self._width()) != self._layout.width:
@@ -168,6 +173,7 @@ class ConsoleRenderer:
         what = ""
         if event.request is not None:
             what = f" {event.method or '-'} {self._shortened(event.uri or '-')}"
+        age += _queued(event.snapshot.accept_wait_s, event.snapshot.at_s)
         line = f"{self._start(event)} {self._paint(f'slow {age}', YELLOW)}{what}  {event.snapshot.text}{so_long}"
         stack = event.snapshot.doing.stack if event.snapshot.doing is not None else None
         if stack and self._verbosity:
@@ -181,9 +187,12 @@ class ConsoleRenderer:
         lines += [f"{indent}{each.workers:>5} × {each.doing}" for each in event.waiting_on or ()]
         lines += [
             f"{indent}{load.count:>5} × {self._shortened(load.script)}, the oldest {duration(load.oldest_s)}"
+            f"{_queued(load.accept_wait_s, load.oldest_s)}"
             for load in event.in_flight or ()
         ]
-        if event.unseen:
+        if event.unseen and (event.proxy, event.unseen) not in self._unseen:
+            if len(self._unseen) < _MAX_UNSEEN:
+                self._unseen.add((event.proxy, event.unseen))
             lines.append(f"{indent}{self._paint(event.unseen, DIM)}")
         return "\n".join(lines)
 
@@ -302,6 +311,11 @@ def _notes(event: Request) -> list[Note]:
     if event.unseen:
         notes.append((event.unseen, DIM))
     return notes
+
+
+def _queued(wait_s: float | None, of_s: float) -> str:
+    """`` (5.87 s of it in the queue)``, where that is worth telling."""
+    return f" ({duration(wait_s)} of it in the queue)" if wait_s and is_long_wait(wait_s, of_s) else ""
 
 
 def _conn(event: Event) -> str:

@@ -167,8 +167,8 @@ def _do(step: Step, names: Names, known: Known, alive: Callable[[str], bool]) ->
     if lives:
         return True, f"somebody else has taken the path; the server that had it still answers at {names.aside_path}"
     if directory.identity(aside) not in known.real:
-        return True, f"{names.aside_path} is left alone: nobody listens on it, and it is not known"
-    return directory.remove(aside, known.real), f"{names.aside_path} is removed, nobody listened on it"
+        return True, f"{names.aside_path} is left as it is: nobody listens on it, and it is not known"
+    return directory.remove(aside, known.real), f"{names.aside_path} was removed: nobody listened on it"
 
 
 def _exchange(names: Names, known: Known, expected: File) -> bool:
