@@ -447,6 +447,14 @@ def test_advice_for_an_acl() -> None:
     assert other.startswith("listen.acl_users = deploy,www-data (")
 
 
+@pytest.mark.parametrize(("pm", "is_logged"), [("static", False), ("dynamic", True), ("ondemand", True)])
+def test_php_fpm_s_log_where_it_tells(pm: str, is_logged: bool) -> None:
+    """pm = static never logs that it has reached pm.max_children, so nobody is sent to look for it."""
+    busy = examine(msgspec.structs.replace(GOOD, servers=FULL, pool=pool(pm=pm)), LOAD)
+    (found,) = [each for each in busy if each.title == "all 4 workers of pool www are busy now"]
+    assert ("grep max_children" in found.check) == is_logged
+
+
 def test_the_worst_comes_first() -> None:
     """Problems, warnings, notes, and what is fine."""
     facts = msgspec.structs.replace(GOOD, queue=512, clients=(), nginx=(nginx(HERE, Peer("a:9", False)),))

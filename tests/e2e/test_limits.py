@@ -67,7 +67,7 @@ def patient(path: str) -> socket.socket:
 
 
 def descriptors(proxy: Running) -> int:
-    """How many a process has open."""
+    """How many a process has open; a file that it reads at that moment counts, too."""
     return len(os.listdir(f"/proc/{proxy.pid}/fd"))
 
 
@@ -134,7 +134,7 @@ def test_as_many_connections_as_there_are_descriptors(stage: Stage, start_proxy:
                 server.close()
 
         close(open_some(range(50)))  # memory that is taken once and kept is there from here on
-        until(lambda: descriptors(proxy) == before, f"{before} descriptors")
+        until(lambda: descriptors(proxy) <= before, f"{before} descriptors")
         memory = resident(proxy)
         pairs: list[tuple[socket.socket, socket.socket]] = []
         began = time.monotonic()
@@ -158,7 +158,7 @@ def test_as_many_connections_as_there_are_descriptors(stage: Stage, start_proxy:
         assert each < EACH_BYTES
         chance.shuffle(pairs)
         close(pairs)
-        until(lambda: descriptors(proxy) == before, f"{before} descriptors")
+        until(lambda: descriptors(proxy) <= before, f"{before} descriptors")
         assert echo_through(listener, proxy.socket)
     assert proxy.stop() == 0
     ends_seen = Counter((event["by"], event["c2s_bytes"], event["s2c_bytes"]) for event in proxy.events("close"))

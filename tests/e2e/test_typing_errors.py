@@ -114,6 +114,8 @@ OTHERS = [
     (["--restore", "/x"], "unknown option --restore; udsproxy tap has it"),
     (["--verion"], "unknown option --verion; did you mean --version?"),
     (["explain", "--markdow"], "unknown option --markdow; did you mean --markdown? (see udsproxy explain --help)"),
+    (["explain", "--since", "1h"], "unknown option --since (see udsproxy explain --help)"),
+    (["explain", "conect", "EAGIAN"], "no error is known in 'conect EAGIAN': did you mean connect EAGAIN?"),
     (["serve", "/x", "--log", "json"], "unknown option --log; udsproxy tap, run and doctor have it"),
     (["run", "a", "b", "c"], "c is one argument too many (see udsproxy run --help)"),
     (["demo", "x\x1b[2J" + "y" * 1000], "x\\x1b[2Jyyy"),

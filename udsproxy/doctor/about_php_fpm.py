@@ -30,7 +30,9 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
     if most is None:
         return
     path = shlex.quote(facts.path)
-    check = f"udsproxy state {path} --watch; grep max_children {pool.log}"
+    check = f"udsproxy state {path} --watch"
+    if pool.settings.get("pm") in ("dynamic", "ondemand"):  # fpm_process_ctl.c: pm = static says nothing of it
+        check += f"; grep max_children {pool.log}"
     do = "Find what they wait for (udsproxy state says it); only then raise pm.max_children, as memory allows "
     do += f"({pool.at('pm.max_children')})."
     if not facts.servers or facts.idle:
