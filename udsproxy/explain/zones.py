@@ -35,7 +35,8 @@ def notes(clocks: Sequence[Clock], now: datetime) -> Iterator[str]:
     unsure = [each.log for each in without if each.log not in others and not _is_local(each)]
     if unsure and len(clocks) > 1:
         zone = now.tzname() or "local"
-        yield f"The times of {', '.join(unsure)} name no zone: they are taken as local ones ({zone}), as all are shown."
+        named = ", ".join(unsure)
+        yield f"The times of {named} name no zone: they are taken as local ones ({zone}), as all are shown."
     for log, why in others.items():
         yield f"{log} is likely to be of another time zone: {why}. Its times are shown as they stand there."
 
