@@ -159,7 +159,7 @@ def _do(step: Step, names: Names, known: Known, alive: Callable[[str], bool]) ->
     if step in (Step.REMOVE_PATH, Step.REMOVE_BOTH):
         if step is Step.REMOVE_BOTH:
             directory.remove(aside, known.ours)
-        return directory.remove(name, known.ours), "the real socket is not there any more; ours is removed"
+        return directory.remove(name, known.ours), "the real socket is gone; ours was removed"
     lives = alive(aside)
     if lives and step is Step.MOVE:
         directory.move(aside, name)
