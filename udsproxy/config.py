@@ -68,7 +68,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(to, UnixPath) and (to.mode, to.owner, to.group) != (None, None, None):
             raise ConfigError(f"upstream {to}: mode, owner and group are for LISTEN")
         if len(self.faults) > MAX_FAULTS:
-            raise ConfigError(f"{len(self.faults)} faults: {MAX_FAULTS} for a proxy are the most")
+            raise ConfigError(f"{len(self.faults)} faults: a proxy takes at most {MAX_FAULTS}")
         for rule in self.faults:
             kind = rule.fault.kind
             if not rule.is_for(self.name):
@@ -170,7 +170,7 @@ def parse_file(text: str) -> Config:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"it is no TOML: {error}") from None
+        raise ConfigError(f"it is not TOML: {error}") from None
     file = _Table(data, "")
     grace_s = file.duration("grace", 5.0)
     seed = file.take("seed", int, None)
@@ -278,7 +278,7 @@ class _Table:
     def texts(self, key: str) -> list[str]:
         found: list[Any] = self.take(key, list, [])
         if wrong := [each for each in found if not isinstance(each, str)]:
-            raise ConfigError(f"{self.at(key)}: {wrong[0]!r} is no text")
+            raise ConfigError(f"{self.at(key)}: {wrong[0]!r} is not text")
         return list(found)
 
     def choice(self, key: str, choices: Any, default: str) -> Any:

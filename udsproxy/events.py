@@ -456,7 +456,8 @@ class Dropped(Event, frozen=True, kw_only=True):
 
 
 class ScriptTimes(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How long the requests of one script took. Percentiles are within 5 %."""
+    """How long the requests of one script took. Percentiles are exact for up to 64 requests, else
+    within 5 %."""
 
     script: str | None = None
     """None: all others."""

@@ -41,10 +41,10 @@ def parse_duration(text: str) -> float:
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     unit = match[2].lower().replace("µ", "u") or "s" if match else ""
     if match is None or unit not in _DURATION_UNITS:
-        raise ConfigError(f"{text!r} is no duration; write 250ms, 1.5s or 2m")
+        raise ConfigError(f"{text!r} is not a duration; write 250ms, 1.5s or 2m")
     seconds = float(match[1]) * _DURATION_UNITS[unit]
     if seconds > MAX_SECONDS:
-        raise ConfigError(f"{text[:40]!r} is too long; {MAX_SECONDS:.0f} seconds are the most")
+        raise ConfigError(f"{text[:40]!r} is too long; the maximum is {MAX_SECONDS:.0f} seconds")
     return seconds
 
 
@@ -53,8 +53,8 @@ def parse_size(text: str) -> int:
     match = _NUMBER_AND_UNIT.fullmatch(text.strip())
     unit = match[2].lower() if match else ""
     if match is None or unit not in _SIZE_UNITS:
-        raise ConfigError(f"{text!r} is no size; write 4096, 64KiB or 1MB")
+        raise ConfigError(f"{text!r} is not a size; write 4096, 64KiB or 1MB")
     nbytes = float(match[1]) * _SIZE_UNITS[unit]
     if nbytes > MAX_BYTES:
-        raise ConfigError(f"{text[:40]!r} is too much; {MAX_BYTES} bytes are the most")
+        raise ConfigError(f"{text[:40]!r} is too much; the maximum is {MAX_BYTES} bytes")
     return int(nbytes)

@@ -23,12 +23,13 @@ LINE = (
 )
 
 
-def explain(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+def explain(*words: str, given: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "udsproxy", "explain", *words],
         check=False,
         capture_output=True,
         input=given,
+        cwd=cwd,
         timeout=60,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -129,7 +130,7 @@ def test_many_errors() -> None:
     assert done.returncode == 0
     assert len(re.findall(r"^ +1  09:33:42", done.stdout, re.MULTILINE)) == 20
     assert "and 80 lines of other errors" in done.stdout
-    assert len(re.findall(r"^\d+ x ", done.stdout, re.MULTILINE)) == 1
+    assert re.findall(r"^(\d+) x ", done.stdout, re.MULTILINE) == ["20"]
 
 
 def test_two_logs(tmp_path: Path) -> None:
@@ -147,6 +148,22 @@ def test_two_logs(tmp_path: Path) -> None:
     ]
 
 
+def test_files_of_nginx(tmp_path: Path) -> None:
+    """A file that nginx could not use is named, and so is the errno."""
+    for name in ("50x.html", "a", "a"):
+        with (tmp_path / "error.log").open("a") as file:
+            file.write(LINE.replace("to unix:/run/php/p.sock", f'"/srv/{name}"').replace("connect", "open") + "\n")
+    said = explain("error.log", cwd=tmp_path).stdout
+    assert '    3  09:33:42  09:33:42  open() "FILE" failed: EAGAIN\n' in said
+    assert "       /srv/a (2)\n       /srv/50x.html (1)\n" in said
+    assert '09:33:42  nginx: 2 x open() "/srv/a" failed: EAGAIN' in said
+    made = explain(LINE.replace("to unix:/run/php/p.sock", '"/srv/tmp/1"').replace("connect", "mkdir", 1)).stdout
+    assert made.startswith('mkdir() "/srv/tmp/1" failed\n')
+    only = explain("-", given=(tmp_path / "error.log").read_bytes().splitlines()[0]).stdout
+    assert '    1  09:33:42  09:33:42  open() "/srv/50x.html" failed: EAGAIN\n' in only
+    assert '\n1 x open() "/srv/50x.html" failed\n' in only
+
+
 def test_what_is_no_log(tmp_path: Path) -> None:
     """One line says why a file cannot be read, and where to ask about a socket."""
     with socket.socket(socket.AF_UNIX) as server:
@@ -160,6 +177,40 @@ def test_what_is_no_log(tmp_path: Path) -> None:
             assert (done.returncode, done.stdout, done.stderr) == (code, "", f"udsproxy: {said}\n")
 
 
+def test_names_of_logs(tmp_path: Path) -> None:
+    """A file is known by its name alone, without a slash; of several that are named, the missing one is told. An
+    errno and a line of text stay what they are, whatever files there are."""
+    (tmp_path / "error.log").write_text(LINE + "\n")
+    (tmp_path / "fpm.log").touch()
+    (tmp_path / "11").write_text("noise\n")
+    for words in (["error.log"], ["error.log", "fpm.log"]):
+        assert "    1  09:33:42  09:33:42  connect(): EAGAIN" in explain(*words, cwd=tmp_path).stdout
+    for words, missing in (
+        (["log/nosuch.log"], "log/nosuch.log"),
+        (["nosuch.log"], "nosuch.log"),
+        (["MISSING", "error.log", "fpm.log"], "MISSING"),
+    ):
+        done = explain(*words, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"udsproxy: cannot open {missing}: No such file or directory (ENOENT)\n",
+        )
+    assert explain("11", cwd=tmp_path).stdout.startswith("EAGAIN (11")
+    assert explain("error.log", "says", "connect:", "Connection refused", cwd=tmp_path).stdout.startswith("connect")
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [(b"", "empty"), (b"hello\n", "1 line, none with an error that is known")],
+)
+def test_a_log_without_errors(tmp_path: Path, written: bytes, said: str) -> None:
+    """It is said to have none, which is no failure."""
+    (tmp_path / "error.log").write_bytes(written)
+    for word, name in (("error.log", "error.log"), ("-", "standard input")):
+        done = explain(word, given=written, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"no error in {name}: {said}\n", "")
+
+
 class Following:
     """``udsproxy explain -f``, which is read line by line."""
 
@@ -171,12 +222,14 @@ class Following:
             text=True,
         )
 
-    def until(self, form: str) -> str:
-        """The first line that has it."""
+    def until(self, form: str) -> list[str]:
+        """The lines up to the first that has it."""
         assert self.process.stdout is not None
+        seen = []
         for line in self.process.stdout:
+            seen.append(line.rstrip("\n"))
             if re.search(form, line):
-                return line
+                return seen
         raise AssertionError(form)
 
 
@@ -200,11 +253,18 @@ def test_following_a_file(tmp_path: Path, following: Callable[..., Following]) -
     log = tmp_path / "error.log"
     log.write_text(LINE + "\n")
     explaining = following(str(log))
-    explaining.until("Following; Ctrl-C ends it.")
+    told = explaining.until("Following; Ctrl-C ends it.")
+    assert "    udsproxy explain connect EAGAIN" in told
+    assert len(told) < 12
     with log.open("a") as file:
         file.write(LINE.replace("(11: Resource temporarily unavailable)", "(2: No such file or directory)") + "\n")
     explaining.until(r"^09:33:42  nginx: connect\(\): ENOENT, /run/php/p\.sock, /slow\.php$")
     explaining.until(r"^    connect\(\): ENOENT \(2, No such file or directory\)$")
+    explaining.until(r"^    In full: udsproxy explain connect ENOENT$")
+    with log.open("a") as file:
+        file.write(LINE.replace("/p.sock", "/other.sock") + "\n" + LINE.replace("*37 connect", "*38 recv") + "\n")
+    seen = explaining.until(r"^    recv\(\): EAGAIN")
+    assert [line for line in seen if line.startswith("    ")] == seen[-1:]  # the other socket is nothing new
     log.rename(tmp_path / "error.log.1")
     log.write_text(LINE.replace("(11: Resource temporarily unavailable)", "(13: Permission denied)") + "\n")
     explaining.until(r"^09:33:42  nginx: connect\(\): EACCES")
@@ -229,8 +289,8 @@ def test_following_a_pipe(following: Callable[..., Following]) -> None:
 
 def test_no_error() -> None:
     """What names no error ends with exit code 2 and one line that says what can be given."""
-    for words, given in ((["hello\x1b[0m" * 100], b""), (["-"], b"hello\n"), (["-"], b""), ([""], b"")):
-        done = explain(*words, given=given)
+    for words in (["hello\x1b[0m" * 100], [""]):
+        done = explain(*words)
         assert done.returncode == 2
         assert done.stdout == ""
         [line] = done.stderr.splitlines()

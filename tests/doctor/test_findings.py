@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass, field
 
 import msgspec
@@ -67,11 +68,11 @@ def nginx(*peers: Peer, keepalive: int = 0, keep_conn: bool = False, next_upstre
     )
 
 
-def logged(kind: str, since_start: int, level: str = "error") -> dict[str, object]:
+def logged(kind: str, since_start: int | None, level: str = "error", zone: str = "+0100") -> dict[str, object]:
     """Facts with an error log that has ten lines of that kind."""
-    words = "connect() failed (11: Resource temporarily unavailable)"
+    words = f"connect() to unix:{PATH} failed (11: Resource temporarily unavailable)"
     lines = (Logged(kind, words, 10, "2026-11-29 03:12:44", since_start),) if kind else ()
-    log = ErrorLog("/var/log/nginx/error.log", "2026-11-28 00:00:01", True, level, lines)
+    log = ErrorLog("/var/log/nginx/error.log", "2026-11-28 00:00:01", zone, level=level, logged=lines)
     return {"nginx": (msgspec.structs.replace(nginx(), logs=(log,)),)}
 
 
@@ -128,6 +129,7 @@ class Case:
 
 
 HERE, THERE = Peer(f"unix:{PATH}", True), Peer("unix:/run/php/y.sock", False)
+GONE: dict[str, object] = {"failure": "ENOENT", "state": None, "entries": (), "servers": ()}
 FULL = tuple(msgspec.structs.replace(each, busy=True) for each in WORKERS)
 NEARLY = (Process(10, "server", Descriptors(100, 200, 85)), Process(11, "server", Descriptors(100, 200, 99)))
 TRAFFIC = Traffic(requests=9, span_s=9, mean_rate=1, busiest_rate=5, mean_s=0.1, p99_s=0.3, times_full=2)
@@ -318,14 +320,25 @@ CASES = [
     Case("problem", "nginx logged error 11 for this socket 7 times since", logged("connect 11", 7)),
     Case(
         "note",
-        "nginx logged error 11 for this socket 10 times, the last at 2026-11-29 03:12:44, before the server was",
+        "nginx logged error 11 for this socket 10 times, last at 2026-11-29 03:12:44 +0100, before the server was",
         logged("connect 11", 0),
     ),
+    Case(
+        "problem",
+        "nginx logged error 11 for this socket 10 times, last at 2026-11-29 03:12:44",
+        logged("connect 11", None, zone=""),
+    ),
+    Case(
+        "note",
+        "nginx logged error 11 for this socket 10 times, last at 2026-11-29 03:12:44 +0100, while there was a",
+        logged("connect 11", None) | GONE,
+    ),
+    Case("warning", "nginx logged error 2 for this socket 10 times, last at", logged("connect 2", None) | GONE),
     Case("warning", "nginx logged error 2 for this socket 1 time since", logged("connect 2", 1)),
     Case("warning", "nginx logged error 104 for this socket 3 times", logged("recv 104", 3)),
-    Case("problem", "nginx logged `connect() failed", logged("no live upstreams", 3)),
+    Case("problem", "nginx logged `connect() to", logged("no live upstreams", 3)),
     Case("warning", "nginx logged error 99 for this socket", logged("sendmsg 99", 3)),
-    Case("fine", "nginx's error log has no failure of this socket since 2026-11-28 00:00:01", logged("", 0)),
+    Case("fine", "nginx's error log has no failure of this socket since 2026-11-28 00:00:01 +0100", logged("", 0)),
     Case("note", "error_log /var/log/nginx/error.log crit: error 11 is not in it", logged("", 0, "crit")),
     Case(
         "problem",
@@ -398,6 +411,12 @@ CASES = [
         Load(rate=10, time_s=0.05, stall_s=60),
     ),
     Case(
+        "note",
+        "too few requests to say how many workers are needed: 9 in 9 s (x.json)",
+        {},
+        Load(source="x.json", traffic=TRAFFIC),
+    ),
+    Case(
         "problem", "the queue was seen full 2 times", {}, Load(rate=5, time_s=0.1, source="x.json", traffic=TRAFFIC)
     ),
 ]
@@ -445,6 +464,60 @@ def test_advice_for_an_acl() -> None:
     assert masked.startswith(f"setfacl -m m::rw {PATH}")
     other = advice(msgspec.structs.replace(facts, entries=acl(6, 1000)), "www-data (nginx's worker, pid 7) cannot")
     assert other.startswith("listen.acl_users = deploy,www-data (")
+
+
+@pytest.mark.parametrize(("pm", "is_logged"), [("static", False), ("dynamic", True), ("ondemand", True)])
+def test_php_fpm_s_log_where_it_tells(pm: str, is_logged: bool) -> None:
+    """pm = static never logs that it has reached pm.max_children, so nobody is sent to look for it."""
+    busy = examine(msgspec.structs.replace(GOOD, servers=FULL, pool=pool(pm=pm)), LOAD)
+    (found,) = [each for each in busy if each.title == "all 4 workers of pool www are busy now"]
+    assert ("max_children" in found.check) == is_logged
+
+
+def test_numbers_are_no_more_exact_than_what_they_come_from() -> None:
+    """Two figures of what is computed from an average."""
+    few = msgspec.structs.replace(GOOD, backlog=2, pool=pool(pm__max_children="2"))
+    texts = " ".join(each.why for each in examine(few, Load(rate=9.0, time_s=0.37)))
+    assert "The 2 there are serve about 5.4 requests/s" in texts
+    assert "The present backlog of 2 is enough for a stall of about 330 ms." in texts
+
+
+def test_a_queue_that_was_seen_full_was_too_short() -> None:
+    """That workers and queue are enough by the numbers is not said to be fine then."""
+    load = msgspec.structs.replace(LOAD, traffic=TRAFFIC)
+    by_numbers = [each for each in examine(GOOD, load) if "requests/s" in each.title]
+    assert [each.level for each in by_numbers] == ["note", "note"]
+    assert all("was full all the same" in each.why for each in by_numbers)
+
+
+def test_a_tap_may_be_what_was_killed() -> None:
+    """Clients get the same errors where a udsproxy in front of the server is killed: it is among the causes."""
+    for kind in ("connect 111", "recv 104", "closed"):
+        found = examine(msgspec.structs.replace(GOOD, **logged(kind, 3)), LOAD)
+        [told] = [each for each in found if each.title.startswith("nginx logged")]
+        assert "(a tap" in told.why
+
+
+def test_what_fails_now_comes_first() -> None:
+    """Of several problems: what clients get at this moment, then what was logged, then what a burst would bring."""
+    changes = logged("connect 11", 15) | {
+        "backlog": 4096,
+        "pool": pool(listen__backlog="9000"),
+        "entries": file(0, 0),
+    }
+    found = examine(msgspec.structs.replace(GOOD, **changes), LOAD)
+    problems = [each for each in found if each.level == "problem"]
+    assert [each.when for each in problems] == ["now", "before", "later"]
+    assert "cannot connect: EACCES" in problems[0].title
+    assert "logged error 11" in problems[1].title
+    assert "is cut to" in problems[2].title
+
+
+def test_nothing_is_fine_about_a_queue_that_was_full() -> None:
+    """Where nginx was refused since the server was started, no room in the queue is praised."""
+    for since_start, is_fine in ((3, False), (None, False), (0, True)):
+        found = examine(msgspec.structs.replace(GOOD, **logged("connect 11", since_start)), LOAD)
+        assert any(each.title.startswith("room for") for each in found) == is_fine
 
 
 def test_the_worst_comes_first() -> None:
@@ -519,3 +592,15 @@ def test_rights_where_systemd_makes_the_file() -> None:
     found = examine(msgspec.structs.replace(GOOD, **BY_SYSTEMD, entries=file(0, 0)), LOAD)
     [denied] = [each for each in found if "cannot connect" in each.title]
     assert denied.do.startswith("SocketGroup=www-data and SocketMode=0660 in x.socket")
+
+
+def test_a_check_is_a_command() -> None:
+    """A shell takes each, up to three spaces, after which it is explained."""
+    found = {
+        each.check.partition("   ")[0]
+        for case in CASES
+        for each in examine(msgspec.structs.replace(GOOD, **case.changes), case.load)
+    }
+    for check in sorted(found):
+        done = subprocess.run(["sh", "-n", "-c", check], capture_output=True, text=True, check=False)
+        assert not done.stderr, check

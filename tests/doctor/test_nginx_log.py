@@ -55,7 +55,27 @@ def test_lines_about_the_socket() -> None:
         "timed out 110": (1, "03:00:05"),
         "closed": (1, "03:00:06"),
     }
-    assert found.logged[0].words == "connect() failed (11: Resource temporarily unavailable)"
+    said = {each.kind: (each.words, each.upstream) for each in found.logged}
+    assert said == {
+        "connect 11": (full, ""),
+        "no live upstreams": ("no live upstreams", 'fastcgi://php"'),
+        "timed out 110": ("upstream timed out (110: Connection timed out)", "fastcgi://unix:/x.sock:"),
+        "closed": ("upstream prematurely closed", "fastcgi://unix:/x.sock:"),
+    }
+
+
+def test_a_socket_with_two_paths() -> None:
+    """What is quoted is in every line that is counted: what comes after the path, where they have several."""
+    text = line("03:00:00", EAGAIN.format(path="/x.sock"))
+    text += line("03:00:01", EAGAIN.format(path="/run/x.sock"), "fastcgi://unix:/run/x.sock:")
+    text += line("03:00:02", "recv() failed (104: Connection reset by peer)")
+    text += line("03:00:03", "recv() failed (104: Connection reset by peer)", "fastcgi://unix:/run/x.sock:")
+    both = {"/x.sock", "/run/x.sock"}
+    found = summarize(LOG, text.encode(), 0.0, None, both.__contains__, set())
+    assert [(each.count, each.words, each.upstream) for each in found.logged] == [
+        (2, "failed (11: Resource temporarily unavailable)", ""),
+        (2, "recv() failed (104: Connection reset by peer)", ""),
+    ]
 
 
 @pytest.mark.parametrize("zone_h", [0, 2, -5, 5.75])
@@ -64,19 +84,18 @@ def test_since_the_server_was_started(zone_h: float) -> None:
     full = EAGAIN.format(path="/x.sock")
     text = "".join(line(f"03:00:0{second}", full) for second in range(6))
     written_at, began_at = moment("03:00:05", zone_h) + 0.4, moment("03:00:04", zone_h) + 0.9
-    assert read(text, written_at, began_at).logged == (
-        Logged(
-            "connect 11", "connect() failed (11: Resource temporarily unavailable)", 6, "2026-11-29 03:00:05", 2
-        ),
-    )
+    assert read(text, written_at, began_at).logged == (Logged("connect 11", full, 6, "2026-11-29 03:00:05", 2),)
     assert read(text, written_at, moment("03:00:07", zone_h)).logged[0].since_start == 0
-    assert read(text, written_at, None).logged[0].since_start == 6
+    assert read(text, written_at, None).logged[0].since_start is None
+    hours, minutes = divmod(round(abs(zone_h) * 60), 60)
+    assert read(text, written_at).zone == f"{'-' if zone_h < 0 else '+'}{hours:02}{minutes:02}"
 
 
 def test_a_file_that_was_touched() -> None:
-    """Where its time is not that of its last line, all lines count: nothing is said to be over."""
+    """Where its time is not that of its last line, nothing says which lines came since the server was started."""
     text = line("03:00:00", EAGAIN.format(path="/x.sock"))
-    assert read(text, moment("03:07:00"), moment("03:06:00")).logged[0].since_start == 1
+    found = read(text, moment("03:07:00"), moment("03:06:00"))
+    assert (found.logged[0].since_start, found.zone) == (None, "")
 
 
 def test_the_first_line_may_be_cut() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,16 @@ def test_memory_is_bounded() -> None:
         counted.add(float(second), 0.1)
     assert (counted.requests, counted.busiest, len(counted._seconds) <= 4096) == (20_000, 1, True)
     assert read(b"x" * (3 * seen.MOST_LINE) + b"\n" + request("2026-11-23T06:10:10Z", 0.1)) is not None
+
+
+@pytest.mark.parametrize(("requests", "span_s", "enough"), [(99, 60, False), (100, 9, False), (100, 10, True)])
+def test_enough_to_compute_with(requests: int, span_s: int, enough: bool) -> None:
+    """A hundred requests in ten seconds are."""
+    began = datetime(2026, 11, 23, tzinfo=UTC)
+    log = (requests - 1) * request(began.isoformat(), 0.0)
+    found = read(log + request((began + timedelta(seconds=span_s)).isoformat(), 0.0))
+    assert found is not None
+    assert found.is_enough == enough
 
 
 @given(st.lists(st.floats(0.0001, 1000), min_size=1))

@@ -238,11 +238,11 @@ def start_nginx(
     return fronts
 
 
-def run_nginx(stage: Stage, http: str, fronts: list[Front], wrap: Sequence[str] = ()) -> None:
-    """nginx with that in its http block, as soon as it accepts at the fronts."""
+def run_nginx(stage: Stage, http: str, fronts: list[Front], wrap: Sequence[str] = (), user: str = "root") -> None:
+    """nginx with that in its http block, as soon as it accepts at the fronts. ``user``: its worker's, as root."""
     # As root, nginx would give its worker to "nobody", who may not enter the stage.
-    user = "user root;" if os.geteuid() == 0 else ""
-    text = _NGINX_CONF.format(directory=stage.directory, user=user, http=http)
+    as_user = f"user {user};" if os.geteuid() == 0 else ""
+    text = _NGINX_CONF.format(directory=stage.directory, user=as_user, http=http)
     conf, log = stage.write(text, "nginx", "nginx.conf"), stage.path("nginx", "log")
     process = stage.spawn("nginx", [*wrap, program("nginx"), "-p", stage.directory, "-c", conf], log)
 

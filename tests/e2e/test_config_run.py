@@ -86,9 +86,9 @@ def test_several_proxies_and_a_reload(stage: Stage) -> None:
     ("words", "code", "says"),
     [
         (["run"], 2, "LISTEN and UPSTREAM are needed, or --config FILE"),
-        (["run", "/l", "/u", "--config", "/x"], 2, "cannot be given besides"),
+        (["run", "/l", "/u", "--config", "/x"], 2, "leave out LISTEN"),
         (["run", "--config", "/nonexistent/file"], 3, "/nonexistent/file: No such file or directory"),
-        (["run", "--config", "/dev/null"], 3, "/dev/null: it is no file (SIGHUP reads it again)"),
+        (["run", "--config", "/dev/null"], 3, "/dev/null: it is not a file (SIGHUP reads it again)"),
     ],
 )
 def test_mistakes(words: list[str], code: int, says: str) -> None:

@@ -17,7 +17,10 @@ import pytest
 from tests.e2e.proxy import Proxy, StartProxy
 from tests.e2e.tools import UDSPROXY, EchoServer, connect, echoes, peak_memory, receive_all, udsproxy, until
 from tests.stage import REPOSITORY, Stage
-from udsproxy.control import place
+from udsproxy.cli.fault import list_faults
+from udsproxy.control import finding, place
+from udsproxy.control.client import ControlError
+from udsproxy.kernel import process_table
 
 MIB = 1024 * 1024
 
@@ -39,6 +42,13 @@ def fault(*words: str, code: int = 0) -> str:
     return said
 
 
+def faults(*words: str) -> str:
+    """What ``udsproxy fault list`` says of the only proxy, without the line that names it."""
+    first, _, rest = fault("list", *words).partition("\n")
+    assert re.fullmatch(r"\S+ \(.* -> .*, pid \d+, user \S+\)", first)
+    return rest
+
+
 def who() -> str:
     """Our user's name."""
     return pwd.getpwuid(os.getuid()).pw_name
@@ -52,7 +62,7 @@ def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: st
     """The one that runs is found; faults are added, listed, switched and taken away; open connections meet them."""
     with EchoServer(stage.path("up")):
         proxy = start_proxy(stage.path("p"), stage.path("up"), "--seed", "7")
-        assert fault("list") == "no faults\n"
+        assert faults() == "  no faults\n"
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(proxy.socket)
             client.settimeout(20)
@@ -61,25 +71,25 @@ def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: st
             assert added == (
                 "stall  p  stall@s2c\n"
                 "late   p  latency=0.001s±0.001s@s2c if uid='*' name=late\n"
-                f"added: 2, of {which}\n"
+                f"added 2 faults to {which}\n"
             )
             client.sendall(b"hello")
             proxy.wait_for("fault", rule="stall", conn=1)
-            assert fault("list").splitlines()[0] == "stall  p  stall@s2c"
+            assert faults().splitlines()[0] == "  stall  p  stall@s2c"
             client.settimeout(0.2)
             with pytest.raises(TimeoutError):
                 client.recv(10)
             client.settimeout(20)
-            assert fault("disable", "stall") == f"changed: 1, of {which}\n"
+            assert fault("disable", "stall") == f"switched off 1 fault of {which}\n"
             assert client.recv(10) == b"hello"
-            assert fault("list").splitlines()[0] == "stall  p  stall@s2c  (off)"
-            assert fault("remove", "stall", "late") == f"removed: 1, of {which}\n" * 2
+            assert faults().splitlines()[0] == "  stall  p  stall@s2c  (off)"
+            assert fault("remove", "stall", "late") == f"removed 1 fault from {which}\n" * 2
         listed = fault("add", "close p=0.5 for=1h")
         assert json.loads(fault("list", "--json"))[0]["rule"]["for_s"] == 3600
         assert listed.startswith("close  p  close p=0.5 for=3600s")
-        assert re.fullmatch(r"close  p  close p=0.5 for=3600s  \(3[56]\d\d s left\)\n", fault("list"))
-        assert fault("clear") == f"removed: 1, of {which}\n"
-        assert fault("list") == "no faults\n"
+        assert re.fullmatch(r"  close  p  close p=0.5 for=3600s  \(3[56]\d\d s left\)\n", faults())
+        assert fault("clear") == f"removed 1 fault from {which}\n"
+        assert faults() == "  no faults\n"
         assert echoes(proxy.socket)
         details = [event["detail"] for event in proxy.events("fault") if "conn" not in event]
         assert details == [
@@ -94,7 +104,7 @@ def test_faults_while_it_runs(stage: Stage, start_proxy: StartProxy, runtime: st
 
 def test_none_runs(runtime: str) -> None:
     """One line that says where it was looked for."""
-    assert f"no udsproxy that runs was found in {runtime}; " in fault("list", code=1)
+    assert f"no running udsproxy was found in {runtime}; " in fault("list", code=1)
 
 
 def test_where_it_is_looked_for(stage: Stage, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,17 +135,47 @@ def test_finding_it(stage: Stage, start_proxy: StartProxy, runtime: str) -> None
             assert f"({each.socket} -> {stage.path('up')}, pid {each.pid}, user {who()})" in said
             assert control_socket(runtime, each) in said
         assert fault("add", "refuse", "--control", control_socket(runtime, other)).startswith("refuse  other")
-        assert fault("list", "--control", control_socket(runtime, one)) == "no faults\n"
+        assert faults("--control", control_socket(runtime, one)) == "  no faults\n"
         other.process.kill()
         other.process.wait()
-        assert fault("list") == "no faults\n"
+        assert faults() == "  no faults\n"
         start_proxy(stage.path("third"), stage.path("up"), "--control", "none")
-        assert fault("list") == "no faults\n"
+        assert faults() == "  no faults\n"
         assert len(os.listdir(directory)) == 2
         fourth = start_proxy(stage.path("fourth"), stage.path("up"))
         assert sorted(os.listdir(directory)) == sorted(f"{each.pid}.control" for each in (one, fourth))
         assert one.stop() == fourth.stop() == 0
         assert os.listdir(directory) == []
+
+
+def test_one_that_is_controlled_elsewhere(
+    stage: Stage, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The list says that it runs, and a change that could be meant for it is refused, unless --proxy or --control
+    says which one is meant. One that cannot be controlled (--control none) is not meant."""
+    monkeypatch.delenv("UDSPROXY_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", stage.path("user", ""))
+    control = stage.path("mine.control")
+    with EchoServer(stage.path("up")):
+        deaf = start_proxy(stage.path("deaf"), stage.path("up"), "--control", "none")
+        mine = start_proxy(stage.path("mine"), stage.path("up"), "--control", control)
+        pids = [os.getpid(), deaf.pid, mine.pid]
+        monkeypatch.setattr(process_table, "all_pids", lambda: pids)  # (others may run on this machine)
+        monkeypatch.setattr(place, "_directories", lambda: [Path(stage.path("user", "udsproxy"))])
+        hidden = f"udsproxy, pid {mine.pid} (user {who()})"
+        with pytest.raises(ControlError, match=re.escape(f"not asked: {hidden}; name its control socket")):
+            finding.running()
+        other = start_proxy(stage.path("other"), stage.path("up"))
+        pids.append(other.pid)
+        list_faults()
+        said = capfd.readouterr()
+        assert said.out.startswith(f"other ({other.socket} -> ")
+        assert said.err == f"udsproxy: not listed: {hidden}; name its control socket with --control PATH\n"
+        with pytest.raises(ControlError, match=re.escape(f"one has its control socket elsewhere ({hidden})")):
+            finding.choose(None, None)
+        for asked in ((None, "other"), (control, None), (control, "mine")):
+            (chosen,) = finding.choose(*asked)
+            assert chosen.name == ("other" if asked[0] is None else "mine")
 
 
 def test_choosing_one(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
@@ -148,8 +188,13 @@ def test_choosing_one(stage: Stage, start_proxy: StartProxy, runtime: str) -> No
         relative = os.path.relpath(other.socket, REPOSITORY)
         for wanted in ("other", relative, stage.path("link"), stage.path("up2"), control_socket(runtime, other)):
             said = fault("add", "hold for=1h", "--proxy", wanted).splitlines()[-1]
-            assert said.startswith(f"added: 1, of other ({other.socket} -> {stage.path('up2')}, pid {other.pid}, ")
-        assert fault("clear", "--proxy", other.socket) == said.replace("added: 1", "removed: 5") + "\n"
+            assert said.startswith(
+                f"added 1 fault to other ({other.socket} -> {stage.path('up2')}, pid {other.pid}, "
+            )
+        assert (
+            fault("clear", "--proxy", other.socket)
+            == said.replace("added 1 fault to", "removed 5 faults from") + "\n"
+        )
         for wanted in ("oter", stage.path("elsewhere")):
             assert f"no proxy is called {wanted!r}; there is one (" in fault(
                 "add", "hold", "--proxy", wanted, code=1
@@ -173,7 +218,9 @@ def test_one_that_does_not_answer(stage: Stage, start_proxy: StartProxy, runtime
             said = fault("clear", code=1)
             assert f"several run, and one does not answer ({control_socket(runtime, other)}: timed out)" in said
             assert f"one ({one.socket} -> " in said
-            assert fault("clear", "--control", control_socket(runtime, one)).startswith("removed: 0, of one (")
+            assert fault("clear", "--control", control_socket(runtime, one)).startswith(
+                "removed no faults from one ("
+            )
         finally:
             other.signal(signal.SIGCONT)
 
@@ -191,15 +238,17 @@ def test_several_in_one_process(stage: Stage, runtime: str) -> None:
         assert "write proxy=NAME in the fault" in said
         assert f"a ({stage.path('a')} -> " in said
         assert f"b ({stage.path('b')} -> " in said
-        assert fault("list") == "no faults\n"
+        assert fault("list").count("\n  no faults\n") == 2
         assert (
-            fault("add", "hold", "--proxy", "b").splitlines()[-1].startswith(f"added: 1, of b ({stage.path('b')}")
+            fault("add", "hold", "--proxy", "b")
+            .splitlines()[-1]
+            .startswith(f"added 1 fault to b ({stage.path('b')}")
         )
-        assert fault("add", "hold proxy=a").splitlines()[-1].startswith(f"added: 1, of a ({stage.path('a')}")
+        assert fault("add", "hold proxy=a").splitlines()[-1].startswith(f"added 1 fault to a ({stage.path('a')}")
         assert "; b (" in fault("add", "accept-delay=1ms proxy=*")
-        assert re.fullmatch(r"removed: 2, of a \(.*\); b \(.*\)\n", fault("remove", "hold"))
-        assert fault("clear", "--proxy", "b").startswith("removed: 1, of b (")
-        assert re.fullmatch(r"removed: 1, of a \([^;]*\)\n", fault("clear"))
+        assert re.fullmatch(r"removed 2 faults from a \(.*\); b \(.*\)\n", fault("remove", "hold"))
+        assert fault("clear", "--proxy", "b").startswith("removed 1 fault from b (")
+        assert re.fullmatch(r"removed 1 fault from a \([^;]*\)\n", fault("clear"))
 
 
 def test_connections_that_were_open_before(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
@@ -221,16 +270,21 @@ def test_mistakes(stage: Stage, start_proxy: StartProxy, runtime: str) -> None:
         proxy = start_proxy(stage.path("p"), stage.path("up"), "--fault", "latency=1ms")
         assert "did you mean 'stall'?" in fault("add", "stal", code=1)
         assert "no fault is called 'latncy'; did you mean 'latency'?" in fault("remove", "latncy", code=1)
-        assert "no fault is called" in fault("disable", "x", code=1)
+        assert "no fault is called 'x'; there is latency" in fault("disable", "x", code=1)
+        fault("add", "refuse for=1ms name=brief")
+        proxy.wait_for("fault", rule="brief", detail="taken away")
+        assert "no fault is called 'brief' any more: its time is over" in fault("remove", "brief", code=1)
         fault("add", "latency=1ms name=mine")
-        assert "a fault is called 'mine' already" in fault("add", "stall name=mine", code=1)
+        assert "there is already a fault called 'mine'; remove that first" in fault(
+            "add", "stall name=mine", code=1
+        )
         assert "no proxy is called 'q'" in fault("clear", "--proxy", "q", code=1)
         assert "no proxy of that name" in fault("add", "close if proxy=q", code=1)
         assert "cannot depend on uid" in fault("add", "close", "refuse if uid=0", code=1)
         assert f"{stage.path('x')}: No such file or directory" in fault(
             "list", "--control", stage.path("x"), code=1
         )
-        assert "what answers there is no udsproxy" in fault("list", "--control", stage.path("up"), code=1)
+        assert "what answers there is not a udsproxy" in fault("list", "--control", stage.path("up"), code=1)
         second = udsproxy("run", stage.path("q"), stage.path("up"), "--control", control_socket(runtime, proxy))
         assert second.returncode == 4
         assert b"somebody already listens there" in second.stderr
@@ -280,7 +334,7 @@ def test_bad_requests(
             except ConnectionError:
                 pass  # it did not want to read all of that
         assert not got or got.split()[1] in statuses
-        assert fault("list") == "no faults\n"
+        assert faults() == "  no faults\n"
         assert echoes(proxy.socket)
         assert proxy.said == ""
 
@@ -309,7 +363,7 @@ def test_a_request_of_100_mib(stage: Stage, start_proxy: StartProxy, runtime: st
                 answer = b""
         assert not answer or answer.split()[1] == b"413"
         assert peak_memory(proxy.pid) - before < 20 * MIB
-        assert fault("list") == "no faults\n"
+        assert faults() == "  no faults\n"
         assert proxy.said == ""
 
 
@@ -322,7 +376,7 @@ def test_many_idle_askers(stage: Stage, start_proxy: StartProxy, runtime: str) -
             sock = socket.socket(socket.AF_UNIX)
             sock.connect(control_socket(runtime, proxy))
             socks.append(sock)
-        assert fault("list") == "no faults\n"
+        assert faults() == "  no faults\n"
         began = time.monotonic()
         assert proxy.stop() == 0
         until(lambda: not os.path.exists(control_socket(runtime, proxy)), "the control socket's end")

@@ -37,7 +37,7 @@ UNTIL_CTRL_C = {
 }
 """And what it shows."""
 ELSEWHERE = {"udsproxy demo", "udsproxy demo 2>&1 | less"}
-"""tests/e2e/test_lab.py runs it: it takes five seconds."""
+"""tests/e2e/test_lab.py runs it: it takes some seconds."""
 LINES = [example.line for page in PAGES.values() for example in page.examples if example.line not in ELSEWHERE]
 NEEDS_SHELL = re.compile(r"[|>$]")
 _SUDO = """#!/bin/sh

@@ -20,7 +20,7 @@ import pytest
 from tests.e2e.proxy import StartProxy
 from tests.e2e.site import start_nginx, start_php_fpm
 from tests.e2e.test_tap import OTHER_UID, ROOT
-from tests.e2e.tools import LIMIT_S, EchoServer, udsproxy, until
+from tests.e2e.tools import LIMIT_S, EchoServer, read, udsproxy, until
 from tests.stage import REPOSITORY, Stage
 from udsproxy.explain.errors import TABLE, Call, number_of
 
@@ -109,8 +109,8 @@ def test_the_fault_reproduces_it(stage: Stage, start_proxy: StartProxy, call: Ca
 
 
 def test_what_is_said_to_be_pasted(stage: Stage) -> None:
-    """The line that a terminal shows makes the error for a client of its proxy, whatever path was asked about;
-    Ctrl-C ends all of it."""
+    """The line that a terminal shows makes the error for its own client and for others, whatever path was asked
+    about; Ctrl-C ends all of it, and nothing is left behind."""
     line = "connect() to unix:/run/php/live.sock failed (11: Resource temporarily unavailable)"
     said = udsproxy("explain", line).stdout.decode()
     (command,) = re.findall(r"^    (D=.*--fault.*)$", said, re.MULTILINE)
@@ -136,9 +136,10 @@ def test_what_is_said_to_be_pasted(stage: Stage) -> None:
                 return client.connect_ex(path) == number_of("EAGAIN")
 
         until(is_met, "the error")
+        until(lambda: f"{path}: connect: " in read(stage.path("said")), "the client's line")
         os.killpg(process.pid, signal.SIGINT)
         process.wait(LIMIT_S)
-        until(lambda: not os.listdir(os.path.dirname(path)), "the sockets to be gone")
+        assert not os.path.exists(os.path.dirname(path))
     finally:
         process.kill()
         process.wait()
@@ -164,3 +165,24 @@ def test_the_logs_of_nginx_and_php_fpm(stage: Stage) -> None:
     assert re.search(rf"^ +1  .*connect\(\): ENOENT, {re.escape(upstream)}$", said, re.MULTILINE)
     assert "1 x connect(): ENOENT (2, No such file or directory)" in said
     assert "1 x execution timed out, terminating" in said
+
+
+def test_the_errors_of_scripts(stage: Stage) -> None:
+    """Each is counted once, though nginx writes several lines of it and php-fpm as many, and stands there with its
+    request and its text."""
+    upstream = stage.path("php.sock")
+    start_php_fpm(stage, upstream, "catch_workers_output = yes")
+    front = start_nginx(stage, {"direct": upstream})["direct"]
+    for path in ("/fatal.php", "/fatal.php", "/errorlog.php"):
+        front.fetch(path)
+    log = stage.path("php", "log")
+    until(lambda: "line, " in read(log), "php-fpm's lines")
+    said = udsproxy("explain", log, front.error_log).stdout.decode()
+    text = f"PHP Fatal error: Uncaught RuntimeException: out of luck in {stage.path('www', 'fatal.php')}:2"
+    table = [line.strip() for line in said.partition("\n\n")[0].splitlines()]
+    assert re.fullmatch(rf"3  \S+  \S+  FastCGI sent in stderr, {re.escape(upstream)}", table[1])
+    assert table[2:] == [
+        "/fatal.php (2), /errorlog.php (1)",
+        f'"{text}" (2)',
+        r'"red \x1b[31m, bell \x07, line" (1)',
+    ]

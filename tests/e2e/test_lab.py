@@ -252,7 +252,8 @@ def test_serve_is_interrupted_at_once(stage: Stage) -> None:
 
 
 def test_the_demo() -> None:
-    """`udsproxy demo` shows requests, then the full queue, ends with exit code 0, and leaves nothing behind."""
+    """`udsproxy demo` shows requests, then the full queue, ends with exit code 0, and leaves nothing behind. Its
+    advice names both ways to look at one's own socket, in short lines, also in a pipe."""
     done = run([*UDSPROXY, "demo"])
     shown = done.stdout.decode()
     assert (done.returncode, done.stderr) == (0, b"")
@@ -261,6 +262,10 @@ def test_the_demo() -> None:
     assert re.search(r"client +\d+  connect: Resource temporarily unavailable \(EAGAIN\)", shown)
     assert re.search(r"queue full: 3 of 3, \d connected; the next client gets EAGAIN", shown)
     assert len(re.findall(r"\d answered, \d got EAGAIN", shown)) == 2
+    advice = shown.partition("What you saw:")[2]
+    assert "udsproxy tap /run/" in advice
+    assert "udsproxy run /run/" in advice
+    assert max(map(len, advice.splitlines())) < 80
     (directory,) = set(re.findall(r"/tmp/udsproxy-demo-[^/]+", shown))
     assert not os.path.exists(directory)
     commands = [read(path) for path in glob.glob("/proc/[0-9]*/cmdline")]

@@ -213,10 +213,37 @@ def test_watch(stage: Stage, number: int, code: int, one: bool) -> None:
         )
     assert status == code
     assert "\x1b[?1049h" in text
+    assert re.search(r"\d\d:\d\d:\d\d  every 0.05 s; Ctrl-C ends it", text)
     after = text.rpartition("\x1b[?1049l")[2]
     assert "\x1b[?25h" in text.rpartition("\x1b[?25l")[2]
     assert "Traceback" not in text
     assert after.replace("\x1b[?25h", "").strip() in ("", "^C")
+
+
+def test_watch_through_a_pipe(stage: Stage) -> None:
+    """Each look begins with the time."""
+    path, out = stage.path("s"), stage.path("out")
+    with listening(path, 2):
+        process = stage.spawn("state", [*UDSPROXY, "state", "--watch", "--interval", "50ms", path], out)
+        until(lambda: len(re.findall(r"^\d\d:\d\d:\d\d\n", read(out), re.MULTILINE)) > 1, "two looks")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT_S) == 130
+    assert re.match(rf"\d\d:\d\d:\d\d\n{path}  stream, listening", read(out))
+
+
+def test_unread_bytes(stage: Stage) -> None:
+    """How much each end has not read yet, under its own name; a client that is gone is told as such."""
+    path = stage.path("s")
+    with listening(path, 2) as listener, connect(path) as client:
+        server, _ = listener.accept()
+        with server:
+            client.sendall(b"question")
+            server.sendall(b"answer")
+            head, row = called(state_command, path)[1].splitlines()[-2:]
+            assert re.split("  +", head.strip()) == ["UNREAD BY SERVER", "UNREAD BY CLIENT", "CLIENT", "SERVER"]
+            assert re.match(r" +8 B +6 B  \S+, pid \d+", row)
+            client.close()
+            assert re.match(r" +8 B +\(gone\)  ", called(state_command, path)[1].splitlines()[-1])
 
 
 def test_watch_of_a_server_that_goes_and_comes(stage: Stage) -> None:

@@ -380,8 +380,8 @@ def dead_socket(path: str) -> None:
     ("make", "complaint"),
     [
         (lambda _: None, "No such file or directory"),
-        (no_socket, "is no socket"),
-        (os.mkdir, "is no socket"),
+        (no_socket, "is not a socket"),
+        (os.mkdir, "is not a socket"),
         (dead_socket, "nobody listens"),
     ],
     ids=["nothing", "file", "directory", "dead socket"],

@@ -200,17 +200,18 @@ JOB = "import subprocess, sys; sys.exit(subprocess.Popen(sys.argv[1:], process_g
 
 
 def test_ctrl_z(served: str, start_tap: StartTap) -> None:
-    """On SIGTSTP the path is the server's before the tap is stopped; SIGCONT takes it again."""
+    """On SIGTSTP the path is the server's before the tap is stopped, and the tap says so before; SIGCONT takes it
+    again."""
     before = beside(served)
     tap = start_tap(served, wrap=[sys.executable, "-c", JOB])
     pid = int(read(f"/proc/{tap.pid}/task/{tap.pid}/children").split()[0])
     os.kill(pid, signal.SIGTSTP)
     until(lambda: state_of(pid) == "T", "the tap to be stopped")
+    assert "until this runs again" in tap.said
     assert File.at(served) == before["s.sock"]
     assert echoes(served)
     os.kill(pid, signal.SIGCONT)
     await_taken_again(tap, before["s.sock"])
-    assert "until this runs again" in tap.said
     assert "stands still" not in tap.said
     os.kill(pid, signal.SIGTERM)
     assert tap.wait() == 0

@@ -106,11 +106,11 @@ def test_the_files_are_within_their_bound(stage: Stage, start_proxy: StartProxy,
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--log-size", "1MiB"], "--log-size is of a log file: --log-file FILE is missing"),
-        (["--log-file", "{}", "--log-keep", "3"], "--log-keep is of a log file that is rotated: --log-size SIZE"),
+        (["--log-size", "1MiB"], "--log-size needs --log-file FILE"),
+        (["--log-file", "{}", "--log-keep", "3"], "--log-keep needs --log-size SIZE"),
         (["--log-file", "{}", "--log-size", "1k"], "a log size of 1000 bytes: at least 65536 are needed"),
         (["--log-file", "{}", "--log-size", "1MiB", "--log-keep", "0"], "log files to keep: 0: a number from 1 to"),
-        (["--log-file", "{}", "--log-size", "big"], "--log-size: 'big' is no size"),
+        (["--log-file", "{}", "--log-size", "big"], "--log-size: 'big' is not a size"),
     ],
 )
 def test_a_bound_that_cannot_be_meant(stage: Stage, options: list[str], says: str) -> None:
@@ -129,7 +129,7 @@ def test_a_name_that_rotation_needs_is_taken(stage: Stage) -> None:
     os.mkdir(f"{log}.1")
     options = ["--log-file", log, "--log-size", "1MiB"]
     done = udsproxy("run", stage.path("p"), stage.path("up"), *options)
-    line = f"udsproxy: cannot write the log to {log}: log.1 is in the way: it is no plain file\n"
+    line = f"udsproxy: cannot write the log to {log}: log.1 is in the way: it is not a plain file\n"
     assert (done.returncode, done.stderr.decode()) == (1, line)
     assert not os.path.exists(stage.path("p"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 
 import pytest
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 
 from udsproxy.endpoints.spelling import address_of
 from udsproxy.explain.errors import CALLS, ELSEWHERE, TABLE
-from udsproxy.explain.lines import MAX, Found, parse
+from udsproxy.explain.lines import MAX, Found, nearest, parse
 from udsproxy.explain.symptoms import SYMPTOMS
-from udsproxy.explain.text import MAX_WIDTH, answer, overview
+from udsproxy.explain.text import MAX_WIDTH, answer, command, overview
 
 NGINX = (
     "2026/11/23 09:33:42 [error] 115#115: *37 {} while {} upstream, client: 203.0.113.7, server: _, "
@@ -449,3 +450,31 @@ def test_only_causes_of_the_errno() -> None:
     said = answer(found)
     assert "ENOENT: the file does not exist" in said
     assert "EACCES" not in said
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("EAGIAN", "EAGAIN"),
+        ("econrefused", "ECONNREFUSED"),
+        ("acept", "accept"),
+        ("acept()", "accept"),
+        ("conect EAGIAN", "connect EAGAIN"),
+        ("hello", None),
+        ("foo EAGAIN", None),
+        ("a b c", None),
+        ("", None),
+    ],
+)
+def test_what_was_probably_meant(written: str, meant: str | None) -> None:
+    """An errno and a call, with letters left out or exchanged; nothing that resembles none."""
+    assert nearest(written) == meant
+
+
+def test_the_words_of_each_symptom() -> None:
+    """To explain them gives that symptom: they are what a command that explains it names."""
+    for symptom in SYMPTOMS:
+        found = parse(symptom.words)
+        assert found is not None
+        assert found.symptom is symptom
+        assert parse(" ".join(shlex.split(command(found))[2:])) == found

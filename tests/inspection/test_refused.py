@@ -65,7 +65,7 @@ if not ROOT:
     def test_without_the_right(refusers: Refusers) -> None:
         """Where the kernel does not let us count, it is said why, and that is no count of none."""
         assert asked(refusers, "p", 0) is None
-        assert refusers.why_not == "the kernel's tracing cannot be used: that takes root"
+        assert refusers.why_not == "the kernel's tracing takes root"
 
 
 if ROOT:

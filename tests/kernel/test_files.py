@@ -171,8 +171,8 @@ def test_settings(tmp_path: Path) -> None:
     with open(conf, "ab") as file:
         file.write(b"x")
     for path, why in (
-        (tmp_path / "fifo", "it is no file (SIGHUP reads it again)"),
-        (Path("/dev/zero"), "it is no file (SIGHUP reads it again)"),
+        (tmp_path / "fifo", "it is not a file (SIGHUP reads it again)"),
+        (Path("/dev/zero"), "it is not a file (SIGHUP reads it again)"),
         (tmp_path, "Is a directory"),
         (tmp_path / "none", "No such file or directory"),
         (conf, "it is longer than 1024 KiB"),

@@ -9,10 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udsproxy.events import Request
-from udsproxy.protocols.quantiles import LEAST_S, MAX_BUCKETS, MOST_S, RELATIVE_ERROR, Quantiles
+from udsproxy.protocols.quantiles import (
+    LEAST_S,
+    MAX_BUCKETS,
+    MAX_EXACT,
+    MOST_S,
+    RELATIVE_ERROR,
+    Quantiles,
+)
 from udsproxy.protocols.script_times import MAX_SCRIPTS, SHOWN, ByScript
 
-DURATIONS = st.lists(st.floats(0, 1e5) | st.floats(0, 1e-3) | st.sampled_from([0.0, 0.001, 1.0]), min_size=1)
+ONE = st.floats(0, 1e5) | st.floats(0, 1e-3) | st.sampled_from([0.0, 0.001, 1.0])
+FEW = st.lists(ONE, min_size=1, max_size=MAX_EXACT)
+MANY = st.tuples(FEW, st.integers(2, 5)).map(
+    lambda drawn: (drawn[0] * (MAX_EXACT * drawn[1]))[: MAX_EXACT * drawn[1]]
+)
+"""Always more than `MAX_EXACT`. (To draw each of them apart takes hypothesis long.)"""
+DURATIONS = FEW | MANY
+SHARES = st.sampled_from([0.01, 0.5, 0.95, 0.99, 1.0])
 
 
 def exact(durations: list[float], share: float) -> float:
@@ -32,8 +46,27 @@ def request(script: str | None, total_s: float = 0.01, **keys: object) -> Reques
     return Request(**(known | {"script": script, "total_s": total_s} | keys))  # type: ignore[arg-type]
 
 
-@given(DURATIONS, st.sampled_from([0.01, 0.5, 0.95, 0.99, 1.0]))
-def test_a_percentile_is_near_the_exact_one(durations: list[float], share: float) -> None:
+@given(FEW, SHARES)
+def test_of_few_requests_percentiles_are_exact(durations: list[float], share: float) -> None:
+    """They are times that the lines above the summary show."""
+    assert filled(durations).at(share) == exact(durations, share)
+
+
+def test_of_five_requests_the_99th_percentile_is_the_longest() -> None:
+    """As long as the slowest took, and not some per cent less."""
+    made = filled([3.0, 3.0, 6.0, 6.0, 9.0])
+    assert [made.at(share) for share in (0.5, 0.95, 0.99)] == [6.0, 9.0, 9.0]
+
+
+@given(MANY)
+def test_the_least_and_the_longest_are_exact(durations: list[float]) -> None:
+    """However many there are."""
+    assert filled(durations).at(1.0) == max(durations)
+    assert filled(durations).at(0.0) == min(durations)
+
+
+@given(MANY, SHARES)
+def test_of_many_a_percentile_is_near_the_exact_one(durations: list[float], share: float) -> None:
     """Within 5 %, or a microsecond where it is shorter than that."""
     found = filled(durations).at(share)
     assert found is not None
@@ -41,9 +74,9 @@ def test_a_percentile_is_near_the_exact_one(durations: list[float], share: float
     assert abs(found - wanted) <= max(wanted * RELATIVE_ERROR * (1 + 1e-9), LEAST_S)
 
 
-@given(st.floats(0, 1e5), st.integers(1, 5))
+@given(st.floats(0, 1e5), st.integers(1, 5) | st.just(MAX_EXACT + 1))
 def test_where_all_are_the_same_it_is_exact(seconds: float, count: int) -> None:
-    """Of one request its own time is told."""
+    """Their own time is told, of one and of many."""
     made = filled([seconds] * count)
     assert [made.at(share) for share in (0.5, 0.99)] == [seconds, seconds]
 
@@ -51,10 +84,11 @@ def test_where_all_are_the_same_it_is_exact(seconds: float, count: int) -> None:
 @given(DURATIONS, DURATIONS)
 def test_merging_loses_nothing(one: list[float], other: list[float]) -> None:
     """What was counted apart and merged is what is counted together."""
-    merged, together = filled(one), filled(one + other)
-    merged.merge(filled(other))
-    assert merged.count == together.count
-    assert [merged.at(share) for share in (0.5, 0.99)] == [together.at(share) for share in (0.5, 0.99)]
+    merged, together, taken = filled(one), filled(one + other), filled(other)
+    merged.merge(taken)
+    for made, wanted in (merged, together), (taken, filled(other)):
+        assert made.count == wanted.count
+        assert [made.at(share) for share in (0.5, 0.99, 1)] == [wanted.at(share) for share in (0.5, 0.99, 1)]
 
 
 @given(st.lists(st.floats(allow_nan=False), max_size=200))
@@ -63,6 +97,8 @@ def test_any_duration_is_counted_in_bounded_memory(durations: list[float]) -> No
     made = filled([*durations, 0.0, -1.0, math.inf, MOST_S])
     assert made.count == len(durations) + 4
     assert all(0 <= bucket < MAX_BUCKETS for bucket in made._counts)
+    assert len(made._exact or ()) <= MAX_EXACT
+    assert not (made._exact and made._counts)
 
 
 def test_of_nothing_there_is_no_percentile() -> None:
@@ -120,8 +156,7 @@ def test_errors_and_the_queue() -> None:
     assert others is None
     (a, b) = scripts
     assert (a.count, a.errors, b.errors) == (5, 3, 0)
-    assert a.queue_p50_s is not None
-    assert abs(a.queue_p50_s - 0.5) <= 0.5 * RELATIVE_ERROR
+    assert a.queue_p50_s == 0.5
     assert b.queue_p50_s is None
 
 

@@ -120,9 +120,7 @@ def test_errors_alone() -> None:
     assert event.what == "it lasted 2.0 s; clients met errors (2 × closed without an answer)"
     assert event.errors == {"closed without an answer": 2}
     assert event.refused is None
-    assert event.unseen == (
-        "EAGAINs are not all counted: that takes root; the workers cannot be seen (run as root)"
-    )
+    assert event.unseen == ("EAGAINs are not counted: that takes root; the workers cannot be seen (run as root)")
 
 
 def test_the_oldest_is_in_the_list() -> None:

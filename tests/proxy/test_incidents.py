@@ -189,7 +189,9 @@ def test_what_is_not_counted_is_said() -> None:
     late.incidents.error("reset without an answer", START)
     late.look(START)
     late.refused(0, 0, 0, START + MS)
-    assert "counting began later" in (late.incidents.ended(START + 2 * MS, 0).unseen or "")
+    assert "EAGAINs are not all counted: counting began later" in (
+        late.incidents.ended(START + 2 * MS, 0).unseen or ""
+    )
     early = Watcher()
     early.incidents.level(START, 3, BACKLOG)
     assert "before the last were told" in (early.incidents.ended(START, 0).unseen or "")

@@ -127,10 +127,14 @@ async def test_a_log_that_is_rotated(tmp_path: Path) -> None:
 def test_what_is_no_log(tmp_path: Path) -> None:
     """What is no file, or not there, is refused; nobody waits for a FIFO's writer."""
     os.mkfifo(tmp_path / "fifo")
-    for name, why in (("fifo", "it is no file"), ("", "it is no file"), ("absent", "No such file or directory")):
+    for name, why in (
+        ("fifo", "it is not a file"),
+        ("", "it is not a file"),
+        ("absent", "No such file or directory"),
+    ):
         with pytest.raises(OSError, match=why):
             LogReader(str(tmp_path / name))
-    with pytest.raises(OSError, match="it is no path"):
+    with pytest.raises(OSError, match="it is not a path"):
         LogReader("a\0b")
 
 

@@ -29,7 +29,7 @@ class Run:
         self.told: list[str] = []
         self.expected: list[float] = []
         """When a child was expected."""
-        self.observer.tell_failure = self.told.append
+        self.observer.tell_failure = lambda message, errno: self.told.append(f"{message} ({errno})")
 
     @property
     def pid(self) -> int:
@@ -95,7 +95,7 @@ async def test_stopped_observer_comes_back(monkeypatch: pytest.MonkeyPatch) -> N
         with trio.fail_after(LIMIT_S):
             for _ in range(1000):
                 assert not await run.answers()
-        assert run.told == ["the observer has not answered for 0 s"]
+        assert run.told == ["the observer has not answered for 0 s (ETIMEDOUT)"]
         monkeypatch.setattr(module, "_ANSWER_S", LIMIT_S)
         os.kill(pid, signal.SIGCONT)
         await run.until_it_answers()
@@ -129,7 +129,7 @@ async def test_killed_observer_is_started_again() -> None:
             assert read_comm(before) is None
             assert len(run.expected) == number
         assert len(os.listdir("/proc/self/fd")) == descriptors
-        assert set(run.told) == {"the observer has ended; it is started again"}
+        assert set(run.told) == {"the observer has ended; it is started again (ESRCH)"}
 
 
 async def test_killed_while_it_is_asked() -> None:
@@ -146,23 +146,26 @@ async def test_killed_while_it_is_asked() -> None:
 
 
 async def test_it_is_not_started_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that ends at once is started again after twice as long each time."""
+    """One that ends at once is started again after twice as long each time, and that is told once."""
     monkeypatch.setattr(own_processes, "command", lambda *_: ["/bin/true"])
     async with running() as run:
         await run.until(lambda: len(run.expected) >= 5)
         gaps = [after - before for before, after in zip(run.expected, run.expected[1:], strict=False)]
         assert all(gap >= 0.02 * 2**number for number, gap in enumerate(gaps, 1))
         assert not await run.answers()
+        assert run.told == ["the observer has ended; it is started again (ESRCH)"]
 
 
 async def test_it_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is told to who asks, and tried again."""
+    """That is told once to who asks, with the file that it failed for, and tried again."""
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", "/nonexistent")
         made = Run()
+        for _ in range(2):
+            assert not await made.answers()
+            made.observer._start()
     try:
-        assert not await made.answers()
-        assert made.told == ["the observer was not started: No such file or directory"]
+        assert made.told == ["the observer was not started: /nonexistent: No such file or directory (ENOENT)"]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.observer.run, lambda: None)
             await made.until_it_answers()

@@ -215,6 +215,15 @@ def test_what_holds_a_request_is_in_words() -> None:
     assert "accepted by php-fpm8.2 (pid 812) after 990 ms" in render(console(verbosity=1), EVENTS[12])
 
 
+def test_what_cannot_be_seen_of_incidents_is_said_once() -> None:
+    """Of each proxy, and again where it is something else."""
+    incident, console_ = EVENTS[15], console()
+    assert isinstance(incident, Incident)
+    others = (replace(incident, unseen="more"), replace(incident, proxy="other"))
+    said = [render(console_, each).splitlines()[-1].strip() for each in (incident, incident, *others, *others)]
+    assert [line in ("nothing", "more") for line in said] == [True, False, True, True, False, False]
+
+
 def test_connections_without_exchanges_are_shown() -> None:
     """A raw connection has a line of its own at its end; one whose exchanges were shown has not, but at -v."""
     close = EVENTS[6]

@@ -109,7 +109,7 @@ def test_a_rotation_that_fails_is_tried_again(tmp_path: Path) -> None:
     writer._write(b"first....\n")
     (tmp_path / "log.1").mkdir()
     writer._write(b"second...\n")
-    assert str(writer.error) == f"[Errno 17] log.1 is in the way: it is no plain file: '{path}'"
+    assert str(writer.error) == f"[Errno 17] log.1 is in the way: it is not a plain file: '{path}'"
     (tmp_path / "log.1").rmdir()
     writer._write(b"third....\n")
     assert writer.close(10)
@@ -239,7 +239,7 @@ def test_in_a_directory_of_others(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_cannot_be_bounded(tmp_path: Path) -> None:
     """A device is refused, and a file that only a descriptor leads to."""
     fd = open_log("/dev/null", by_name=True)
-    with pytest.raises(OSError, match="no plain file"):
+    with pytest.raises(OSError, match="not a plain file"):
         require_rotatable(fd, "/dev/null", 1)
     os.close(fd)
     with open(tmp_path / "log", "wb") as file, pytest.raises(OSError, match="a descriptor leads to"):

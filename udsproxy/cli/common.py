@@ -48,7 +48,7 @@ def refuse_set_aside(what: str, path: str) -> None:
     if path != tapped:
         raise Failure(
             LISTENING,
-            f"cannot {what} {path}: a name that ends in {SUFFIX} is of a socket that a tap has put aside; take "
+            f"cannot {what} {path}: names that end in {SUFFIX} belong to sockets that a tap has put aside; use "
             f"{tapped} itself, or another name (if no tap runs: udsproxy tap --restore {tapped})",
         )
 

@@ -106,8 +106,9 @@ def _load(path: str, log: str | None, rate: float | None, time: str | None, stal
     if traffic is not None:
         assert log is not None
         source = printable(log)
-        rate = traffic.busiest_rate if rate is None else rate
-        time_s = max(traffic.mean_s, 1e-7) if time_s is None else time_s
+        if traffic.is_enough:
+            rate = traffic.busiest_rate if rate is None else rate
+            time_s = max(traffic.mean_s, 1e-7) if time_s is None else time_s
     if rate is not None and time_s is not None and rate * time_s > sizing.MOST_LOAD:
         raise Failure(
             USAGE, f"--rate and --time: {rate * time_s:.3g} workers busy at once is beyond what is computed"

@@ -6,8 +6,8 @@ import os
 import re
 import select
 import sys
-from datetime import date, datetime
-from itertools import groupby
+from collections.abc import Iterable
+from datetime import UTC, date, datetime
 from typing import Annotated
 
 import msgspec
@@ -18,11 +18,12 @@ from udsproxy.cli.arguments import OTHER, option
 from udsproxy.cli.common import DONE, FAILED, USAGE, Failure
 from udsproxy.cli.mistakes import UnknownOption
 from udsproxy.cli.people import show, tell, width
-from udsproxy.cli.tailing import MAX_LINES, MAX_READ, STANDARD_INPUT, Log, is_log
+from udsproxy.cli.tailing import MAX_LINES, MAX_READ, STANDARD_INPUT, Log, are_logs, look_like_logs
 from udsproxy.events import printable
-from udsproxy.explain import page, report, text
-from udsproxy.explain.lines import Found, parse
-from udsproxy.explain.summary import Reader, Run, Stamped, Summary, Tally, kind_of, merged
+from udsproxy.explain import page, report, text, zones
+from udsproxy.explain.doubles import Doubles
+from udsproxy.explain.lines import Found, errno_or_call, nearest, parse
+from udsproxy.explain.summary import Meant, Reader, Run, Stamped, Summary, Tally, meant, merged, runs_of
 from udsproxy.inspection.machine import Machine
 from udsproxy.inspection.taps import SUFFIX, tapped_at
 
@@ -63,17 +64,26 @@ def explain(
         raise UnknownOption(options[0], ("explain",))
     if markdown:
         show(page.markdown().removesuffix("\n"))
-    elif follow or (what and all(map(is_log, what))):
-        _explain_logs(what or (STANDARD_INPUT,), follow=follow)
-    elif not what:
+    elif not what and not follow:
         show(text.overview(width()))
+    elif follow or (are_logs(what) and errno_or_call(" ".join(what)) is None):
+        _explain_logs(what or (STANDARD_INPUT,), follow=follow)
     else:
-        said = " ".join(what)
-        found = parse(said, _today())
-        if found is None:
-            raise Failure(USAGE, f"no error is known in {_short(said)}: {_SAY}")
-        tell(_on_this_machine(found) + text.answer(found, width()))
+        _explain_text(what)
     return DONE
+
+
+def _explain_text(words: tuple[str, ...]) -> None:
+    said = " ".join(words)
+    found = parse(said, _today())
+    if found is not None:
+        tell(_on_this_machine(found) + text.answer(found, width()))
+    elif look_like_logs(words):
+        _explain_logs(words, follow=False)
+    else:
+        near = nearest(said)
+        meant = _SAY if near is None else f"did you mean {near}?"
+        raise Failure(USAGE, f"no error is known in {_short(said)}: {meant}")
 
 
 def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
@@ -84,65 +94,95 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
     readers = {log.name: Reader(_today()) for log in logs}
     # Of a pipe that is followed nothing can be said to be all.
     whole = [log for log in logs if log.is_file or not follow]
-    for at, found in merged([readers[log.name].read(log.newest()) for log in whole]):
+    lines = {log.name: log.newest() for log in whole}
+    for at, found in Doubles().without(merged([readers[log.name].read(lines[log.name]) for log in whole])):
         summary.add(found, at)
     if summary.runs:
-        _show_all(summary)
-    elif not follow:
-        which = "standard input" if names == (STANDARD_INPUT,) else _short(" ".join(names))
-        raise Failure(USAGE, f"no error is known in {which}: {_SAY}")
+        clocks = [_clock(log, readers[log.name]) for log in whole]
+        _show_all(summary, zones.notes(clocks, datetime.now().astimezone()), in_full=not follow)
+    elif whole:
+        tell(f"no error in {', '.join(map(_name, whole))}: {_extent(sum(map(len, lines.values())))}")
     for log in logs:
         if log.is_cut:
-            name = "standard input" if log.name == STANDARD_INPUT else printable(log.name)
-            tell(f"\nOnly the end of {name} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines.")
+            tell(f"\nOnly the end of {_name(log)} was read: {MAX_READ // 2**20} MiB, or {MAX_LINES:,} lines.")
     if follow:
         _follow(logs, readers, summary)
 
 
-def _show_all(summary: Summary) -> None:
+def _clock(log: Log, reader: Reader) -> zones.Clock:
+    written = None if log.written is None else datetime.fromtimestamp(log.written, UTC).astimezone()
+    return zones.Clock(_name(log), reader.last, reader.has_zone, written)
+
+
+def _extent(count: int) -> str:
+    return f"{count:,} line{'s' if count > 1 else ''}, none with an error that is known" if count else "empty"
+
+
+def _name(log: Log) -> str:
+    return "standard input" if log.name == STANDARD_INPUT else printable(log.name)
+
+
+def _show_all(summary: Summary, notes: Iterable[str], *, in_full: bool) -> None:
     columns = width()
     tallies = summary.tallies()
     show("\n".join(report.table(tallies[:MAX_ANSWERS], columns)))
     if summary.others or len(tallies) > MAX_ANSWERS:
         tell(f"and {sum(each.count for each in tallies[MAX_ANSWERS:]) + summary.others} lines of other errors")
-    if len(tallies) > 1:
+    if len(summary.runs) > 1:
         show("\nThe newest, in order of time:\n" + "\n".join(report.in_order(summary.runs, columns)))
-    explained: dict[tuple[str | None, ...], Tally] = {}
+    for note in notes:
+        tell(f"\n{note}")
+    kinds: dict[Meant, list[Tally]] = {}
     for tally in tallies[:MAX_ANSWERS]:
-        explained.setdefault(kind_of(tally.example)[:3], tally)
-    for tally in explained.values():
-        found = msgspec.structs.replace(tally.example, client=None, request=None, script=None)
-        tell(f"\n{tally.count} x {_on_this_machine(found)}{text.answer(found, columns)}")
+        kinds.setdefault(meant(tally.example), []).append(tally)
+    if not in_full:
+        show("\nWhat they mean, and how to find the cause:")
+        show("\n".join(dict.fromkeys(f"    {text.command(kind[0].example)}" for kind in kinds.values())))
+        return
+    for kind in kinds.values():
+        file = kind[0].example.file if len({file for tally in kind for file in tally.files}) == 1 else None
+        call = kind[0].example.failed if len({tally.example.failed for tally in kind}) == 1 else None
+        found = msgspec.structs.replace(
+            kind[0].example, client=None, request=None, script=None, texts=(), file=file, failed=call
+        )
+        answer = text.answer(found, columns, "the newest of these lines")
+        tell(f"\n{sum(tally.count for tally in kind)} x {_on_this_machine(found)}{answer}")
 
 
 def _follow(logs: list[Log], readers: dict[str, Reader], summary: Summary) -> None:
     """Until Ctrl-C, or all pipes have ended and there is no file."""
-    show("" if not summary.runs else "\nFollowing; Ctrl-C ends it.")
+    show("\nFollowing; Ctrl-C ends it." if any(log.is_file for log in logs) else "")
+    doubles = Doubles()
+    told = {meant(tally.example) for tally in summary.tallies()}
     try:
         while logs and not people.output_is_lost():
             ready, _, _ = select.select([log for log in logs if not log.is_file], [], [], _LOOK_S)
-            newest = [readers[log.name].read(log.more()) for log in logs if log.is_file or log in ready]
-            _show_events(merged(newest), summary)
+            newest = []
+            for log in logs:
+                lines = log.more() if log.is_file or log in ready else []
+                newest.append(readers[log.name].read(lines, whole=log.is_at_end))
             logs = [log for log in logs if not log.is_at_end]
+            _show_events(doubles.without(merged(newest), last=not logs), summary, told)
     except KeyboardInterrupt:
         pass
     if summary.runs:
         show("\n" + "\n".join(report.table(summary.tallies()[:MAX_ANSWERS], width())))
 
 
-def _show_events(stamped: list[Stamped], summary: Summary) -> None:
+def _show_events(stamped: list[Stamped], summary: Summary, told: set[Meant]) -> None:
+    """Each error is explained when it comes for the first time, whatever socket and script it is about."""
     columns = width()
-    groups = [list(group) for _, group in groupby(stamped, lambda each: kind_of(each[1]))]
-    for number, group in enumerate(groups):
-        is_new = max([summary.add(found, at) for at, found in group])
-        run = Run(group[-1][1], group[0][0], group[-1][0], len(group))
-        if number < _MAX_EVENTS:
-            show(report.event(run, columns))
-        if is_new and len(summary.tallies()) <= MAX_ANSWERS:
-            answer = text.answer(run.example, columns and columns - 4)
-            show("".join(f"    {line}\n" for line in answer.splitlines()))
-    if len(groups) > _MAX_EVENTS:
-        tell(f"and {sum(len(group) for group in groups[_MAX_EVENTS:])} more lines")
+    runs: list[Run] = []
+    runs_of(stamped, runs)
+    for run in runs[:_MAX_EVENTS]:
+        show(report.event(run, columns))
+    if len(runs) > _MAX_EVENTS:
+        tell(f"and {sum(run.count for run in runs[_MAX_EVENTS:])} more lines")
+    for at, found in stamped:
+        summary.add(found, at)
+        if meant(found) not in told and len(told) < MAX_ANSWERS:
+            told.add(meant(found))
+            show("".join(f"    {line}\n" for line in text.brief(found, columns and columns - 4).splitlines()))
 
 
 def _today() -> date:

@@ -1,6 +1,6 @@
 """``udsproxy fault``: the faults of a running proxy.
 
-Rules: what several proxies could be meant by is not guessed; every change says which were changed.
+Rules: where several proxies could be meant, none is guessed; every list and every change names the proxies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from udsproxy.cli.arguments import OTHER, WHICH, FileName, option
 from udsproxy.cli.common import DONE, FAILED, Failure
 from udsproxy.cli.people import say, show, tell, width
 from udsproxy.cli.tables import Table
-from udsproxy.control import finding
+from udsproxy.control import elsewhere, finding
 from udsproxy.control.client import Client, ControlError
 from udsproxy.control.finding import Running
 from udsproxy.events import printable
@@ -27,7 +27,8 @@ from udsproxy.units import ConfigError
 fault = App(
     name="fault",
     help="List and change the faults of a running proxy.\n\n"
-    "The proxy is found by itself; if several run, --proxy chooses one.",
+    "The proxy is found by itself; if several run, --proxy chooses one. One that was started with --control PATH "
+    "is found with the same option only.",
     help_format="plaintext",
     group_commands=Group("Commands"),
 )
@@ -47,18 +48,15 @@ Json = Annotated[bool, option(OTHER, show_default=False, help="Print JSON.")]
 def list_faults(*, control: Control = None, proxy: Proxy = None, json: Json = False) -> int:
     """List the faults of the running proxies."""
     chosen = _there(control, proxy)
-    several = len({each.client.path for each in chosen}) > 1
     states: list[dict[str, Any]] = []
     for each in chosen:
         found = _ask(each, "GET", "faults")
         states += [{**state, "pid": each.client.pid, "control": printable(each.client.path)} for state in found]
-        if several and not json:
+        if not json:
             tell(str(each))
             _print(found, "  ")
     if json:
         show(msgspec.json.format(msgspec.json.encode(states), indent=2).decode())
-    elif not several:
-        _print(states)
     return DONE
 
 
@@ -95,7 +93,7 @@ def add(
     added = _request(chosen[0].client, "POST", "faults", body=body)
     _print(added)
     names = {state["proxy"] for state in added}
-    _say_changed("added", len(added), [each for each in meant if each.name in names])
+    _say_changed("added", len(added), "to", [each for each in meant if each.name in names])
     if any(state["for_requests"] for state in added):
         before = sum(len(_ask(each, "GET", "connections")) for each in meant)
         if before:
@@ -137,28 +135,30 @@ def clear(*, control: Control = None, proxy: Proxy = None) -> int:
 @fault.command(sort_key=4)
 def enable(name: Name, /, *, control: Control = None, proxy: Proxy = None) -> int:
     """Switch a fault on again."""
-    _change(_choose(control, proxy), "PATCH", name, body={"enabled": True})
+    _change(_choose(control, proxy), "PATCH", name, body={"enabled": True}, done="switched on")
     return DONE
 
 
 @fault.command(sort_key=5)
 def disable(name: Name, /, *, control: Control = None, proxy: Proxy = None) -> int:
     """Switch a fault off without removing it."""
-    _change(_choose(control, proxy), "PATCH", name, body={"enabled": False})
+    _change(_choose(control, proxy), "PATCH", name, body={"enabled": False}, done="switched off")
     return DONE
 
 
 def _there(control: str | None, proxy: str | None) -> list[Running]:
-    """Those to be looked at: where none is asked for, all that run. Raises `Failure`."""
+    """Those to be listed: all that run, unless one is asked for. Raises `Failure`."""
+    if proxy is not None:
+        return _choose(control, proxy)
     try:
-        if proxy is not None:
-            return finding.choose(control, proxy)
-        found, silent = finding.running(control)
-        for line in silent:
-            say(line)
-        return found
+        found = finding.running(control)
     except ControlError as error:
         raise Failure(FAILED, str(error)) from None
+    for line in found.silent:
+        say(line)
+    if found.hidden:
+        say(f"not listed: {elsewhere.listed(found.hidden)}; name its control socket with --control PATH")
+    return list(found.proxies)
 
 
 def _choose(control: str | None, proxy: str | None) -> list[Running]:
@@ -169,16 +169,17 @@ def _choose(control: str | None, proxy: str | None) -> list[Running]:
         raise Failure(FAILED, str(error)) from None
 
 
-def _change(chosen: list[Running], method: str, *name: str, body: object = None) -> None:
-    """Of all that are chosen and have such a fault; says which they were. Raises `Failure`."""
+def _change(chosen: list[Running], method: str, *name: str, body: object = None, done: str = "removed") -> None:
+    """Of all that are chosen and have such a fault; says what was ``done`` to how many, and where. Raises
+    `Failure`."""
     having = []
     for each in chosen:
         names = {state["name"] for state in _ask(each, "GET", "faults")}
         if names.intersection(name) if name else names:
             having.append(each)
     answer = _request(chosen[0].client, method, "faults", *name, body=body, proxy=_only(chosen))
-    for what, count in answer.items():
-        _say_changed(what, count, having or chosen)
+    for count in answer.values():
+        _say_changed(done, count, "from" if done == "removed" else "of", having or chosen)
 
 
 def _only(chosen: list[Running]) -> str | None:
@@ -199,8 +200,9 @@ def _request(client: Client, method: str, *path: str, body: object = None, proxy
         raise Failure(FAILED, str(error)) from None
 
 
-def _say_changed(what: str, count: int, of: list[Running]) -> None:
-    tell(f"{what}: {count}, of {'; '.join(map(str, of))}")
+def _say_changed(done: str, count: int, where: str, proxies: list[Running]) -> None:
+    """``removed 2 faults from www (...)``."""
+    tell(f"{done} {count or 'no'} fault{'' if count == 1 else 's'} {where} {'; '.join(map(str, proxies))}")
 
 
 def _print(states: list[dict[str, Any]], indent: str = "") -> None:

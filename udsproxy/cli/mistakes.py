@@ -11,7 +11,8 @@ from udsproxy.events import printable
 
 _MAX_SHOWN = 60
 _LIKE = 0.5
-"""How much what was meant resembles what was written, at least (difflib)."""
+_LIKE_OPTION = 0.6
+"""How much what was meant resembles what was written, at least (difflib). There are few commands to be meant."""
 
 
 class UnknownOption(Exception):
@@ -53,7 +54,9 @@ def unknown_option(written: str, command: tuple[str, ...], app: App) -> str:
         has = " and ".join([", ".join(" ".join(each) for each in others[:-1])] if others[1:] else [])
         last = " ".join(others[-1])
         return f"{line}; udsproxy {f'{has} and {last} have' if has else f'{last} has'} it"
-    return line + (_nearest(name, own) if name.startswith("--") else "")
+    if not name.startswith("--"):
+        return line
+    return line + _nearest(name[2:], (each[2:] for each in own if each.startswith("--")), _LIKE_OPTION, "--")
 
 
 def options_of(app: App, command: tuple[str, ...]) -> list[str]:
@@ -86,9 +89,9 @@ def unknown_command(written: str, command: tuple[str, ...], app: App) -> str:
     return f"unknown command {shown(written)}" + (_nearest(written, names) or others)
 
 
-def _nearest(written: str, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(written, list(names), n=1, cutoff=_LIKE)
-    return f"; did you mean {found[0]}?" if found else ""
+def _nearest(written: str, names: Iterable[str], like: float = _LIKE, before: str = "") -> str:
+    found = difflib.get_close_matches(written, list(names), n=1, cutoff=like)
+    return f"; did you mean {before}{found[0]}?" if found else ""
 
 
 def shown(text: str) -> str:

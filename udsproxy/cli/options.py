@@ -134,9 +134,9 @@ class Options:
     def _log(self) -> LogConfig:
         """Raises `Failure`."""
         if self.log_size is not None and self.log_file is None:
-            raise Failure(USAGE, "--log-size is of a log file: --log-file FILE is missing")
+            raise Failure(USAGE, "--log-size needs --log-file FILE")
         if self.log_keep is not None and self.log_size is None:
-            raise Failure(USAGE, "--log-keep is of a log file that is rotated: --log-size SIZE is missing")
+            raise Failure(USAGE, "--log-keep needs --log-size SIZE")
         try:
             return LogConfig(
                 format=self.log,

@@ -145,7 +145,7 @@ PAGES: dict[tuple[str, ...], Page] = {
     ("fault", "clear"): Page(
         (_WHICH,),
         (
-            Example("Remove all faults of the proxy that runs:", "udsproxy fault clear"),
+            Example("Remove all faults of the running proxy:", "udsproxy fault clear"),
             Example("Remove all faults of one proxy of several:", "udsproxy fault clear --proxy try.sock"),
         ),
     ),

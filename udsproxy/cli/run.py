@@ -67,12 +67,12 @@ def run(
     options = options or Options()
     if config_file is not None:
         if listen is not None:
-            raise Failure(USAGE, "--config FILE names the sockets: LISTEN and UPSTREAM cannot be given besides")
+            raise Failure(USAGE, "--config FILE names the sockets: leave out LISTEN and UPSTREAM")
         plain = Options()
         for option in vars(plain):
             if getattr(options, option) != getattr(plain, option):
                 spelled = option.replace("_", "-")
-                raise Failure(USAGE, f"--config FILE has all settings: --{spelled} cannot be given besides")
+                raise Failure(USAGE, f"--config FILE has all settings: leave out --{spelled}")
         settings = _read_config(config_file)
     elif listen is None or upstream is None:
         raise Failure(USAGE, "LISTEN and UPSTREAM are needed, or --config FILE")

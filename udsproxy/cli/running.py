@@ -31,6 +31,9 @@ from udsproxy.sinks.script_table import script_table
 from udsproxy.terminal import width_of
 from udsproxy.units import ConfigError
 
+_WRITTEN_S = 0.5
+"""How long being stopped waits for a terminal that takes nothing."""
+
 
 def run_server(
     server: Server,
@@ -112,7 +115,7 @@ async def _run_until_told(
             await server.left.wait()
             if (still := len(server.open_connections())) and math.isinf(settings.grace_s):
                 which = "1 open connection goes on" if still == 1 else f"{still} open connections go on"
-                say(f"nobody new comes; {which}; Ctrl-C closes {'it' if still == 1 else 'them'}")
+                say(f"no new connections are taken; {which}; Ctrl-C closes {'it' if still == 1 else 'them'}")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell_of_rest)
@@ -149,7 +152,9 @@ def _open_control(control: str) -> tuple[Listener | None, list[str]]:
         try:
             return Listener(place.default_endpoint(), backlog=place.MAX_QUEUE), []
         except (endpoints.ListenError, OSError) as error:
-            return None, [f"udsproxy fault will not find this proxy ({error}); --control PATH is a place for it"]
+            return None, [
+                f"udsproxy fault cannot find this proxy ({error}); choose a control socket with --control PATH"
+            ]
     endpoint = endpoint_argument(control)
     if not isinstance(endpoint, UnixPath):
         raise Failure(USAGE, f"--control {control}: a path is needed")
@@ -174,9 +179,12 @@ async def _be_stopped(server: Server) -> None:
     """Be stopped as the terminal wants it, with the paths given back; returns when we run again."""
     try:
         await server.rest()
-        say("stopped: the path is the server's until this runs again (fg, kill -CONT)")
+        say("stopped: the server has its path back until this runs again (fg, or kill -CONT)")
     except OSError as error:
         say(f"stopped, and the path could not be given back: {error.strerror}; the guardian tries again")
+    with trio.move_on_after(_WRITTEN_S):  # a stopped process writes nothing, and a thread writes that line
+        while people.held():
+            await trio.sleep(0.001)
     caught = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     try:
         os.kill(os.getpid(), signal.SIGTSTP)  # (the kernel does not stop who has no shell to go on by)

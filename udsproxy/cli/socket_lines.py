@@ -15,7 +15,7 @@ from udsproxy.events import pid_text
 from udsproxy.inspection.forwarding import Hop
 from udsproxy.inspection.sockets import Process, SocketState
 from udsproxy.inspection.taps import Tapped
-from udsproxy.sinks.text import duration
+from udsproxy.sinks.text import duration, size
 
 MAX_ROWS = 40
 """Processes, and connections, of one socket that are shown (``--json`` has all)."""
@@ -23,9 +23,9 @@ MAX_NAMES = 3
 """Names of programs in one line."""
 _PROCESSES = Table(head=("PID", "PROCESS", "NOW"), right=frozenset(("PID",)), indent="    ")
 _CONNECTIONS = Table(
-    head=("UNREAD BY SERVER", "BY CLIENT", "CLIENT", "SERVER"),
-    right=frozenset(("UNREAD BY SERVER", "BY CLIENT")),
-    gives_way=({"BY CLIENT": 0}, {"UNREAD BY SERVER": 0}),
+    head=("UNREAD BY SERVER", "UNREAD BY CLIENT", "CLIENT", "SERVER"),
+    right=frozenset(("UNREAD BY SERVER", "UNREAD BY CLIENT")),
+    gives_way=({"UNREAD BY CLIENT": 0}, {"UNREAD BY SERVER": 0}),
     indent="    ",
 )
 
@@ -184,8 +184,8 @@ def _connection_lines(each: SocketState, width: int | None) -> list[Text]:
         return []
     rows = []
     for one in each.connections[:MAX_ROWS]:
-        client = one.client or ("has left" if one.client_left else "?")
-        unread = ["" if nbytes is None else str(nbytes) for nbytes in (one.unread, one.client_unread)]
+        client = one.client or ("(gone)" if one.client_left else "?")
+        unread = ["" if nbytes is None else size(nbytes) for nbytes in (one.unread, one.client_unread)]
         rows.append((*unread, client, one.server or "?"))
     table = _CONNECTIONS.lines(rows, width, head_style="dim")
     return [Text(f"  connected: {len(each.connections)}"), *table, *_more(len(each.connections))]

@@ -35,9 +35,9 @@ from udsproxy.inspection.taps import Tapped, tapped_at
 
 _SHORTEST_S = 0.05
 _OVERVIEW = Table(
-    head=("QUEUE", "OF", "CONNECTED", "TYPE", "OWNER", "MODE", "HELD BY", "SOCKET"),
+    head=("QUEUE", "OF", "CONNECTED", "TYPE", "OWNER", "MODE", "HOLDER", "SOCKET"),
     right=frozenset(("QUEUE", "OF", "CONNECTED")),
-    gives_way=({"OWNER": 0, "MODE": 0}, {"TYPE": 0}, {"HELD BY": 20}, {"CONNECTED": 0}, {"HELD BY": 12}),
+    gives_way=({"OWNER": 0, "MODE": 0}, {"TYPE": 0}, {"HOLDER": 20}, {"CONNECTED": 0}, {"HOLDER": 12}),
     names_last=True,
 )
 
@@ -88,10 +88,14 @@ def state(
         raise Failure(FAILED, "; ".join(report.failed))
     if watch and not json and sys.stdout.isatty():
         _watch(addresses, doer, report, every_s)
+    if watch and not json:
+        people.show(_now())
     _print(report, addresses, json=json)
     while watch and not people.output_is_lost():
         time.sleep(every_s)
         report = _look(addresses, doer)
+        if not json:
+            people.show(f"\n{_now()}")
         _print(report, addresses, json=json)
         if not json and report.failed:
             people.tell("\n".join(map(printable, report.failed)))
@@ -158,7 +162,8 @@ def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) ->
     console = Console()
     with Live(console=console, auto_refresh=False, screen=True) as live:
         while not people.output_is_lost():
-            lines = _lines(report, paths, console.width)
+            lines = [Text(f"{_now()}  every {every_s:g} s; Ctrl-C ends it", style="dim")]
+            lines += _lines(report, paths, console.width)
             failed = [Text(printable(line), style="red") for line in report.failed]
             lines += [part for line in failed for part in folded(line, console.width)]
             if len(lines) > console.height:
@@ -169,6 +174,10 @@ def _watch(paths: Sequence[str], doer: Doer, report: _Report, every_s: float) ->
             live.update(Group(*lines), refresh=True)
             time.sleep(every_s)
             report = _look(paths, doer)
+
+
+def _now() -> str:
+    return time.strftime("%H:%M:%S")
 
 
 def _lines(report: _Report, paths: Sequence[str], width: int | None) -> list[Text]:

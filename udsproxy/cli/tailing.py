@@ -16,6 +16,7 @@ import os
 import re
 import stat
 from collections import deque
+from collections.abc import Sequence
 
 from udsproxy.cli.common import FAILED, USAGE, Failure
 from udsproxy.events import errno_message, errno_name, printable
@@ -27,6 +28,9 @@ _CHUNK = 256 * 1024
 STANDARD_INPUT = "-"
 _PATH = re.compile(r"\.{0,2}/\S*")
 """No line of a log is so."""
+_NAME = re.compile(r"[\w@%+~.-]+(?:/[\w@%+~.-]+)+|[\w@%+~.-]+\.(?:log|err|txt)(?:[.-]\d+)?")
+"""What can only be meant as a file's name, whether there is one or not."""
+_WORD = re.compile(r"[\w@%+~./-]+")
 
 
 class Log:
@@ -51,6 +55,11 @@ class Log:
     def is_file(self) -> bool:
         """A file is always readable, so it has to be looked at now and then."""
         return stat.S_ISREG(os.fstat(self._fd).st_mode)
+
+    @property
+    def written(self) -> float | None:
+        """When a file was written last, in seconds since 1970."""
+        return os.fstat(self._fd).st_mtime if self.is_file else None
 
     def newest(self) -> list[str]:
         """The newest lines; a pipe is read to its end. Raises `Failure`."""
@@ -127,14 +136,18 @@ class Log:
         return rest + self._lines(self._read(), whole=False)
 
 
-def is_log(word: str) -> bool:
-    """Whether a word of the command line is meant as the name of a file."""
-    if word == STANDARD_INPUT or _PATH.fullmatch(word) is not None:
+def are_logs(words: Sequence[str]) -> bool:
+    """Whether all are files, or paths."""
+    return all(
+        word == STANDARD_INPUT or _PATH.fullmatch(word) is not None or os.path.exists(word) for word in words
+    )
+
+
+def look_like_logs(words: Sequence[str]) -> bool:
+    """Whether they can only be meant as the names of files, though not all of them exist."""
+    if all(_NAME.fullmatch(word) is not None or are_logs([word]) for word in words):
         return True
-    try:
-        return "/" in word and stat.S_ISREG(os.stat(word).st_mode)
-    except (OSError, ValueError):
-        return False
+    return any(map(os.path.isfile, words)) and all(_WORD.fullmatch(word) is not None for word in words)
 
 
 def _open(name: str) -> int:

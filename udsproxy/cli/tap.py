@@ -161,7 +161,7 @@ def _require_path(text: str) -> str:
             "and have clients connect to @OTHER",
         )
     if text.startswith("tcp:"):
-        raise Failure(LISTENING, f"cannot tap {text}: it is no Unix socket; use udsproxy run LISTEN {text}")
+        raise Failure(LISTENING, f"cannot tap {text}: it is not a Unix socket; use udsproxy run LISTEN {text}")
     return path
 
 
@@ -176,7 +176,7 @@ def _restore(path: str) -> int:
 def _require_command(command: tuple[str, ...]) -> None:
     """As execvp(3) looks for it. Raises `Failure`, before anything is touched."""
     if not command or not command[0]:
-        raise Failure(USAGE, "a command is missing after --")
+        raise Failure(USAGE, "a command is needed after --")
     name = command[0]
     places = [name] if "/" in name else [os.path.join(place, name) for place in os.get_exec_path()]
     number = errno.ENOENT

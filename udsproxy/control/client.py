@@ -46,7 +46,9 @@ class _Connection(http.client.HTTPConnection):
         Raises OSError."""
         uid = peers.uid_of(sock)
         if not peers.is_trusted(uid) and os.stat(self._path.path).st_uid != uid:
-            raise PermissionError(errno.EPERM, f"it is not its owner who listens there, but {user_name(uid)}")
+            raise PermissionError(
+                errno.EPERM, f"its owner is not the one who listens there: that is {user_name(uid)}"
+            )
 
 
 class Client:
@@ -66,7 +68,7 @@ class Client:
                 target += f"?proxy={quote(proxy, safe='')}"
             sent = None if body is None else msgspec.json.encode(body)
         except UnicodeEncodeError:
-            raise ControlError("what was given is no UTF-8") from None
+            raise ControlError("the arguments are not UTF-8") from None
         connection = _Connection(UnixPath(self.path))
         try:
             connection.connect()
@@ -87,4 +89,4 @@ class Client:
 
     def stranger(self) -> ControlError:
         """It does not speak as it should."""
-        return ControlError(f"{printable(self.path)}: what answers there is no udsproxy")
+        return ControlError(f"{printable(self.path)}: what answers there is not a udsproxy")

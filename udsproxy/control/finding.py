@@ -1,7 +1,7 @@
 """Finding the proxies that run, and the one that is meant.
 
-Rules: what several could be meant by is not guessed: `choose` names them all. What another process says of itself
-is a stranger's text.
+Rules: where several could be meant, none is guessed: `choose` names them all. A proxy whose control socket is not
+known could be meant, too. What another process says of itself is a stranger's text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from udsproxy.control import place
+from udsproxy.control import elsewhere, place
 from udsproxy.control.client import Client, ControlError
 from udsproxy.endpoints.ownership import user_name
 from udsproxy.events import printable
@@ -30,32 +30,44 @@ class Running(msgspec.Struct, frozen=True):
         return f"{self.name} ({between}, pid {self.client.pid}, user {printable(user_name(self.client.uid))})"
 
 
-def running(control: str | None = None) -> tuple[list[Running], list[str]]:
-    """The proxies of the process with this control socket, or of all; and a line on each process that does not
-    answer as it should. Raises `ControlError`: there are none."""
-    if control is not None:
-        paths = [control]
-    else:
-        running_here, others = place.running()
-        paths = [each.path for each in running_here]
-        if not paths:
-            besides = f"; others' that run: {printable(', '.join(others))}" if others else ""
-            raise ControlError(
-                f"no udsproxy that runs was found in {place.looked_in()}; --control PATH (of run, too) is another"
-                f"{besides}"
-            )
-    found: list[Running] = []
+class Found(msgspec.Struct, frozen=True):
+    """What runs."""
+
+    proxies: tuple[Running, ...]
+    """At least one."""
+    silent: tuple[str, ...]
+    """A line for each process that does not answer as it should."""
+    hidden: tuple[int, ...]
+    """Processes that run proxies and whose control sockets are not known."""
+
+
+def running(control: str | None = None) -> Found:
+    """The proxies of the process with this control socket; None: of all processes. Raises `ControlError`: there are
+    none."""
+    here, others = ([], []) if control is not None else place.running()
+    clients = [Client(path) for path in ([each.path for each in here] if control is None else [control])]
+    proxies: list[Running] = []
     silent: list[str] = []
-    for path in paths:
-        client = Client(path)
+    for client in clients:
         try:
-            found += _proxies_of(client)
+            proxies += _proxies_of(client)
         except ControlError as error:
-            if control is not None or os.path.exists(path):  # else it has ended meanwhile
+            if control is not None or os.path.exists(client.path):  # else it has ended meanwhile
                 silent.append(str(error))
-    if not found:
-        raise ControlError("; ".join(silent) or "the udsproxy that ran has ended")
-    return found, silent
+    hidden = [] if control is not None else elsewhere.running_elsewhere({client.pid for client in clients})
+    if not proxies:
+        raise ControlError("; ".join(silent) or _none_was_found(hidden, others))
+    return Found(tuple(proxies), tuple(silent), tuple(hidden))
+
+
+def _none_was_found(hidden: list[int], others: list[str]) -> str:
+    """``others``: control sockets of other users."""
+    line = f"no running udsproxy was found in {place.looked_in()}"
+    if hidden:
+        line += f"; not asked: {elsewhere.listed(hidden)}; name its control socket with --control PATH"
+    else:
+        line += "; one that was started with --control PATH is found with the same option"
+    return f"{line}; control sockets of other users: {printable(', '.join(others))}" if others else line
 
 
 def _proxies_of(client: Client) -> list[Running]:
@@ -76,7 +88,8 @@ def choose(control: str | None, wanted: str | None) -> list[Running]:
     ``wanted``: a proxy's name, or the path of its socket, of its server's, or of the control socket. Raises
     `ControlError`: none is, or several could be.
     """
-    there, silent = running(control)
+    running_now = running(control)
+    there, silent, hidden = list(running_now.proxies), running_now.silent, running_now.hidden
     if wanted is not None and "/" in wanted:
         at = [each for each in there if os.path.realpath(wanted) == os.path.realpath(each.client.path)]
         if at:
@@ -84,11 +97,18 @@ def choose(control: str | None, wanted: str | None) -> list[Running]:
     found = there if wanted is None else [each for each in there if _is_meant(each, wanted)]
     if not found:
         besides = "".join(f"; {line}" for line in silent)
+        if hidden:
+            besides += f"; not asked: {elsewhere.listed(hidden)} (--control PATH)"
         raise ControlError(f"no proxy is called {printable(wanted or '')!r}; there is {listed(there)}{besides}")
     if silent and wanted is None:
         raise ControlError(
             f"several run, and one does not answer ({silent[0]}); choose one with --proxy NAME or PATH, or "
             f"--control PATH: {listed(there)}"
+        )
+    if hidden and wanted is None:
+        raise ControlError(
+            f"several run, and one has its control socket elsewhere ({elsewhere.listed(hidden)}); choose one "
+            f"with --proxy NAME or PATH, or --control PATH: {listed(there)}"
         )
     if len({each.client.path for each in found}) > 1 or (wanted is not None and len(found) > 1):
         which = "several proxies run" if wanted is None else f"several proxies are meant by {printable(wanted)!r}"

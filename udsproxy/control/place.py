@@ -89,7 +89,7 @@ def _why_not(directory: Path) -> str | None:
     """Why this is no place for a socket of ours; None: it is one. Raises OSError."""
     about = directory.lstat()
     if not stat.S_ISDIR(about.st_mode):
-        return f"{directory} is no directory"
+        return f"{directory} is not a directory"
     if about.st_uid not in (0, os.geteuid()):
         return f"{directory} belongs to {user_name(about.st_uid)}"
     return who_may_replace(str(directory / "any"))

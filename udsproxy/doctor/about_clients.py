@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Entry, Facts, Pool, User
-from udsproxy.doctor.finding import Finding
+from udsproxy.doctor.finding import Finding, dated, grep
 from udsproxy.doctor.php_fpm import octal
 from udsproxy.doctor.rights import SEARCH, WRITE, is_masked, obstacle, why_not
 
@@ -17,7 +17,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     if not facts.entries or facts.kind is not None or facts.failure not in (None, "ECONNREFUSED"):
         return  # (what is no socket is not ours to open to anybody)
     for user in facts.clients:
-        yield from _may_connect(facts, user)
+        yield from dated("now", _may_connect(facts, user))
     if not facts.clients:
         yield Finding(
             "note",
@@ -26,7 +26,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
             "Name the client's user: --client www-data.",
         )
     if facts.onward is not None and facts.onward.way:
-        yield _goes_on(facts, facts.onward)
+        yield from dated("now", [_goes_on(facts, facts.onward)])
     if facts.pool is not None and facts.tapped is None and not facts.hops and facts.systemd is None:
         yield from _as_configured(facts)
         yield from _ignored(facts.pool)
@@ -140,7 +140,7 @@ def _ignored(pool: Pool) -> Iterator[Finding]:
             f"{' and '.join(ignored)}: ignored, for {acl} = {pool.settings[acl]}",
             f"php-fpm gives the file an ACL instead ({pool.at(acl)}), and leaves owner and group as they are.",
             f"Remove {' and '.join(ignored)} ({pool.at(ignored[0])}), or the ACL.",
-            f"grep 'is ignored' {pool.log}",
+            grep("is ignored", [pool.error_log] if pool.error_log else [], "php-fpm's"),
         )
 
 

@@ -25,6 +25,11 @@ class _Meaning(NamedTuple):
 _QUEUE_WAS_FULL = (
     "The queue was full: for a moment no worker accepted, and each client that came meanwhile was refused."
 )
+_UDSPROXY = "a udsproxy before it (a tap, a run) was killed"
+_WHO_ENDED = (
+    "Look for SIGSEGV, SIGKILL and `execution timed out` in php-fpm's error_log at that time. "
+    "Where a udsproxy ran, see when it ended."
+)
 _MEANINGS = {
     "connect 11": _Meaning("problem", _QUEUE_WAS_FULL, ""),
     "connect 2": _Meaning(
@@ -35,17 +40,19 @@ _MEANINGS = {
     "connect 13": _Meaning(
         "warning",
         "nginx's user may not connect: no write permission on the socket, or no x on a directory above it.",
-        "Compare the times with changes of owner and mode; what holds now is told below.",
+        "Compare the times with changes of owner and mode. Whether nginx may connect now is a finding of its own.",
     ),
     "connect 111": _Meaning(
         "warning",
-        "The file was there, and nobody listened: the server had been killed.",
+        "The file was there, and nobody listened: the server had been killed, or a udsproxy at this path (a tap "
+        "together with its guardian).",
         "See the server's own log, and dmesg (the OOM killer), at that time.",
     ),
     "recv 104": _Meaning(
         "warning",
-        "A worker ended with a request half read: it was killed, or its master closed the socket.",
-        "Look for SIGSEGV, SIGKILL and `execution timed out` in php-fpm's error_log at that time.",
+        "The connection was closed before what nginx had sent on it was read: a worker was killed, the server was "
+        f"stopped while requests waited in its queue, or {_UDSPROXY}.",
+        _WHO_ENDED,
     ),
     "timed out 110": _Meaning(
         "warning",
@@ -55,8 +62,9 @@ _MEANINGS = {
     ),
     "closed": _Meaning(
         "warning",
-        "A worker closed the connection without a whole answer: it crashed, or was killed.",
-        "Look for SIGSEGV, SIGKILL and `execution timed out` in php-fpm's error_log at that time.",
+        "The connection was closed before a whole answer had come: a worker crashed or was killed, or "
+        f"{_UDSPROXY}.",
+        _WHO_ENDED,
     ),
     "no live upstreams": _Meaning(
         "problem",
@@ -64,6 +72,8 @@ _MEANINGS = {
         "max_fails=0 on each `server unix:...` of the block.",
     ),
 }
+_OF_A_SERVER = ("connect 11", "recv 104", "timed out 110", "closed")
+"""Kinds that tell of a server which was there."""
 _OTHER = _Meaning("warning", "", "udsproxy explain tells what such a line means.")
 
 
@@ -75,7 +85,8 @@ def findings(facts: Facts) -> Iterator[Finding]:
                 yield _logged(facts, log, logged)
             if not log.logged and log.begin and log.level not in _HIDES_11:
                 yield Finding(
-                    "fine", f"nginx's error log has no failure of this socket since {log.begin} ({log.path})"
+                    "fine",
+                    f"nginx's error log has no failure of this socket since {_at(log, log.begin)} ({log.path})",
                 )
             if log.level in _HIDES_11:
                 yield Finding(
@@ -92,12 +103,16 @@ def _logged(facts: Facts, log: ErrorLog, logged: Logged) -> Finding:
     number = logged.kind.rpartition(" ")[2]
     what = f"error {number}" if number.isdecimal() else f"`{logged.words}`"
     level, do = meaning.level, meaning.do
-    count = logged.since_start
-    when = f"{plural(count, 'time')} since the server was started, last at {logged.last}"
-    if not count:
-        level, count = "note", logged.count
-        when = f"{plural(count, 'time')}, the last at {logged.last}, before the server was started"
-    part = "" if log.is_whole else f" Only its end was read, from {log.begin or 'some time'} on."
+    last = f"last at {_at(log, logged.last)}"
+    if logged.since_start:
+        when = f"{plural(logged.since_start, 'time')} since the server was started, {last}"
+    else:
+        when = f"{plural(logged.count, 'time')}, {last}"
+        if logged.since_start is not None:
+            level, when = "note", f"{when}, before the server was started"
+        elif facts.has_no_server and logged.kind in _OF_A_SERVER:
+            level, when = "note", f"{when}, while there was a server"
+    part = "" if log.is_whole else f" Only its end was read, from {_at(log, log.begin) or 'some time'} on."
     line = f"`{logged.words}` in {log.path}.{part}"
     if logged.kind == "connect 11":
         do = _room(facts)
@@ -106,8 +121,20 @@ def _logged(facts: Facts, log: ErrorLog, logged: Logged) -> Finding:
         f"nginx logged {what} for this socket {when}",
         f"{meaning.why} {line}".strip(),
         do,
-        f"grep -F {shlex.quote(logged.words)} {shlex.quote(log.path)} | tail",
+        _search(log, logged),
     )
+
+
+def _at(log: ErrorLog, time: str) -> str:
+    """A time of nginx's, with its zone."""
+    return f"{time} {log.zone}".strip() if time else ""
+
+
+def _search(log: ErrorLog, logged: Logged) -> str:
+    """The command that shows these lines, and no others."""
+    files = log.files or (log.path,)
+    command = f"grep {'-hF' if len(files) > 1 else '-F'} {shlex.quote(logged.words)} {shlex.join(files)}"
+    return f"{command}{f' | grep -F {shlex.quote(logged.upstream)}' if logged.upstream else ''} | tail"
 
 
 def _room(facts: Facts) -> str:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Facts, Nginx, Peer, Refused, Upstream
-from udsproxy.doctor.finding import Finding, plural
+from udsproxy.doctor.finding import Finding, grep, plural
 
 _MAX_SHOWN = 3
 
@@ -22,7 +22,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
     for nginx in facts.nginx:
         for upstream in nginx.upstreams:
             yield from _missing(upstream)
-            yield from _failures(nginx, upstream)
+            yield from _failures(facts, nginx, upstream)
             yield from _kept(facts, nginx, upstream)
         yield from _passes(nginx)
         yield from _process(facts, nginx)
@@ -57,7 +57,7 @@ def _missing(upstream: Upstream) -> Iterator[Finding]:
         )
 
 
-def _failures(nginx: Nginx, upstream: Upstream) -> Iterator[Finding]:
+def _failures(facts: Facts, nginx: Nginx, upstream: Upstream) -> Iterator[Finding]:
     peers = upstream.peers
     block = f"upstream {upstream.name} ({upstream.at})"
     if len(peers) == 1:
@@ -70,7 +70,8 @@ def _failures(nginx: Nginx, upstream: Upstream) -> Iterator[Finding]:
     if not counted:
         yield Finding("fine", f"{block}: max_fails=0, an error 11 does not put the server out")
     else:
-        yield _amplified(block, peers, counted[0])
+        check = grep("no live upstreams", facts.nginx_logs, "nginx's")
+        yield _amplified(block, peers, counted[0], f"nginx -T | grep -A9 'upstream '; {check}")
     for found in nginx.passes:
         if found.upstream == upstream.name and "off" in found.next_upstream:
             yield Finding(
@@ -83,7 +84,7 @@ def _failures(nginx: Nginx, upstream: Upstream) -> Iterator[Finding]:
             break
 
 
-def _amplified(block: str, peers: tuple[Peer, ...], here: Peer) -> Finding:
+def _amplified(block: str, peers: tuple[Peer, ...], here: Peer, check: str) -> Finding:
     all_go = all(each.max_fails for each in peers)
     # Sockets of one machine fill up together; other machines may still have room.
     local = all(each.address.startswith("unix:") for each in peers)
@@ -100,7 +101,7 @@ def _amplified(block: str, peers: tuple[Peer, ...], here: Peer) -> Finding:
         why,
         f"server {here.address} max_fails=0; the same for the block's other sockets of this machine. Then "
         "nginx -s reload.",
-        "grep 'no live upstreams' in nginx's error_log; nginx -T | grep -A9 'upstream '",
+        check,
     )
 
 
@@ -118,7 +119,7 @@ def _kept(facts: Facts, nginx: Nginx, upstream: Upstream) -> Iterator[Finding]:
         "A worker of php-fpm serves one connection until it is closed: kept open and idle, it has no worker for "
         f"others. (keepalive {upstream.keepalive} is for each of {plural(len(nginx.workers), 'nginx worker')}.)",
         "fastcgi_keep_conn off; on a Unix socket connecting anew costs next to nothing.",
-        f"udsproxy state {shlex.quote(facts.path)}: workers that wait in read() for nginx",
+        f"udsproxy state {shlex.quote(facts.path)}   (workers that wait in read() for nginx)",
     )
 
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Facts, Pool
-from udsproxy.doctor.finding import Finding, plural
+from udsproxy.doctor.finding import Finding, dated, grep, plural
 from udsproxy.doctor.php_fpm import number, seconds
 
 _FEW_REQUESTS = 200
@@ -18,11 +18,20 @@ def findings(facts: Facts) -> Iterator[Finding]:
     pool = facts.pool
     if pool is None:
         return
-    yield from _children(facts, pool)
+    yield from dated("now", _children(facts, pool))
     yield from _shared(pool)
     yield from _manager(facts, pool)
-    yield from _renewal(pool)
+    yield from _renewal(facts, pool)
     yield from _zombies(facts, pool)
+
+
+def _search(words: str, pool: Pool) -> str:
+    return grep(words, [pool.error_log] if pool.error_log else [], "php-fpm's")
+
+
+def _workers_of(facts: Facts) -> str:
+    """For ps: which processes."""
+    return "-C php-fpm" if facts.php_fpm is None else f"--ppid {facts.php_fpm}"
 
 
 def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
@@ -30,7 +39,9 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
     if most is None:
         return
     path = shlex.quote(facts.path)
-    check = f"udsproxy state {path} --watch; grep max_children {pool.log}"
+    check = f"udsproxy state {path} --watch"
+    if pool.settings.get("pm") in ("dynamic", "ondemand"):  # fpm_process_ctl.c: pm = static says nothing of it
+        check += f"; {_search('max_children', pool)}"
     do = "Find what they wait for (udsproxy state says it); only then raise pm.max_children, as memory allows "
     do += f"({pool.at('pm.max_children')})."
     if not facts.servers or facts.idle:
@@ -55,7 +66,7 @@ def _children(facts: Facts, pool: Pool) -> Iterator[Finding]:
             "They are just being forked anew, or cannot be (memory, a limit of processes), or the file was changed "
             "since php-fpm started.",
             f"See {pool.log}; reload php-fpm.",
-            f"ps -o pid,ppid,args --ppid {facts.php_fpm}",
+            f"ps -o pid,ppid,args {_workers_of(facts)}",
         )
 
 
@@ -65,7 +76,7 @@ def _shared(pool: Pool) -> Iterator[Finding]:
     if not 0 < limit < max(most, pool.all_children):
         return
     do = f"Raise process.max ({pool.process_max_at}), or set it to 0 (no limit)."
-    check = f"grep process.max {pool.log}"
+    check = _search("process.max", pool)
     if limit < most:
         yield Finding(
             "problem",
@@ -95,7 +106,7 @@ def _manager(facts: Facts, pool: Pool) -> Iterator[Finding]:
             "After a quiet time the first requests of a burst each wait for a fork. A worker ends when it was idle "
             f"for pm.process_idle_timeout = {pool.settings.get('pm.process_idle_timeout', '10s')}.",
             f"For a site that has bursts: pm = static ({pool.at('pm')}).",
-            f"ps --ppid {facts.php_fpm} | wc -l, before and in a burst",
+            f"ps {_workers_of(facts)} | wc -l   (before a burst, and in it)",
         )
     elif kind == "dynamic":
         spare = number(pool.settings.get("pm.min_spare_servers"), 0)
@@ -108,11 +119,11 @@ def _manager(facts: Facts, pool: Pool) -> Iterator[Finding]:
             "(pm.min_spare_servers) are idle again. The queue must hold a burst for as long.",
             f"pm = static ({pool.at('pm')}) where memory is there for all of them anyway, or a larger "
             "pm.min_spare_servers.",
-            f"grep 'seems busy' {pool.log}",
+            _search("seems busy", pool),
         )
 
 
-def _renewal(pool: Pool) -> Iterator[Finding]:
+def _renewal(facts: Facts, pool: Pool) -> Iterator[Finding]:
     most = number(pool.settings.get("pm.max_requests"), 0)
     if most == 0:
         yield Finding(
@@ -120,7 +131,7 @@ def _renewal(pool: Pool) -> Iterator[Finding]:
             "pm.max_requests = 0: workers are never renewed",
             "What a script or an extension leaks stays, until memory ends.",
             "pm.max_requests = 1000 or so, if workers grow.",
-            "ps -o rss,etime,args -C php-fpm, over days (or php-fpm8.2, as it is called here)",
+            f"ps -o rss,etime,args {_workers_of(facts)}   (over days)",
         )
         return
     yield Finding(
@@ -129,7 +140,7 @@ def _renewal(pool: Pool) -> Iterator[Finding]:
         "For some milliseconds there is one worker less. Workers that were started together come to it at about "
         "the same time, and their own caches (paths, connections to databases) are cold then.",
         f"1000 or more ({pool.at('pm.max_requests')}), unless they leak much." if most < _FEW_REQUESTS else "",
-        "ps -o pid,etime,args: the workers' ages",
+        f"ps -o pid,etime,args {_workers_of(facts)}   (ELAPSED: their ages)",
     )
 
 
@@ -152,5 +163,5 @@ def _zombies(facts: Facts, pool: Pool) -> Iterator[Finding]:
         why,
         f"request_terminate_timeout = {least or 60:g}s or less ({pool.at('request_terminate_timeout')}), or a "
         "longer *_read_timeout in nginx; and timeouts for what the scripts wait for.",
-        "grep 110: in nginx's error_log; udsproxy state shows workers that wait for long",
+        grep("(110: ", facts.nginx_logs, "nginx's"),
     )

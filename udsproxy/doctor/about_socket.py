@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from udsproxy.doctor.facts import Facts, Pool, Process
-from udsproxy.doctor.finding import Finding, plural
+from udsproxy.doctor.finding import Finding, dated, plural
 from udsproxy.doctor.php_fpm import number
 
 _NEAR = 0.8
@@ -26,7 +26,7 @@ _MISSING = {
 def findings(facts: Facts) -> Iterator[Finding]:
     """All of them."""
     if facts.failure is not None and not facts.is_lost:  # else that is a tap's doing (about_standstill)
-        yield _unreachable(facts)
+        yield from dated("now", [_unreachable(facts)])
     elif facts.state is None and not facts.hops:
         yield Finding(
             "warning",
@@ -61,9 +61,9 @@ def findings(facts: Facts) -> Iterator[Finding]:
     if facts.type == "datagram":
         yield from _datagrams(facts)
     elif facts.state == "listening":
-        yield from _queue_now(facts)
+        yield from dated("now", _queue_now(facts))
         yield from _backlog(facts)
-    yield from _descriptors(facts)
+    yield from dated("now", _descriptors(facts))
 
 
 def in_ss(facts: Facts) -> str:
@@ -244,7 +244,7 @@ def _backlog(facts: Facts) -> Iterator[Finding]:
             else f"Backlog={workers} or more in its unit.",
             check,
         )
-    else:
+    elif not facts.was_full:
         yield Finding("fine", f"room for {has + 1} in the queue, and {plural(workers, 'worker')}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from udsproxy.doctor.about_socket import in_ss
 from udsproxy.doctor.facts import Facts
-from udsproxy.doctor.finding import Finding
+from udsproxy.doctor.finding import Finding, dated
 
 
 def findings(facts: Facts) -> Iterator[Finding]:
@@ -30,7 +30,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
         )
         yield from _backlog(facts)
     if not facts.workers and facts.state == "listening":
-        yield _nobody_yet(facts)
+        yield from dated("now", [_nobody_yet(facts)])
 
 
 def _has_dropin(facts: Facts) -> bool:

@@ -61,7 +61,8 @@ def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked
                 refused += keep_it_from_starting
             there, way = sockets.there(), sockets.way()
             if seen is not None:
-                logs = _logs(reader, seen, start, sockets, began_at, logs_left)
+                here = "" if root.is_ours else f"/proc/{pid}/root"
+                logs = _logs(reader, seen, start, sockets, began_at, logs_left, here)
                 logs_left -= len(logs)
                 found.append(
                     msgspec.structs.replace(seen, workers=_workers(machine, pid), logs=logs, there=there, way=way)
@@ -96,9 +97,16 @@ def _workers(machine: Machine, master: int) -> tuple[Process, ...]:
 
 
 def _logs(
-    reader: Reader, seen: Nginx, start: Start, sockets: SeenFrom, began_at: float | None, limit: int
+    reader: Reader,
+    seen: Nginx,
+    start: Start,
+    sockets: SeenFrom,
+    began_at: float | None,
+    limit: int,
+    here: str,
 ) -> tuple[ErrorLog, ...]:
-    """The error logs, each with the one before it (a rotation of last night is no reason to see nothing)."""
+    """The error logs, each with the one before it (a rotation of last night is no reason to see nothing). ``here``:
+    what stands before a path of theirs where it is opened from our root directory."""
     names = {each.name for each in seen.upstreams}
 
     def is_same(path: str) -> bool:
@@ -110,12 +118,14 @@ def _logs(
         if tail is None:
             continue
         data, is_whole, written_at = tail
+        files = [f"{here}{log.path}"]
         before = f"{log.path}.1"
         if is_whole and len(data) < MAX_TAIL and reader.root.exists(before):
             older = reader.tail(before)
             if older is not None:
                 data, is_whole, written_at = older[0] + data, older[1], written_at if data else older[2]
-        whole = msgspec.structs.replace(log, is_whole=is_whole)
+                files.insert(0, f"{here}{before}")
+        whole = msgspec.structs.replace(log, is_whole=is_whole, files=tuple(files))
         found.append(nginx_log.summarize(whole, data, written_at, began_at, is_same, names))
     if len(seen.logs) > limit:
         reader.note(f"{len(seen.logs) - limit} more error logs of {shown(start.file)}")

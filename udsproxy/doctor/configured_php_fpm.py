@@ -60,6 +60,9 @@ def look(known: KnownSocket, servers: tuple[Process, ...]) -> Looked:
             found = look_at(known, file, _program(pid), root, holds=bool(servers))
         finally:
             root.close()
+        if found.pool is not None and found.pool.error_log and not root.is_ours:
+            there = f"/proc/{pid}/root{found.pool.error_log}"
+            found = found._replace(pool=msgspec.structs.replace(found.pool, error_log=there))
         if found.pool is not None or servers:
             return found._replace(pid=pid)
     return Looked()

@@ -165,12 +165,15 @@ class Logged(msgspec.Struct, frozen=True):
     kind: str
     """``connect 11``, ``recv 104``, ``timed out 110``, ``closed``, ``no live upstreams``."""
     words: str
-    """``connect() failed (11: Resource temporarily unavailable)``."""
+    """Each of them has it, as it stands here: ``connect() to unix:/x.sock failed (11: Resource temporarily
+    unavailable)``; where they name several paths, only what comes after these."""
     count: int
     last: str
     """When, in nginx's local time: ``2026-11-29 03:12:44``."""
-    since_start: int
-    """How many of them since the server was started; where that is not known, all."""
+    since_start: int | None
+    """How many of them since the server was started; None: that is not known, or there is no server."""
+    upstream: str = ""
+    """What of the upstream's name is in each of them, too, where `words` has no path: ``fastcgi://unix:/x.sock:``."""
 
 
 class ErrorLog(msgspec.Struct, frozen=True):
@@ -178,12 +181,16 @@ class ErrorLog(msgspec.Struct, frozen=True):
 
     path: str
     begin: str = ""
-    """The first line that was looked at is of this time."""
+    """The first line that was looked at is of this time, in nginx's local time."""
+    zone: str = ""
+    """Of that time: ``+0100``; empty: it cannot be told."""
     is_whole: bool = True
     """False: only the end of the file was read."""
     level: str = "error"
     """What is less severe is not logged."""
     logged: tuple[Logged, ...] = ()
+    files: tuple[str, ...] = ()
+    """Those that were read, the oldest first, by the names that they have here."""
 
 
 class Nginx(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,6 +277,22 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     def server_path(self) -> str:
         """Of the server's own socket."""
         return self.behind or self.tapped or self.path
+
+    @property
+    def nginx_logs(self) -> tuple[str, ...]:
+        """The error logs of all nginx, by the names that they have here."""
+        return tuple(dict.fromkeys(file for nginx in self.nginx for log in nginx.logs for file in log.files))
+
+    @property
+    def has_no_server(self) -> bool:
+        """Nobody is seen to serve there, and clients do get an error."""
+        return self.failure is not None and not self.servers
+
+    @property
+    def was_full(self) -> bool:
+        """nginx was refused for a full queue since the server was started, or that may be."""
+        logged = (each for nginx in self.nginx for log in nginx.logs for each in log.logged)
+        return any(each.kind == "connect 11" and each.since_start != 0 for each in logged)
 
     @property
     def is_lost(self) -> bool:

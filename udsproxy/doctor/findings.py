@@ -16,19 +16,20 @@ from udsproxy.doctor import (
 )
 from udsproxy.doctor.about_load import Load
 from udsproxy.doctor.facts import Facts
-from udsproxy.doctor.finding import LEVELS, Finding
+from udsproxy.doctor.finding import LEVELS, WHEN, Finding, dated
 
 
 def examine(facts: Facts, load: Load) -> list[Finding]:
-    """All that follows; within a level, who stands at the path and the socket come first."""
+    """All that follows, the worst first, and of that what is so at this moment; else who stands at the path and the
+    socket come first."""
     found = chain(
-        about_standstill.findings(facts),
+        dated("now", about_standstill.findings(facts)),
         about_socket.findings(facts),
         about_systemd.findings(facts),
-        about_log.findings(facts),
+        dated("before", about_log.findings(facts)),
         about_clients.findings(facts),
         about_php_fpm.findings(facts),
         about_nginx.findings(facts),
         about_load.findings(facts, load),
     )
-    return sorted(found, key=lambda each: LEVELS.index(each.level))
+    return sorted(found, key=lambda each: (LEVELS.index(each.level), WHEN.index(each.when)))

@@ -15,6 +15,9 @@ import msgspec
 
 MOST_LINE = 1 << 20
 """Bytes; what is longer is skipped."""
+MIN_REQUESTS = 100
+"""With fewer a single slow one decides what the mean is, and chance which second is the busiest."""
+MIN_SPAN_S = 10.0
 _MOST_PROXIES = 64
 _MOST_SECONDS = 4096
 """Seconds that are counted at once: requests are logged when they end, in another order than they began."""
@@ -39,6 +42,11 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """How often the queue became full."""
     skipped: int = 0
     """Lines that are no event."""
+
+    @property
+    def is_enough(self) -> bool:
+        """To tell from it how many workers are needed."""
+        return self.requests >= MIN_REQUESTS and self.span_s >= MIN_SPAN_S
 
 
 class _Line(msgspec.Struct):

@@ -357,11 +357,13 @@ class Listener:
 def _require_dead_socket(pinned: int, path: str) -> None:
     """A socket that nobody listens on (ECONNREFUSED). Raises `ListenError`."""
     if not stat.S_ISSOCK(os.fstat(pinned).st_mode):
-        raise ListenError(f"cannot listen on {path}: it is there and is no socket; choose another path")
+        raise ListenError(f"cannot listen on {path}: a file that is not a socket is there; choose another path")
     with unix_socket() as probe:
         found = connect(probe, UnixPath(f"/proc/self/fd/{pinned}"))
     if found == errno.EACCES:
-        raise ListenError(f"cannot listen on {path}: a socket is there and may not be tried (EACCES); remove it")
+        raise ListenError(
+            f"cannot listen on {path}: a socket is there that this user may not connect to (EACCES); remove it"
+        )
     if found != errno.ECONNREFUSED:
         raise ListenError(
             f"cannot listen on {path}: somebody already listens there; stop that first, or choose another path"

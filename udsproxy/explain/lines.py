@@ -7,8 +7,10 @@ through `printable`.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
+from collections.abc import Iterable
 from datetime import date, datetime
 
 import msgspec
@@ -23,23 +25,29 @@ from udsproxy.logs.reading import read
 
 MAX = 16 * 1024
 _MAX_SHOWN = 200
+_LIKE = 0.75
+"""How much what was meant resembles what was written, at least (difflib)."""
 
 
 class Found(msgspec.Struct, frozen=True):
     """What is known of an error: an errno's name or a symptom, and what the line has besides; or only a call.
 
     With a symptom, ``errno`` is what the line has, and not what is explained. ``tcp``: the line is about this
-    address, so not about a Unix socket. ``at``, ``script`` and ``program`` are the log's.
+    address, so not about a Unix socket. ``at``, ``script`` and ``program`` are the log's. ``texts`` are
+    the messages that a script wrote, of each its first line. ``failed`` is
+    the call, where it is not the one that the symptom's words name: mkdir.
     """
 
     call: Call | None = None
     errno: str | None = None
     symptom: Symptom | None = None
     path: str | None = None
+    failed: str | None = None
     file: str | None = None
     client: str | None = None
     request: str | None = None
     script: str | None = None
+    texts: tuple[str, ...] = ()
     tcp: str | None = None
     program: str = ""
     at: datetime | None = None
@@ -102,6 +110,10 @@ _TCP = re.compile(
     r"|^https?://([\w.-]{1,80}:\d{1,5})\b|\bhost (\S{1,80} port \d{1,5})\b|\(('[\d.:a-z]{1,45}', \d{1,5})\)"
     r"|\b(?:listen|dial) tcp[46]? (\S{1,80}):(?= )"
 )
+_MESSAGE = re.compile(r"(?:(?:; ?|^)(?:[A-Z]{5,7}: )?|\n)PHP message: |^(?:NOTICE|WARNING|ERROR|ALERT|DEBUG): ")
+_BELOW_IT = re.compile(r"\n|\\n| Stack trace: ?#0 ")
+"""Where a message's first line ends, also as Apache writes it, and as it is pasted."""
+_MAX_MESSAGES = 10
 _NUMBER_FIRST = frozenset({"apache", "access"})
 """Programs whose lines have a place for the errno, or none at all, and what visitors sent in many others."""
 _LONG_NUMBER = re.compile(r"(?<!rrno)(?<!rror)(?<!code:)(?<!code)([ =])\d{3,}(?=[ ,.;\]]|$)")
@@ -113,7 +125,7 @@ def parse(text: str, today: date | None = None) -> Found | None:
     if len(text) > MAX:
         text = text[: MAX // 2] + text[-MAX // 2 :]
     line = " ".join(text.split())
-    return _alone(line) or understand(read(line, today))
+    return errno_or_call(line) or understand(read(line, today))
 
 
 def understand(line: LogLine) -> Found | None:
@@ -129,10 +141,12 @@ def understand(line: LogLine) -> Found | None:
         errno=errno if symptom is None or elsewhere else None,
         symptom=symptom,
         path=path,
+        failed=line.call if symptom is not None and symptom.named(line.call, None) != symptom.words else None,
         file=_shown(line.file) or (_file(symptom, line) if elsewhere else None),
         client=_shown(line.client),
         request=_shown(line.request),
         script=_shown(line.script),
+        texts=tuple(each for each in _messages(line.text) if symptom is None or each != symptom.words),
         tcp=_shown(line.tcp) or (None if path is not None or elsewhere else _tcp(line.said)),
         program=line.program,
         at=line.at,
@@ -154,7 +168,7 @@ def _decided(
     return None if symptom is not None else _call(line, errno), errno, symptom
 
 
-def _alone(line: str) -> Found | None:
+def errno_or_call(line: str) -> Found | None:
     """``EAGAIN``, ``11``, ``connect eagain``, ``errno 11``, ``connect``."""
     if (only := _CALLS.get(line.lower().removesuffix("()"))) is not None:
         return Found(call=only)
@@ -167,6 +181,21 @@ def _alone(line: str) -> Found | None:
     what = said["what"].upper()
     errno = by_number(int(what)) if what.isascii() and what.isdigit() else BY_NAME.get(what)
     return None if errno is None else Found(call=call, errno=errno)
+
+
+def nearest(text: str) -> str | None:
+    """What was probably meant by one word or two, with letters left out or exchanged: ``connect EAGAIN``."""
+    words = text[:_MAX_SHOWN].removesuffix("()").split()
+    if not 1 <= len(words) <= 2:
+        return None
+    calls = [] if len(words) == 1 else [_nearest(words[0].removesuffix("()").lower(), _CALLS)]
+    last = _nearest(words[-1].upper(), BY_NAME) or (_nearest(words[0].lower(), _CALLS) if len(words) == 1 else None)
+    meant = [*calls, last]
+    return None if None in meant else " ".join(word for word in meant if word is not None)
+
+
+def _nearest(word: str, names: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(names), n=1, cutoff=_LIKE)), None)
 
 
 def _errno(line: LogLine) -> str | None:
@@ -211,6 +240,13 @@ def _call_in(line: LogLine) -> Call | None:
 def _cannot_bind(line: LogLine) -> bool:
     """Its own words for bind() tell of a failure, though not of which."""
     return any(phrase.call == "bind" and phrase.pattern.search(line.said) is not None for phrase in CALLS_IN_WORDS)
+
+
+def _messages(text: str | None) -> tuple[str, ...]:
+    """PHP writes several into one record, each with its trace."""
+    parts = _MESSAGE.split(text or "")
+    first = (_shown(" ".join(_BELOW_IT.split(part.lstrip(), maxsplit=1)[0].split())) for part in parts)
+    return tuple(each for each in first if each)[:_MAX_MESSAGES]
 
 
 def _path(said: str) -> str | None:

@@ -30,10 +30,12 @@ udsproxy explain -f /var/log/nginx/error.log
 ```
 
 Given logs it first sums them up: each error, how often, from when to when, its busiest minute, and for which
-scripts; then the newest lines of all logs in order of time, and then each error once. `-f` goes on with what is
-written from then on (also after logrotate). Of each log the newest 8 MiB (100,000 lines) are read. A time
-without a zone is local time; a line without a time has that of the line before it; within a second, the log
-that is named first comes first.
+scripts; then the newest events of all logs in order of time, and then each error once. `-f` goes on with what
+is written from then on (also after logrotate), and explains in short what comes for the first time. Of each log
+the newest 8 MiB (100,000 lines) are read. A time without a zone is taken as local time (where the file was
+written at another, it says that the log is likely to be of another zone); a line without a time has that of the
+line before it; within a second, the log that is named first comes first. A script's text is one error, however
+many lines it has; where it stands in nginx's log, php-fpm's copy of it is not counted.
 
 It knows the lines of nginx, php-fpm, Apache, lighttpd, HAProxy, uWSGI, gunicorn, unicorn, puma, Caddy, Traefik,
 MySQL, PostgreSQL, Redis, docker, ssh, supervisor, systemd, SELinux and AppArmor, and how Go, Java, Node.js,
@@ -51,8 +53,9 @@ strace, where it is named, makes a process several times slower while it is atta
 
 ## Reproduce
 
-On sockets of your own, never on one in use: a server, and a proxy with the fault in front of it, in a directory of
-their own. Ctrl-C ends both. The clients of `$D/p`, whose path the proxy prints, meet the error.
+On sockets of your own, never on one in use: a server, a proxy with the fault in front of it, and after 2 s a client
+that meets the error, in a directory of their own. Ctrl-C ends all of it, and removes the directory. Until then
+other clients meet the error, too, at the path that the proxy prints.
 
 ```
 {}

@@ -11,27 +11,39 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableSequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from udsproxy.explain.lines import Found, understand
-from udsproxy.logs.reading import read
+from udsproxy.logs.records import Records
 
 MAX_KINDS = 500
 MAX_SCRIPTS = 200
 MAX_RUNS = 15
+_MAX_OF_RUN = 20
+"""Scripts of one run that are kept."""
+_GAP = timedelta(seconds=5)
+"""Lines that are further apart are not one event."""
 
 Kind = tuple[str | None, str | None, str | None, str | None]
-"""Call, errno, a symptom's words, the socket's path: lines that share it are counted together."""
+"""Call, errno, a symptom's words, the socket's path (or the call that failed instead): lines that share it are
+counted together."""
+Meant = tuple[str | None, str | None, str | None]
+"""Call, errno, a symptom's words: what has one explanation."""
 Stamped = tuple[datetime | None, Found]
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 
 def kind_of(found: Found) -> Kind:
     """What it is counted as."""
+    return *meant(found), found.path or found.tcp or found.failed
+
+
+def meant(found: Found) -> Meant:
+    """What it is explained as. (With a symptom, the errno is the line's.)"""
     symptom = None if found.symptom is None else found.symptom.words
-    return found.call, found.errno, symptom, found.path or found.tcp
+    return found.call, found.errno, symptom
 
 
 def script_of(found: Found) -> str | None:
@@ -54,6 +66,10 @@ class Tally:
     """The minute with most of its lines."""
     busiest_count: int = 0
     scripts: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, int] = field(default_factory=dict)
+    """What scripts wrote."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Those that could not be used."""
     _minute: datetime | None = None
     _in_minute: int = 0
 
@@ -61,8 +77,12 @@ class Tally:
         self.example = found
         self.count += 1
         script = script_of(found)
-        if script is not None and (script in self.scripts or len(self.scripts) < MAX_SCRIPTS):
-            self.scripts[script] = self.scripts.get(script, 0) + 1
+        if script is not None:
+            _count(self.scripts, script, MAX_SCRIPTS)
+        for text in found.texts:
+            _count(self.texts, text, MAX_SCRIPTS)
+        if found.file is not None:
+            _count(self.files, found.file, MAX_SCRIPTS)
         if at is None:
             return
         self.first = self.first or at
@@ -73,19 +93,48 @@ class Tally:
         if self._in_minute > self.busiest_count:
             self.busiest, self.busiest_count = minute, self._in_minute
 
-    def top_scripts(self, most: int) -> list[tuple[str, int]]:
-        """The most frequent ones."""
-        return sorted(self.scripts.items(), key=lambda each: -each[1])[:most]
+
+def top(counts: dict[str, int], number: int) -> list[tuple[str, int]]:
+    """The most frequent ones."""
+    return sorted(counts.items(), key=lambda each: -each[1])[:number]
+
+
+def _count(counts: dict[str, int], name: str, limit: int) -> None:
+    if name in counts or len(counts) < limit:
+        counts[name] = counts.get(name, 0) + 1
 
 
 @dataclass(slots=True)
 class Run:
-    """Lines of one kind in a row."""
+    """Lines in a row that are one event: of one kind, of one program, about the same file or text of a script, and
+    not far apart."""
 
     example: Found
     first: datetime | None
     last: datetime | None
-    count: int = 1
+    count: int = 0
+    scripts: dict[str, int] = field(default_factory=dict)
+
+    def takes(self, found: Found, at: datetime | None) -> bool:
+        """Whether this line belongs to it."""
+        if kind_of(found) != kind_of(self.example) or found.program != self.example.program:
+            return False
+        if (found.texts, found.file) != (self.example.texts, self.example.file):
+            return False
+        return at is None or self.last is None or at - self.last <= _GAP
+
+    def add(self, found: Found, at: datetime | None) -> None:
+        self.example, self.last, self.count = found, at or self.last, self.count + 1
+        if (script := script_of(found)) is not None:
+            _count(self.scripts, script, _MAX_OF_RUN)
+
+
+def runs_of(stamped: Iterable[Stamped], runs: MutableSequence[Run]) -> None:
+    """Append them, in order of time."""
+    for at, found in stamped:
+        if not runs or not runs[-1].takes(found, at):
+            runs.append(Run(found, at, at))
+        runs[-1].add(found, at)
 
 
 class Summary:
@@ -97,21 +146,16 @@ class Summary:
         self.others = 0
         """Lines of kinds beyond `MAX_KINDS`."""
 
-    def add(self, found: Found, at: datetime | None) -> bool:
-        """Count it. Returns whether it is the first of its kind."""
+    def add(self, found: Found, at: datetime | None) -> None:
+        """Count it."""
         kind = kind_of(found)
         if (tally := self._tallies.get(kind)) is None:
             if len(self._tallies) >= MAX_KINDS:
                 self.others += 1
-                return False
+                return
             tally = self._tallies[kind] = Tally(found)
         tally.add(found, at)
-        if self.runs and kind_of(self.runs[-1].example) == kind:
-            run = self.runs[-1]
-            run.example, run.last, run.count = found, at or run.last, run.count + 1
-        else:
-            self.runs.append(Run(found, at, at))
-        return tally.count == 1
+        runs_of([(at, found)], self.runs)
 
     def tallies(self) -> list[Tally]:
         """The most frequent first; of those as frequent, the newest."""
@@ -123,21 +167,31 @@ class Reader:
     """The lines of one file or stream: what each says, and when."""
 
     def __init__(self, today: date) -> None:
-        self._today = today
-        self._last: datetime | None = None
+        self._records = Records(today)
+        self.has_zone = True
+        """No time came without one."""
+        self.last: datetime | None = None
+        """The time of the last line, in local time."""
 
-    def read(self, lines: Iterable[str]) -> Iterator[Stamped]:
-        """Those that have an error."""
-        for line in lines:
-            said = read(line, self._today)
+    def read(self, lines: Iterable[str], *, whole: bool = True) -> Iterator[Stamped]:
+        """Those that have an error. ``whole``: nothing of the last one is still to come."""
+        for said in self._records.all(lines) if whole else self._records.read(lines):
             if said.at is not None:
-                self._last = said.at.astimezone()
+                self.last = _local(said.at) or self.last
+                self.has_zone &= said.at.tzinfo is not None
             found = understand(said)
             if found is not None:
-                yield self._last, found
+                yield self.last, found
 
 
 def merged(streams: Iterable[Iterable[Stamped]]) -> list[Stamped]:
     """Those of all streams in order of time, and lines of the same time as they stand. (Sorted as a whole: a stream
     may hold several logs, one behind the other, as of ``cat``.)"""
     return sorted((each for stream in streams for each in stream), key=lambda stamped: stamped[0] or _EARLIEST)
+
+
+def _local(at: datetime) -> datetime | None:
+    try:
+        return at.astimezone()
+    except (ValueError, OverflowError, OSError):  # the year 1, or 9999
+        return None

@@ -77,22 +77,52 @@ def _folded(line: str, width: int, rest: str) -> list[str]:
     return [part.replace(_HARD_SPACE, " ") for part in fold_line(line, width, len(rest))]
 
 
-def answer(found: Found, width: int | None = None) -> str:
-    """All that is known of it, for a terminal of that width; None: for none."""
-    return lay_out(_answer(found), width and min(width, MAX_WIDTH))
+def answer(found: Found, width: int | None = None, line: str = "this line") -> str:
+    """All that is known of it, for a terminal of that width; None: for none. ``line`` is what it stands in."""
+    return lay_out(_answer(found, line), width and min(width, MAX_WIDTH))
 
 
-def _answer(found: Found) -> Iterator[Part]:
+def brief(found: Found, width: int | None = None) -> str:
+    """What it means and its causes, without how to tell them, and where all of it is. ``width``: as of `answer`."""
+    return lay_out(_brief(found), width and min(width, MAX_WIDTH))
+
+
+def _brief(found: Found) -> Iterator[Part]:
+    named = _Named(found)
+    meanings = [each for each in TABLE if each.errno == found.errno]
+    of = found.symptom or next((each for each in meanings if each.call == found.call), None)
+    if found.symptom is not None:
+        yield found.symptom.named(found.failed, found.file)
+    elif found.errno is not None:
+        yield f"{found.call}(): {_title(found.errno)}" if of is not None else _title(found.errno)
+    elif found.call is not None:
+        yield f"{found.call}()"
+    if of is not None:
+        yield Paragraph(of.means)
+        causes = named.possible(of.causes)
+        for place, cause in enumerate(causes, 1):
+            yield Paragraph(named.put(cause.text), _place(place, causes), "    ")
+    yield Command(f"In full: {command(found)}", "")
+
+
+def command(found: Found) -> str:
+    """What explains it in full, whatever its line was."""
+    if found.symptom is not None:
+        return f"udsproxy explain {shlex.quote(found.symptom.words)}"
+    return " ".join(word for word in ("udsproxy explain", found.call, found.errno) if word is not None)
+
+
+def _answer(found: Found, line: str) -> Iterator[Part]:
     named = _Named(found)
     if found.symptom is not None:
-        yield found.symptom.words
-        yield from _about(found)
+        yield found.symptom.named(found.failed, found.file)
+        yield from _about(found, line)
         yield from _full(found.symptom, named)
         return
     if found.errno is None:
         assert found.call is not None
         yield f"{found.call}()"
-        yield from _about(found)
+        yield from _about(found, line)
         yield from (_line(meaning) for meaning in TABLE if meaning.call == found.call)
         first = next(each.errno for each in TABLE if each.call == found.call)
         yield from ("", f"In full: udsproxy explain {found.call} {first}")
@@ -101,11 +131,11 @@ def _answer(found: Found) -> Iterator[Part]:
     here = [each for each in meanings if each.call == found.call]
     if here:
         yield f"{found.call}(): {_title(found.errno)}"
-        yield from _about(found)
+        yield from _about(found, line)
         yield from _full(here[0], named)
         return
     yield _title(found.errno)
-    yield from _about(found)
+    yield from _about(found, line)
     if (note := NOTES.get((found.call, found.errno)) if found.call else None) is not None:
         yield Paragraph(note)
         return
@@ -159,15 +189,16 @@ def _of_each_call(meanings: list[Meaning], named: _Named) -> Iterator[Part]:
         yield f"In full: udsproxy explain {groups[1][0][0]} {groups[1][1].errno}"
 
 
-def _about(found: Found) -> Iterator[Part]:
+def _about(found: Found, line: str) -> Iterator[Part]:
     """What the line has besides the error."""
     errno = None if found.symptom is None or found.errno is None else _title(found.errno)
     script = None if found.script is None else f"script {found.script}"
-    parts = [part for part in (errno, found.file, found.path, script, found.request) if part is not None]
+    texts = [f'"{text}"' for text in found.texts]
+    parts = [part for part in (errno, found.file, found.path, script, found.request, *texts) if part is not None]
     if found.client is not None:
         parts.append(f"client {found.client}")
     if parts:
-        yield Paragraph("In this line: " + ", ".join(parts))
+        yield Paragraph(f"In {line}: " + ", ".join(parts))
     if found.tcp is not None:
         yield Paragraph(f"It is about TCP ({found.tcp}); what follows is true of Unix sockets.")
 
@@ -184,7 +215,10 @@ def _full(of: Meaning | Symptom, named: _Named) -> Iterator[Part]:
             yield Paragraph(f"do:   {named.put(cause.do)}", "    ", "          ")
     if of.fault is not None:
         yield ""
-        yield "Reproduce it, on sockets of your own (clients of $D/p meet it; Ctrl-C ends it):"
+        yield Paragraph(
+            "Reproduce it, on sockets of your own. After 2 s a client connects; others may connect to the path "
+            "that the proxy prints. Ctrl-C ends all of it:"
+        )
         yield Command(reproduce(of.fault), "    ")
     if of.see:
         yield f"See: {', '.join('docs/' + page for page in of.see)}"
@@ -195,8 +229,13 @@ def _place(number: int, causes: Sequence[Cause]) -> str:
 
 
 def reproduce(fault: str) -> str:
-    """One line for a shell: a server, and a proxy with the fault in front of it, in a new directory."""
-    return f"D=$(mktemp -d); (udsproxy serve $D/s & udsproxy run $D/p $D/s --fault '{fault}')"
+    """One line for a shell: in a new directory a server, a proxy with the fault in front of it, and a client that
+    meets it; nothing of it is left behind."""
+    server, client = ("--delay 1s ", "-n 10 -c 10 ") if fault.startswith("workers") else ("", "")
+    return (
+        f"D=$(mktemp -d); (udsproxy serve {server}$D/s & (sleep 2; udsproxy request {client}$D/p) & "
+        f"udsproxy run $D/p $D/s --fault '{fault}'; wait; rm -r $D)"
+    )
 
 
 def _title(errno: str) -> str:

@@ -256,7 +256,7 @@ class Status(FastCGI, frozen=True, tag="fcgi-status"):
 
     def __post_init__(self) -> None:
         if self.status not in {each.value for each in HTTPStatus if each >= 200}:
-            raise ConfigError(f"fcgi-status {self.status}: it is no status of HTTP; 503 is one")
+            raise ConfigError(f"fcgi-status {self.status}: it is not an HTTP status (503 is one)")
 
 
 class Stderr(FastCGI, frozen=True, tag="fcgi-stderr"):

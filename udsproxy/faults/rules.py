@@ -106,7 +106,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if printable(self.name) != self.name or not self.name:
             raise ConfigError(f"name={printable(self.name)}: only what can be printed can be a name")
         if len(self.name) > MAX_NAME:
-            raise ConfigError(f"name={self.name[:20]}...: {MAX_NAME} characters are the most")
+            raise ConfigError(f"name={self.name[:20]}...: at most {MAX_NAME} characters")
         if self.for_s is not None and not 1e-6 <= self.for_s <= MAX_SECONDS:
             raise ConfigError(f"for={self.for_s:g}s: 1us to {MAX_SECONDS:g}s can be meant")
         for key in self.when:

@@ -237,7 +237,7 @@ def _parse_value(kind: str, field: str, wanted: object, text: str) -> object:
     try:
         return int(text) if wanted is int else float(text)
     except ValueError:
-        raise ConfigError(f"{kind}={text}: {text!r} is no number") from None
+        raise ConfigError(f"{kind}={text}: {text!r} is not a number") from None
 
 
 def _is_size(wanted: object) -> bool:
@@ -293,7 +293,7 @@ def _rule(fault: Kind, keys: dict[str, str]) -> Rule:
     try:
         probability = float(keys.get("p", "1"))
     except ValueError:
-        raise ConfigError(f"p={keys['p']}: {keys['p']!r} is no number") from None
+        raise ConfigError(f"p={keys['p']}: {keys['p']!r} is not a number") from None
     return Rule(
         fault=fault,  # type: ignore[arg-type]  # each of KINDS is one of AnyKind
         when={key: value for key, value in keys.items() if key in _CONDITIONS or is_of_request(key)},

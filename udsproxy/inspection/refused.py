@@ -68,8 +68,8 @@ class Refusers:
             assert self._refusals is not None
             self._refusals.count(on=bool(self._untold))
         except OSError as error:
-            why = "that takes root" if os.geteuid() else error.strerror
-            self.why_not = f"the kernel's tracing cannot be used: {why}"
+            takes_root = "the kernel's tracing takes root"
+            self.why_not = takes_root if os.geteuid() else f"the kernel's tracing cannot be used: {error.strerror}"
             self.close()
             return None
         return found

@@ -6,7 +6,6 @@ what cannot be read is None. Paths are looked up as that process finds them.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import tomllib
@@ -26,11 +25,7 @@ _FLAG = re.compile(r"-v+")
 
 def words_of_run(pid: int) -> list[str] | None:
     """What follows ``udsproxy run`` in a command line; None: it is another's."""
-    words = process_table.read_arguments(pid)
-    for number, (word, command) in enumerate(itertools.pairwise(words)):
-        if os.path.basename(word) == "udsproxy" and command == "run":
-            return words[number + 2 :]
-    return None
+    return process_table.words_after(pid, "run")
 
 
 def upstream_of(pid: int, sock: UnixSocket, words: list[str]) -> Endpoint | None:

@@ -66,10 +66,10 @@ def open_to_follow(path: str) -> int:
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
-        raise OSError(errno.EINVAL, "it is no file")
+        raise OSError(errno.EINVAL, "it is not a file")
     except (OSError, ValueError) as error:
         number = getattr(error, "errno", None) or errno.EINVAL
-        raise OSError(number, getattr(error, "strerror", None) or "it is no path", path) from None
+        raise OSError(number, getattr(error, "strerror", None) or "it is not a path", path) from None
 
 
 def read_config(path: str) -> bytes:
@@ -139,7 +139,7 @@ def _require_log(fd: int, *, given: bool) -> None:
         if not given and (why := foreign_log(about)) is not None:
             raise PermissionError(errno.EPERM, why)
     elif not (stat.S_ISCHR(about.st_mode) or stat.S_ISFIFO(about.st_mode)):
-        raise OSError(errno.EINVAL, "it is no file, terminal, pipe or character device")
+        raise OSError(errno.EINVAL, "it is not a file, terminal, pipe or character device")
 
 
 def foreign_log(about: os.stat_result) -> str | None:
@@ -155,7 +155,7 @@ def _require_config(about: os.stat_result) -> None:
     if stat.S_ISDIR(about.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(about.st_mode):
-        raise OSError(errno.EINVAL, "it is no file (SIGHUP reads it again)")
+        raise OSError(errno.EINVAL, "it is not a file (SIGHUP reads it again)")
     if os.geteuid() != _ROOT:
         return
     if about.st_uid not in _trusted():

@@ -7,6 +7,7 @@ itself (its title) is anything at all.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from udsproxy.kernel.procfs import read_parent
 _MOST_TITLE = 4096
 _MAX_BEFORE = 6
 """Of the arguments: the interpreter, its options, and the script."""
+_STARTED = re.compile(r"udsproxy$|python")
+"""The first argument of a udsproxy."""
 _NOFILE = re.compile(r"^Max open files +(\d+|unlimited) +(\d+|unlimited)", re.MULTILINE)
 
 
@@ -45,6 +48,18 @@ def is_udsproxy(pid: int) -> bool:
     return "udsproxy" in map(os.path.basename, read_arguments(pid)[:_MAX_BEFORE])
 
 
+def words_after(pid: int, *commands: str) -> list[str] | None:
+    """What follows ``udsproxy COMMAND`` in the command line of a udsproxy, for one of these commands; None: it is
+    another process. (Not one that starts a udsproxy, as sudo does.)"""
+    words = read_arguments(pid)
+    if not _STARTED.match(os.path.basename(words[0])):
+        return None
+    for number, (word, command) in enumerate(itertools.pairwise(words[: _MAX_BEFORE + 1])):
+        if os.path.basename(word) == "udsproxy" and command in commands:
+            return words[number + 2 :]
+    return None
+
+
 def _read_command_line(pid: int) -> bytes:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
@@ -53,12 +68,17 @@ def _read_command_line(pid: int) -> bytes:
         return b""
 
 
-def titled(start: str) -> Iterator[tuple[int, str]]:
-    """The processes whose title begins so."""
+def all_pids() -> list[int]:
+    """Every process that is shown to us, in the order of their numbers."""
     names: list[str] = []
     with contextlib.suppress(OSError):
         names = os.listdir("/proc")
-    for pid in sorted(int(name) for name in names if name.isdigit()):
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def titled(start: str) -> Iterator[tuple[int, str]]:
+    """The processes whose title begins so."""
+    for pid in all_pids():
         title = read_title(pid)
         if title.startswith(start):
             yield pid, title

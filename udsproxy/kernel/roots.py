@@ -133,7 +133,7 @@ class Root:
             if stat.S_ISDIR(mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             if not stat.S_ISREG(mode):
-                raise OSError(errno.EINVAL, "it is no regular file")
+                raise OSError(errno.EINVAL, "it is not a regular file")
             if not is_plain(pinned) or os.readlink(f"/proc/self/fd/{pinned}").startswith(_NO_FILES):
                 raise OSError(errno.EINVAL, "no such file is read")
             return os.open(f"/proc/self/fd/{pinned}", _READ)

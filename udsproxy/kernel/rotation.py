@@ -32,7 +32,7 @@ def require_rotatable(fd: int, path: str, keep: int) -> None:
     Raises OSError: it is no file of this name, or what is not ours has one of the names FILE.1 to FILE.``keep``."""
     with _held(path) as (directory, name):
         if not stat.S_ISREG(os.fstat(fd).st_mode) or directory.identity(name) != identity_of(fd):
-            raise OSError(errno.EINVAL, "it is no plain file, so its size cannot be bounded")
+            raise OSError(errno.EINVAL, "it is not a plain file, so its size cannot be bounded")
         for number in range(1, keep + 1):
             _ours(directory, f"{name}.{number}")
 
@@ -85,7 +85,7 @@ def _ours(directory: Directory, name: str) -> tuple[int, int] | None:
     if found is None:
         return None
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EEXIST, f"{name} is in the way: it is no plain file")
+        raise OSError(errno.EEXIST, f"{name} is in the way: it is not a plain file")
     if (why := foreign_log(found)) is not None:
         raise OSError(errno.EPERM, f"{name} is in the way: {why}")
     return found.st_dev, found.st_ino

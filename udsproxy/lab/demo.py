@@ -36,19 +36,22 @@ _SETTLE_S = 0.15
 
 _SEEN = (
     "What you saw:",
-    "  nginx would have logged each EAGAIN as",
-    "    connect() to unix:... failed (11: Resource temporarily unavailable) while connecting to upstream",
-    "  and answered 502. A server with {workers} workers and a backlog of {backlog} has room for {workers} +"
-    " {backlog} + 1 clients: those that are served, and those that wait, one more than the backlog says.",
+    "  nginx would have answered 502 for each EAGAIN, and logged:",
+    "    connect() to unix:... failed (11: Resource temporarily unavailable)",
+    "  {workers} workers and a backlog of {backlog} have room for {workers} + {backlog} + 1 clients:",
+    "  those that are served, and those that wait, one more than the backlog says.",
     "",
     "What to do next:",
-    "  Put it in front of your own server, and point nginx's fastcgi_pass at the new socket:",
+    "  Look at a socket of your own. Nothing has to be configured or restarted:",
+    "    sudo udsproxy tap /run/php/php8.2-fpm.sock",
+    "  Or put udsproxy in front of it, and change nginx's fastcgi_pass:",
     "    udsproxy run /run/php/seen.sock /run/php/php8.2-fpm.sock",
-    "  -v shows every FastCGI record, -vv the bytes, --log json is for programs.",
-    "  Read docs/nginx-php-fpm.md (the setup, step by step) and docs/events.md (what each key means).",
+    "  -v shows every FastCGI record, -vv the bytes. --log json is for programs.",
+    "  docs/tap.md and docs/nginx-php-fpm.md have the setup, step by step;",
+    "  docs/events.md says what each key means.",
     "",
 )
-"""Line by line, each folded where it does not fit."""
+"""Line by line: short ones, because nothing is folded where the output is no terminal."""
 _MAX_WIDTH = 100
 
 

@@ -43,20 +43,21 @@ FORMS_OF_LINES: tuple[Form, ...] = (
         rf"(?:\[(?P<at>{FORMS['php']})\] )(?:DEBUG|NOTICE|WARNING|ERROR|ALERT): "
         r"(?:pid \d{1,10}, \w{1,60}\(\), line \d{1,6}: )?(?P<said>.*)",
         r"(?P<own>, script )'(?P<script>.*)' \(request: \"(?P<request>.*)\"\)",
-        r"(?P<own>said into std(?:err|out): ).*",
+        r"(?P<own>said into std(?:err|out): )\"?(?P<text>.*?)\"?(?:, pipe is closed)?$",
     ),
     _form(
         "php-fpm",
-        r"(?:DEBUG|NOTICE|WARNING|ERROR|ALERT): (?P<said>\[pool .*)",
+        r"(?:(?:DEBUG|NOTICE|WARNING|ERROR|ALERT): )?(?P<said>\[pool [^\]\s]{1,100}\] .*)",
         r"(?P<own>, script )'(?P<script>.*)' \(request: \"(?P<request>.*)\"\)",
-        r"(?P<own>said into std(?:err|out): ).*",
+        r"(?P<own>said into std(?:err|out): )\"?(?P<text>.*?)\"?(?:, pipe is closed)?$",
     ),
     _form(
         "apache",
         rf"(?:\[(?P<at>{FORMS['apache']})\] )?(?:\[(?:\w{{1,30}}:)?{_LEVEL}\d?\] )?(?:\[pid \d+(?::tid \d+)?\] )?"
         r"(?:\((?P<number>\d{1,6})\)(?P<words>[^:]{1,80}): )?(?:\[(?:client|remote) (?P<client>[^\]]{1,80})\] )?"
         r"(?:\((?P<number_>\d{1,6})\)(?P<words_>[^:]{1,80}): )?(?P<said>(?:AH\d{5}|mod_fcgid): .*)",
-        r"(?P<own>Got error )'(?!Primary script unknown|Unable to open primary script|Access to the script).*",
+        r"(?P<own>Got error )'(?!Primary script unknown|Unable to open primary script|Access to the script)"
+        r"(?P<text>.*?)(?:'(?:, referer: .*)?)?$",
         r"(?P<own>Got error '(?:Unable to open primary script|Access to the script)).*",
         r"(?P<own>returned by |after multiple tries: |Error dispatching request to ).*",
         r", referer: .*",

@@ -37,3 +37,5 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     client: str | None = None
     request: str | None = None
     script: str | None = None
+    text: str | None = None
+    """What a script wrote to standard error, which nginx, Apache and php-fpm log."""

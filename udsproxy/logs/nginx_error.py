@@ -29,6 +29,7 @@ _CALL = re.compile(
 )
 _TIMED_OUT = re.compile(r"upstream timed out \((?P<errno>\d{1,5}): (?P<words>[^()]{1,100})\)")
 _STDERR = "FastCGI sent in stderr: "
+_TEXT = re.compile(r"FastCGI sent in stderr: \"?(?P<text>.*?)(?:\"(?: while [a-zA-Z ]{1,60})?)?$", re.DOTALL)
 _DOING = re.compile(r" while (?P<doing>[a-zA-Z ]{1,60})(?=,|$)")
 _CLIENT = re.compile(r", client: (?P<client>[^,\s]{1,100})")
 _REQUEST = re.compile(
@@ -67,6 +68,8 @@ class NginxError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The file that open(), stat() and their like failed for: a visitor may have chosen its name."""
     stderr: bool = False
     """The message holds what the upstream's script said, and no failure of the socket."""
+    text: str | None = None
+    """What the script said."""
     doing: str | None = None
     """``connecting to upstream``, ``reading response header from upstream``, ``sending to client`` ..."""
     client: str | None = None
@@ -102,6 +105,7 @@ def parse_line(line: str) -> NginxError | None:
         path=_path(fields.get("address"), upstream),
         file=fields.get("file"),
         stderr=stderr,
+        text=text["text"] if stderr and (text := _TEXT.match(own)) is not None else None,
         doing=None if doing is None else doing["doing"],
         client=None if client is None else client["client"],
         request=None if request is None else request["request"] or None,

@@ -86,6 +86,7 @@ def _from_nginx(found: NginxError) -> LogLine:
         tcp=_first(_TO_TCP, said) or (None if found.upstream is None else _first(_TCP, found.upstream, whole=True)),
         client=found.client,
         request=found.request,
+        text=found.text,
     )
 
 
@@ -123,4 +124,5 @@ def _of(form: Form, found: re.Match[str], today: date | None) -> LogLine:
         client=fields.get("client"),
         request=fields.get("request"),
         script=fields.get("script"),
+        text=fields.get("text"),
     )

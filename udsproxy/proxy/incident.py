@@ -191,7 +191,8 @@ class Gathered:
         return tuple(replace(each, at_s=max(0.0, each.at_s - began_s)) for each in self._levels)
 
     def _unseen(self) -> str | None:
-        parts = [f"EAGAINs are not all counted: {why}" for why in self._uncounted]
+        counted = "not counted" if self.refused is None else "not all counted"
+        parts = [f"EAGAINs are {counted}: {why}" for why in self._uncounted]
         if self._log_left_out:
             parts.append("nginx's lines are not all counted: its log grew faster than it was read")
         if not self._workers and self._activator is not None:

@@ -3,20 +3,23 @@
 Rules: it is started before there are connections. Where it has ended it is started again, no sooner each time than
 twice as long after; the relay is told before (`udsproxy.proxy.relay.Relay.expect_child`). One question at a time. A
 question that it does not answer in time is dropped, which is told; it is asked nothing more until it has answered
-that one (it was stopped, say, and goes on).
+that one (it was stopped, say, and goes on). What fails in the same way again is told once, until it has answered.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from time import monotonic, monotonic_ns
 
 import msgspec
 import trio
 
+from udsproxy.events import errno_name
 from udsproxy.inspection.workers import Ask, Sample
 from udsproxy.kernel import own_processes
 from udsproxy.kernel.refusals import Refusals
@@ -40,7 +43,8 @@ class Observer:
         """``counts``: it is to count refused clients, from now on (before there is a client)."""
         self._early: Refusals | None = None
         """What counts until it does."""
-        self.tell_failure: Callable[[str], None] = lambda _: None
+        self.tell_failure: Callable[[str, str], None] = lambda _message, _errno: None
+        """What has failed, and the name of the errno."""
         self._lock: trio.Lock | None = None
         self._number = 0
         self._owed = 0
@@ -50,8 +54,10 @@ class Observer:
         self._waiting: trio.CancelScope | None = None
         """Of who waits for that answer."""
         self._to: trio.lowlevel.FdStream | None = None
-        self._failure: str | None = None
+        self._failure: tuple[str, str] | None = None
         """What is to be told when somebody asks."""
+        self._told: tuple[str, str] | None = None
+        """What was told last, and has not changed since."""
         self._process: subprocess.Popen[bytes] | None = None
         handed: list[int] = []
         if counts:
@@ -78,7 +84,8 @@ class Observer:
                 env=own_processes.environment(),
             )
         except OSError as error:
-            self._failure = f"the observer was not started: {error.strerror}"
+            message = f"the observer was not started: {error.filename or sys.executable}: {error.strerror}"
+            self._failure = message, errno_name(error.errno or errno.ENOEXEC)
             self._let_go()
 
     def _let_go(self) -> None:
@@ -108,7 +115,7 @@ class Observer:
         """Take its answers until it has ended."""
         assert process.stdin is not None
         assert process.stdout is not None
-        why = "the observer has ended"
+        why, number = "the observer has ended", errno.ESRCH
         try:
             with process.stdin, process.stdout:
                 self._to = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
@@ -116,14 +123,14 @@ class Observer:
             async with out:
                 await self._take_answers(out)
         except OSError as error:
-            why = f"the observer cannot be asked: {error.strerror}"
+            why, number = f"the observer cannot be asked: {error.strerror}", error.errno or errno.EPIPE
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except msgspec.DecodeError as error:
-            why = f"the observer has answered what cannot be understood: {error}"
+            why, number = f"the observer's answer cannot be understood: {error}", errno.EBADMSG
         finally:
             self._hang_up()
-        self._tell(f"{why}; it is started again")
+        self._tell(f"{why}; it is started again", number)
 
     async def _take_answers(self, out: trio.lowlevel.FdStream) -> None:
         line = bytearray()
@@ -138,6 +145,7 @@ class Observer:
     def _take(self, answer: Sample) -> None:
         """(Only one can come: nothing else has been asked.)"""
         self._owed = 0
+        self._told = None
         self._let_go()
         if self._waiting is not None and answer.number == self._number:
             self._answer = answer
@@ -148,7 +156,7 @@ class Observer:
             await trio.sleep(_TICK_S)
             # (By the system's clock: a test's may jump.)
             if self._waiting is not None and self._owed and monotonic() - self._asked_at > _ANSWER_S:
-                self._tell(f"the observer has not answered for {_ANSWER_S:.0f} s")
+                self._tell(f"the observer has not answered for {_ANSWER_S:.0f} s", errno.ETIMEDOUT)
                 self._wake()
 
     def _wake(self) -> None:
@@ -156,20 +164,24 @@ class Observer:
         if self._waiting is not None:
             self._waiting.cancel()
 
-    def _tell(self, failure: str) -> None:
+    def _tell(self, message: str, number: int) -> None:
         """Now, if anybody has asked; else when somebody does."""
-        if self._lock is None:
-            self._failure = failure
-        else:
-            self.tell_failure(failure)
+        self._failure = message, errno_name(number)
+        if self._lock is not None:
+            self._tell_now()
+
+    def _tell_now(self) -> None:
+        """What has failed, if that was not told already."""
+        failure, self._failure = self._failure, None
+        if failure is not None and failure != self._told:
+            self._told = failure
+            self.tell_failure(*failure)
 
     async def ask(self, ask: Ask) -> Sample | None:
         """Its answer. None: there is none, now."""
         if self._lock is None:
             self._lock = trio.Lock()
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            self.tell_failure(failure)
+        self._tell_now()
         async with self._lock:
             if self._to is None or self._owed:
                 return None

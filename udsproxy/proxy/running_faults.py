@@ -18,6 +18,8 @@ from udsproxy.proxy.listener import AcceptLoop
 from udsproxy.proxy.socket_types import require_fit
 from udsproxy.units import ConfigError, hint
 
+_MAX_EXPIRED = 100
+
 
 class NoSuch(LookupError):
     """There is no proxy, or no fault, of that name. One line."""
@@ -46,6 +48,8 @@ class RunningFaults:
         self._proxies = {config.name: (config, loop) for config, loop in proxies}
         self._ends_at: dict[tuple[str, str], float] = {}
         """When rules take themselves away, by proxy and name."""
+        self._expired: dict[str, None] = {}
+        """The names of the last that took themselves away."""
         self._nursery = nursery
 
     def states(self, proxy: str | None = None) -> list[FaultState]:
@@ -111,7 +115,7 @@ class RunningFaults:
             there = {rule.name for rule in book.rules}
             if taken := [rule.name for rule in new if rule.name != rule.fault.kind and rule.name in there]:
                 raise ConfigError(
-                    f"a fault is called {taken[0]!r} already; take that away first, or choose another name"
+                    f"there is already a fault called {taken[0]!r}; remove that first, or choose another name"
                 )
             added[name] = tuple(named_apart([*book.rules, *new])[len(book.rules) :])
             self.check(name, book.rules + added[name])
@@ -156,9 +160,10 @@ class RunningFaults:
         books = [(name, self._proxies[name][1].book) for name in self._meant(proxy)]
         having = [(name, book) for name, book in books if fault in {rule.name for rule in book.rules}]
         if not having:
-            raise NoSuch(
-                f"no fault is called {fault!r}{hint(fault, sorted({state.name for state in self.states()}))}"
-            )
+            if fault in self._expired:
+                raise NoSuch(f"no fault is called {fault!r} any more: its time is over")
+            names = sorted({rule.name for _, book in books for rule in book.rules})
+            raise NoSuch(f"no fault is called {fault!r}{hint(fault, names, 'there is')}")
         return having
 
     async def _take_away_in(self, seconds: float, rule: Rule, proxy: str) -> None:
@@ -166,6 +171,9 @@ class RunningFaults:
         book = self._proxies[proxy][1].book
         if any(each is rule for each in book.rules):
             self.set(proxy, tuple(each for each in book.rules if each is not rule), book.off)
+            self._expired[rule.name] = None
+            while len(self._expired) > _MAX_EXPIRED:
+                self._expired.pop(next(iter(self._expired)))
 
 
 def _by_name(rules: tuple[Rule, ...]) -> dict[str, Rule]:

@@ -229,13 +229,13 @@ class Server:
             self._close()
         return summary
 
-    def _tell_unobserved(self, tap: Tap, why: str) -> None:
+    def _tell_unobserved(self, tap: Tap, why: str, errno_: str) -> None:
         tap.put(
             ProxyError(
                 at=monotonic_ns(),
                 proxy=self._proxies[0].name,
                 op="observe",
-                errno="EIO",
+                errno=errno_,
                 message=f"workers cannot be looked at: {why}",
             )
         )

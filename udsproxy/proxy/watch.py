@@ -173,7 +173,7 @@ class Watch:
             found = error
             while isinstance(found, ExceptionGroup):
                 found = found.exceptions[0]
-            self._observer.tell_failure(f"BUG: {type(found).__name__}: {found}")
+            self._observer.tell_failure(f"{type(found).__name__}: {found}", "BUG")
         finally:
             while self._accepted:
                 self._accepted.popleft().tell_accepted(None)

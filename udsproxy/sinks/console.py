@@ -41,6 +41,8 @@ _ARROW = {"c2s": ">", "s2c": "<"}
 _WAIT_SHOWN_S = 0.005
 """A wait in the accept queue that is worth a word at the end of a request's line."""
 
+_MAX_UNSEEN = 100
+
 
 class ConsoleRenderer:
     """See `udsproxy.sinks.sink.Renderer`."""
@@ -66,6 +68,8 @@ class ConsoleRenderer:
         self._layout = rows.layout(None, several=several, color=color)
         self._heading = ""
         """The one that was written last."""
+        self._unseen: set[tuple[str, str]] = set()
+        """What of incidents cannot be seen, by proxy: it is said once."""
 
     def render(self, event: Event) -> bytes | Iterator[bytes] | None:
         if self._width is not None and (width := self._width()) != self._layout.width:
@@ -186,7 +190,9 @@ class ConsoleRenderer:
             f"{_queued(load.accept_wait_s, load.oldest_s)}"
             for load in event.in_flight or ()
         ]
-        if event.unseen:
+        if event.unseen and (event.proxy, event.unseen) not in self._unseen:
+            if len(self._unseen) < _MAX_UNSEEN:
+                self._unseen.add((event.proxy, event.unseen))
             lines.append(f"{indent}{self._paint(event.unseen, DIM)}")
         return "\n".join(lines)
 

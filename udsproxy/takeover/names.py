@@ -159,7 +159,7 @@ def _do(step: Step, names: Names, known: Known, alive: Callable[[str], bool]) ->
     if step in (Step.REMOVE_PATH, Step.REMOVE_BOTH):
         if step is Step.REMOVE_BOTH:
             directory.remove(aside, known.ours)
-        return directory.remove(name, known.ours), "the real socket is not there any more; ours is removed"
+        return directory.remove(name, known.ours), "the real socket is gone; ours was removed"
     lives = alive(aside)
     if lives and step is Step.MOVE:
         directory.move(aside, name)
@@ -167,8 +167,8 @@ def _do(step: Step, names: Names, known: Known, alive: Callable[[str], bool]) ->
     if lives:
         return True, f"somebody else has taken the path; the server that had it still answers at {names.aside_path}"
     if directory.identity(aside) not in known.real:
-        return True, f"{names.aside_path} is left alone: nobody listens on it, and it is not known"
-    return directory.remove(aside, known.real), f"{names.aside_path} is removed, nobody listened on it"
+        return True, f"{names.aside_path} is left as it is: nobody listens on it, and it is not known"
+    return directory.remove(aside, known.real), f"{names.aside_path} was removed: nobody listened on it"
 
 
 def _exchange(names: Names, known: Known, expected: File) -> bool:

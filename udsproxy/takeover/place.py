@@ -76,7 +76,7 @@ class Place:
         if found is None:
             raise ListenError(self.why_not(FileNotFoundError(errno.ENOENT, "")))
         if not stat.S_ISSOCK(found.st_mode):
-            raise ListenError(f"cannot tap {self.path}: it is no socket")
+            raise ListenError(f"cannot tap {self.path}: it is not a socket")
 
     def why_not(self, error: OSError) -> str:
         """Return a line for people: it cannot be tapped, and why."""
@@ -100,7 +100,7 @@ class Place:
         pinned = directory.pin(name)
         try:
             if not stat.S_ISSOCK(os.fstat(pinned).st_mode):
-                raise ListenError(f"cannot tap {self.path}: it is no socket")
+                raise ListenError(f"cannot tap {self.path}: it is not a socket")
             found = None
             if self._diag is not None:
                 try:

@@ -30,17 +30,17 @@ def _restore(names: Names) -> str:
     directory.remove_left()
     here, aside = directory.identity(names.name), directory.identity(names.aside)
     if aside is None:
-        return f"{path}: nothing is to be put back: there is no {names.aside_path}"
+        return f"{path}: nothing to restore: there is no {names.aside_path}"
     for name, found in ((names.name, here), (names.aside, aside)):
         if found is not None and not directory.is_socket(name):
-            raise ListenError(f"cannot restore {path}: {directory.path_of(name)} is no socket, and none of ours")
+            raise ListenError(f"cannot restore {path}: {directory.path_of(name)} is not a socket")
     if here is not None and directory.answers(names.name):
         if directory.answers(names.aside):
             raise ListenError(
                 f"cannot restore {path}: somebody listens there, and at {names.aside_path}; "
-                "stop the tap that runs first"
+                "stop the running tap first"
             )
         known = Known(set(), {aside})
     else:
         known = Known(set() if here is None else {here}, {aside})
-    return put_back_locked(names, known) or f"{path}: nothing is to be put back"
+    return put_back_locked(names, known) or f"{path}: nothing to restore"

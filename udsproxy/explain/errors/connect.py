@@ -22,8 +22,9 @@ CONNECT: tuple[Meaning, ...] = (
             ),
             Cause(
                 "There are too few workers for the load.",
-                "php-fpm's log has `server reached pm.max_children setting`, and no single request is slow in "
-                "`udsproxy tap PATH`; `udsproxy doctor PATH` compares the settings.",
+                "No single request is slow in `udsproxy tap PATH`; `udsproxy doctor PATH` compares the settings. "
+                "With pm = dynamic or ondemand php-fpm's log has `server reached pm.max_children setting`; "
+                "pm = static never logs that.",
                 "Raise pm.max_children, as far as memory and the database allow.",
             ),
             Cause(
@@ -36,7 +37,8 @@ CONNECT: tuple[Meaning, ...] = (
             Cause(
                 "New workers come too slowly: pm = dynamic adds some once a second, pm = ondemand starts from "
                 "none.",
-                "php-fpm's log has `seems busy ... spawning`; the errors come only when load begins.",
+                "The errors come only when load begins; with pm = dynamic php-fpm's log may have `seems busy ... "
+                "spawning` then.",
                 "Raise pm.start_servers and pm.min_spare_servers, or use pm = static.",
             ),
             Cause(

@@ -80,9 +80,28 @@ STDERR: tuple[Symptom, ...] = (
                 "Give that text alone to `udsproxy explain`.",
             ),
         ),
-        pattern=r"FastCGI sent in stderr|AH01071|said into std(?:err|out)|child process said",
-        programs=("nginx", "apache", "php-fpm"),
+        pattern=r"FastCGI sent in stderr|AH01071",
+        programs=("nginx", "apache"),
         fault="fcgi-stderr=TEXT",
+    ),
+    Symptom(
+        "child said into stderr",
+        "A worker's script, or PHP about the script, wrote this text, and php-fpm logged it, as "
+        "catch_workers_output is on. The socket works.",
+        (
+            Cause(
+                "The script has an error or a warning, or calls error_log().",
+                "The text in quotes; nginx's error log has the same text, with the request.",
+                "Correct the script.",
+            ),
+            Cause(
+                "The text names an error of a connection that the script itself makes: to a database, Redis, "
+                "another server.",
+                "Give that text alone to `udsproxy explain`.",
+            ),
+        ),
+        pattern=r"said into std(?:err|out)|child process said",
+        programs=("php-fpm",),
     ),
 )
 

@@ -13,7 +13,7 @@ PHP_FPM: tuple[Symptom, ...] = (
     Symptom(
         "server reached pm.max_children setting",
         "All workers of the pool are busy, and no more may be started. Who comes now waits in the accept "
-        "queue, then gets EAGAIN.",
+        "queue, then gets EAGAIN. pm = dynamic and ondemand log this; pm = static never does.",
         (
             Cause(
                 "All workers are busy with something slow.",

@@ -1,0 +1,86 @@
+"""Lines that are one record."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from udsproxy.logs.reading import read
+from udsproxy.logs.records import MAX_LINES, Records
+
+BEGIN = '2026/11/23 09:33:42 [error] 1#1: *2 FastCGI sent in stderr: "PHP message: PHP Fatal error:  Uncaught E'
+MORE = [
+    "Stack trace:",
+    "#0 /srv/a.php(3): stream_socket_client('unix:///x', 111, 'Connection refused')",
+    "#1 {main}",
+]
+END = (
+    '  thrown" while reading response header from upstream, client: 192.0.2.1, server: , request: "GET /a.php '
+    'HTTP/1.1", upstream: "fastcgi://unix:/run/p.sock:", host: "a"'
+)
+OTHER = "2026/11/23 09:33:43 [error] 1#1: *3 no live upstreams while connecting to upstream, client: 192.0.2.1"
+WORKER = '[23-Nov-2026 09:33:4{}] WARNING: [pool www] child {} said into stderr: "{}"'
+
+
+def around(form: str, line: str) -> str:
+    return json.dumps({"log": line + "\n"}) if form == "json" else form.format(line)
+
+
+@pytest.mark.parametrize("form", ["{}", "web-1  | {}", "Nov 23 09:33:43 host nginx[7]: {}", "json"])
+def test_a_text_of_several_lines(form: str) -> None:
+    """The request stands behind its last one. The next record is one of its own, and so is what follows the end."""
+    lines = [around(form, line) for line in (BEGIN, *MORE, END, OTHER)]
+    first, second = Records().all(lines)
+    assert (first.request, first.path, first.client) == ("GET /a.php HTTP/1.1", "/run/p.sock", "192.0.2.1")
+    assert first.text == "\n".join(["PHP message: PHP Fatal error:  Uncaught E", *MORE, "thrown"])
+    assert first.said == "FastCGI sent in stderr: …"
+    assert second.said.startswith("no live upstreams")
+
+
+def test_a_text_without_an_end() -> None:
+    """nginx cuts a record that is too long: the next one begins all the same. What never ends is bounded."""
+    assert [line.client for line in Records().all([BEGIN, *MORE, OTHER])] == [None, "192.0.2.1"]
+    endless = [*Records().all([BEGIN, *["x"] * (2 * MAX_LINES)])]
+    assert endless[0].text is not None
+    assert endless[0].text.count("\n") == MAX_LINES - 1
+
+
+def test_what_comes_in_parts() -> None:
+    """A record waits for its end, until nothing more comes."""
+    records = Records()
+    assert [*records.read([BEGIN])] == []
+    assert [line.client for line in records.read([*MORE, END])] == ["192.0.2.1"]
+    assert [*records.read([BEGIN])] == []
+    assert [line.client for line in records.read([])] == [None]
+
+
+def test_a_text_of_several_lines_in_the_log_of_php_fpm() -> None:
+    """Of each message the first line counts. Another worker's is another, and so is a later one."""
+    lines = [
+        WORKER.format(1, 7, "NOTICE: PHP message: PHP Warning:  a"),
+        WORKER.format(1, 8, "b"),
+        WORKER.format(1, 7, "Stack trace:"),
+        WORKER.format(2, 7, "#0 {main}"),
+        WORKER.format(2, 7, "NOTICE: PHP message: c"),
+        WORKER.format(9, 7, "d"),
+        WORKER.format(9, 7, "e"),
+    ]
+    said = [line.text for line in Records().all(lines)]
+    assert said == ["NOTICE: PHP message: PHP Warning:  a", "b", "NOTICE: PHP message: c", "d", "e"]
+
+
+@given(st.lists(st.one_of(st.sampled_from([OTHER, END, *MORE, WORKER.format(1, 7, "x")]), st.text()), max_size=9))
+def test_lines_of_their_own(lines: list[str]) -> None:
+    """Where none begins a text, each line is a record."""
+    assert [*Records().all(lines)] == [read(line) for line in lines]
+
+
+@given(st.lists(st.sampled_from([BEGIN, OTHER, END, *MORE]), max_size=12), st.integers(0, 12))
+def test_any_part(lines: list[str], at: int) -> None:
+    """It does not matter in how many parts they come."""
+    records = Records()
+    parts = [part for part in (lines[:at], lines[at:]) if part]
+    assert [line for part in [*parts, []] for line in records.read(part)] == [*Records().all(lines)]
