@@ -195,6 +195,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_s: float
     queued: bool = False
     """Nobody has accepted its connection."""
+    accept_wait_s: float | None = None
+    """So much of that time its connection was in the accept queue, before somebody did. None: none of it, or it is
+    not known."""
     worker: Worker | None = None
     doing: Doing | None = None
 
@@ -325,6 +328,11 @@ class Queue(Event, frozen=True, kw_only=True):
     active: int
 
 
+def is_long_wait(wait_s: float, of_s: float) -> bool:
+    """Is it worth telling that so much of so long was in the queue?"""
+    return wait_s >= max(0.005, of_s / 100)
+
+
 class InFlight(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An exchange that has not ended."""
 
@@ -334,14 +342,18 @@ class InFlight(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     uri: str | None = None
     script: str | None = None
     age_s: float
+    accept_wait_s: float | None = None
+    """As of `Snapshot`."""
 
 
-class Load(msgspec.Struct, frozen=True):
+class Load(msgspec.Struct, frozen=True, omit_defaults=True):
     """Exchanges of one script that have not ended."""
 
     script: str
     count: int
     oldest_s: float
+    accept_wait_s: float | None = None
+    """As of `Snapshot`, of the oldest."""
 
 
 class WaitingOn(msgspec.Struct, frozen=True):

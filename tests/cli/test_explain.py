@@ -157,6 +157,8 @@ def test_files_of_nginx(tmp_path: Path) -> None:
     assert '    3  09:33:42  09:33:42  open() "FILE" failed: EAGAIN\n' in said
     assert "       /srv/a (2)\n       /srv/50x.html (1)\n" in said
     assert '09:33:42  nginx: 2 x open() "/srv/a" failed: EAGAIN' in said
+    made = explain(LINE.replace("to unix:/run/php/p.sock", '"/srv/tmp/1"').replace("connect", "mkdir", 1)).stdout
+    assert made.startswith('mkdir() "/srv/tmp/1" failed\n')
     only = explain("-", given=(tmp_path / "error.log").read_bytes().splitlines()[0]).stdout
     assert '    1  09:33:42  09:33:42  open() "/srv/50x.html" failed: EAGAIN\n' in only
     assert '\n1 x open() "/srv/50x.html" failed\n' in only

@@ -102,6 +102,13 @@ def test_the_first_experiment(stage: Stage, start_proxy: StartProxy) -> None:
     assert [burst(front, 12) for _ in range(5)] == [{200: 5, 502: 7}] * 5
     assert causes(front) == {f"connect() {REFUSED}": 35}
     assert {event["kind"] for event in proxy.events("fault")} == {"backlog", "workers"}
+    full = [event for event in proxy.events("queue") if event["queue"] > event["backlog"]]
+    assert {(event["queue"], event["backlog"], event["active"]) for event in full} == {(3, 2, 2)}
+    for event in proxy.wait_for("request", count=25)[-3:]:  # (two are served at a time, and three have waited)
+        assert event["accept_wait_s"] > 0.5 * (event["total_s"] - event["accept_wait_s"])
+    over = proxy.wait_for("incident", phase="close")[-1]
+    assert "the queue grew to 3 of 3" in over["what"]
+    assert "2 of 2 workers busy" in over["what"]
 
 
 def test_check_prints_what_was_understood(stage: Stage) -> None:

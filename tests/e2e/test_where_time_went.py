@@ -203,6 +203,7 @@ def test_one_clock(stage: Stage, start_proxy: StartProxy, database: Database) ->
     for slow in place.proxy.events("slow", uri="/sleep.php"):
         waited_s = request["accept_wait_s"] - request["accept_error_s"]
         assert waited_s <= slow["snapshot"]["at_s"] <= request["total_s"]
+        assert slow["snapshot"]["accept_wait_s"] == pytest.approx(request["accept_wait_s"], abs=0.05)
 
 
 def test_a_worker_for_a_client_that_has_left(stage: Stage, start_proxy: StartProxy, database: Database) -> None:

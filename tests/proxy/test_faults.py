@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import socket
+import time
 
 import pytest
 import trio
@@ -177,6 +178,35 @@ async def test_hold(site: Site, autojump_clock: trio.testing.MockClock) -> None:
                 await trio.sleep(5)
                 with await accepted(listener) as server:
                     assert await server.recv(10) == b"x"
+    assert site.events("queue") == []
+
+
+async def test_who_is_held_waits(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """Who comes while nobody is accepted is in the queue since then, also when the fault is gone; and the queue is
+    full when the server's would be."""
+    with site.serve(backlog=2) as listener, contextlib.ExitStack() as stack:
+        async with running(faulty(site, "hold for=10s")):
+            await trio.sleep(1)
+            clients = [stack.enter_context(site.connect()) for _ in range(3)]
+            assert site.try_to_connect() == errno.EAGAIN
+            await trio.sleep(5)
+            began = time.monotonic()
+            await trio.sleep(1)
+            ended = time.monotonic()
+            await trio.sleep(10)
+            for client in clients:
+                with await accepted(listener) as server:
+                    await client.send(b"question")
+                    assert await server.recv(100) == b"question"
+                    await server.send(b"answer")
+                assert await read_all(client) == b"answer"
+                await trio.sleep(1)
+    full = site.events("queue")[0]
+    assert (full["queue"], full["backlog"], full["active"]) == (3, 2, 0)
+    waits = [event["accept_wait_s"] + event["accept_error_s"] for event in site.events("close")]
+    assert len(waits) == 3
+    assert min(waits) >= ended - began
+    assert site.events("incident")[-1]["queue"] == 3
 
 
 @pytest.mark.parametrize(("backlog", "workers"), [(0, 1), (2, 2), (5, 3)])
@@ -199,6 +229,36 @@ async def test_another_pool(site: Site, backlog: int, workers: int, autojump_clo
             await trio.sleep(1)
             assert len(accept_all(listener, stack)) == 1
             assert [site.try_to_connect() for _ in range(2)] == [0, errno.EAGAIN]
+
+
+async def test_the_queue_of_another_pool(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    """With backlog and workers of a fault the queue is told of as a server's own: when it is full and when it no
+    longer is, how long each client waited since its connect(), and an incident with these workers and limit."""
+    with site.serve() as listener, contextlib.ExitStack() as stack:
+        async with running(faulty(site, "backlog=1,workers=1")):
+            await trio.sleep(1)
+            clients, began = [], []
+            for _ in range(3):
+                clients.append(stack.enter_context(site.connect()))
+                await trio.sleep(1)
+                began.append(time.monotonic())
+            assert site.try_to_connect() == errno.EAGAIN
+            ended = []
+            for client in clients:
+                with await accepted(listener) as server:
+                    await client.send(b"question")
+                    await server.recv(100)
+                    ended.append(time.monotonic())
+                    await server.send(b"answer")
+                assert await read_all(client) == b"answer"
+                await trio.sleep(1)
+    told = [(event["queue"], event["backlog"], event["active"]) for event in site.events("queue")]
+    assert told == [(2, 1, 1), (1, 1, 1)]
+    waits = {event["conn"]: event["accept_wait_s"] + event["accept_error_s"] for event in site.events("close")}
+    assert waits[2] >= ended[0] - began[1]
+    assert waits[3] >= ended[1] - began[2]
+    incident = site.events("incident")[-1]
+    assert (incident["queue"], incident["backlog"], incident["workers"]) == (2, 1, 1)
 
 
 async def test_an_orderly_close(site: Site, autojump_clock: trio.testing.MockClock) -> None:

@@ -6,6 +6,7 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from udsproxy.events import Doing, Incident, InFlight
 from udsproxy.inspection.workers import Counted, Sample, WorkerState
@@ -134,6 +135,25 @@ def test_the_oldest_is_in_the_list() -> None:
     assert "the oldest is GET /lock.php, 9.0 s" in event.what
     assert event.in_flight is not None
     assert ("/lock.php", 1, 9.0) in [(load.script, load.count, load.oldest_s) for load in event.in_flight]
+
+
+def test_how_much_of_it_was_the_queue() -> None:
+    """Of the oldest it is said how long it was in the queue, in the sentence and in the list: not where that was
+    next to nothing."""
+    waited = replace(in_flight(6.6)[0], accept_wait_s=3.6)
+    served = replace(in_flight(6.5, script="/other.php")[0], accept_wait_s=0.006)
+    made = Gathered(0)
+    made.sample(0, Sample(number=1), [waited, served])
+    event = over(made)
+    assert "the oldest is GET /report.php, 6.6 s (3.6 s of it in the queue)" in event.what
+    assert event.in_flight is not None
+    assert [(load.script, load.accept_wait_s) for load in event.in_flight] == [
+        ("/report.php", 3.6),
+        ("/other.php", 0.006),
+    ]
+    made = Gathered(0)
+    made.sample(0, Sample(number=1), [served])
+    assert "the oldest is GET /other.php, 6.5 s;" in over(made).what
 
 
 DOES = st.sampled_from([DATABASE, DATABASE_OF_NOBODY, SLEEP, IDLE, Doing(what="cpu")])

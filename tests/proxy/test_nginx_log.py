@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 
+from tests.proxy.site import Site, running
 from udsproxy.endpoints import UnixAbstract, UnixPath
 from udsproxy.proxy.nginx_log import LogReader, NginxLog, failure_of
 
@@ -53,6 +55,50 @@ async def test_what_is_added_counts(tmp_path: Path) -> None:
     assert await counts(log) == {11: 1}
     log.close()
     assert await counts(log) == {}
+
+
+async def test_who_reads_is_cancelled(tmp_path: Path) -> None:
+    """What was read and not given out by then comes with the next reading: each line counts once."""
+    file, ours = tmp_path / "log", str(tmp_path / "php.sock")
+    file.touch()
+    log = NginxLog(str(file), UnixPath(ours))
+    add(file, line(ours) * 100)
+    found = 0
+    with trio.CancelScope() as scope:
+        async for _, count, _ in log.read():
+            found += count
+            scope.cancel()
+    assert 0 < found < 100
+    assert await counts(log) == {11: 100 - found}
+    log.close()
+
+
+async def test_the_last_lines(tmp_path: Path) -> None:
+    """An incident that ends with us counts what nginx had logged by then, however much that is."""
+    site, file = Site(tmp_path), tmp_path / "nginx.log"
+    file.touch()
+    with site.serve():
+        async with running(site.server(nginx_log=str(file))):
+            with site.connect():
+                await trio.lowlevel.checkpoint()
+            add(file, line(site.listen.path) * 1000)
+    opened, closed = site.events("incident")
+    assert (opened["phase"], closed["phase"], closed["nginx"]) == ("open", "close", {"11": 1000})
+    assert "nginx" not in closed.get("unseen", "")
+
+
+async def test_a_log_that_cannot_be_read_to_its_end(tmp_path: Path) -> None:
+    """Where lines were left out, the incident says so."""
+    site, file = Site(tmp_path), tmp_path / "nginx.log"
+    file.touch()
+    with site.serve():
+        async with running(site.server(nginx_log=str(file))):
+            with file.open("r+b") as log:
+                log.truncate(1 << 30)
+            add(file, "\n" + line(site.listen.path))
+    closed = site.events("incident")[-1]
+    assert closed["nginx"] == {"11": 1}
+    assert "nginx's lines are not all counted" in closed["unseen"]
 
 
 async def test_a_log_that_is_rotated(tmp_path: Path) -> None:

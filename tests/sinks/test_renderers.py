@@ -202,6 +202,9 @@ def test_what_holds_a_request_is_in_words() -> None:
     assert "in the queue, not yet accepted" in render(console(), queued)
     unasked = Slow(at=AT, proxy="p", conn=3, snapshot=Snapshot(at_s=0.232, queued=True))
     assert "slow 232 ms  in the queue" in render(console(), unasked)
+    assert isinstance(worker, Slow)
+    waited = replace(worker, snapshot=replace(worker.snapshot, at_s=6.04, accept_wait_s=5.87))
+    assert "slow 6.04 s (5.87 s of it in the queue) GET /a?b  php-fpm8.2, pid 812" in render(console(), waited)
     first, *more = render(console(), incident).splitlines()
     assert re.search(r"incident since \d\d:\d\d:11\.250: from then on$", first)
     assert [each.strip() for each in more] == [

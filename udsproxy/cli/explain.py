@@ -141,8 +141,9 @@ def _show_all(summary: Summary, notes: Iterable[str], *, in_full: bool) -> None:
         return
     for kind in kinds.values():
         file = kind[0].example.file if len({file for tally in kind for file in tally.files}) == 1 else None
+        call = kind[0].example.failed if len({tally.example.failed for tally in kind}) == 1 else None
         found = msgspec.structs.replace(
-            kind[0].example, client=None, request=None, script=None, texts=(), file=file
+            kind[0].example, client=None, request=None, script=None, texts=(), file=file, failed=call
         )
         answer = text.answer(found, columns, "the newest of these lines")
         tell(f"\n{sum(tally.count for tally in kind)} x {_on_this_machine(found)}{answer}")

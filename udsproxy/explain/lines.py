@@ -34,13 +34,15 @@ class Found(msgspec.Struct, frozen=True):
 
     With a symptom, ``errno`` is what the line has, and not what is explained. ``tcp``: the line is about this
     address, so not about a Unix socket. ``at``, ``script`` and ``program`` are the log's. ``texts`` are
-    the messages that a script wrote, of each its first line.
+    the messages that a script wrote, of each its first line. ``failed`` is
+    the call, where it is not the one that the symptom's words name: mkdir.
     """
 
     call: Call | None = None
     errno: str | None = None
     symptom: Symptom | None = None
     path: str | None = None
+    failed: str | None = None
     file: str | None = None
     client: str | None = None
     request: str | None = None
@@ -139,6 +141,7 @@ def understand(line: LogLine) -> Found | None:
         errno=errno if symptom is None or elsewhere else None,
         symptom=symptom,
         path=path,
+        failed=line.call if symptom is not None and symptom.named(line.call, None) != symptom.words else None,
         file=_shown(line.file) or (_file(symptom, line) if elsewhere else None),
         client=_shown(line.client),
         request=_shown(line.request),

@@ -26,7 +26,7 @@ _BELOW = " " * 7
 def title(found: Found, files: Collection[str] = ()) -> str:
     """``connect(): EAGAIN, /run/php/p.sock``. ``files``: those that the lines name."""
     if found.symptom is not None:
-        what = found.symptom.words if len(files) != 1 else found.symptom.named(*files)
+        what = found.symptom.named(found.failed, next(iter(files)) if len(files) == 1 else None)
         what += "" if found.errno is None else f": {found.errno}"
     else:
         what = ": ".join(part for part in (f"{found.call}()" if found.call else None, found.errno) if part)

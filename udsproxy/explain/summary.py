@@ -27,7 +27,8 @@ _GAP = timedelta(seconds=5)
 """Lines that are further apart are not one event."""
 
 Kind = tuple[str | None, str | None, str | None, str | None]
-"""Call, errno, a symptom's words, the socket's path: lines that share it are counted together."""
+"""Call, errno, a symptom's words, the socket's path (or the call that failed instead): lines that share it are
+counted together."""
 Meant = tuple[str | None, str | None, str | None]
 """Call, errno, a symptom's words: what has one explanation."""
 Stamped = tuple[datetime | None, Found]
@@ -36,7 +37,7 @@ _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 def kind_of(found: Found) -> Kind:
     """What it is counted as."""
-    return *meant(found), found.path or found.tcp
+    return *meant(found), found.path or found.tcp or found.failed
 
 
 def meant(found: Found) -> Meant:

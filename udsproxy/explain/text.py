@@ -92,7 +92,7 @@ def _brief(found: Found) -> Iterator[Part]:
     meanings = [each for each in TABLE if each.errno == found.errno]
     of = found.symptom or next((each for each in meanings if each.call == found.call), None)
     if found.symptom is not None:
-        yield found.symptom.named(found.file)
+        yield found.symptom.named(found.failed, found.file)
     elif found.errno is not None:
         yield f"{found.call}(): {_title(found.errno)}" if of is not None else _title(found.errno)
     elif found.call is not None:
@@ -115,7 +115,7 @@ def command(found: Found) -> str:
 def _answer(found: Found, line: str) -> Iterator[Part]:
     named = _Named(found)
     if found.symptom is not None:
-        yield found.symptom.named(found.file)
+        yield found.symptom.named(found.failed, found.file)
         yield from _about(found, line)
         yield from _full(found.symptom, named)
         return

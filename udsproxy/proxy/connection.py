@@ -95,6 +95,15 @@ class Connection(Pair):
         if self._observation is not None:
             self._observation.snapshot(request, snapshot)
 
+    def accept_wait_s(self, since: int) -> float | None:
+        """How long (s) after that time (ns) it was still in the upstream's accept queue, until it was accepted.
+        None: it was not, or that is not known."""
+        known = None if self._observation is None else self._observation.waited()
+        if known is None or self.wait is None:
+            return None
+        wait_s = known[0] - (since - self.wait.connected_at) / 1e9
+        return wait_s if wait_s > 0 else None
+
     def tell_accepted(self, worker: Worker | None) -> None:
         """A worker has it: this one, where we may see that."""
         if self._observation is not None:
@@ -230,15 +239,15 @@ class Connections:
         connect_s: float,
         wait: AcceptWait | None = None,
     ) -> Connection:
-        """Relay these two; they belong to the relay from now on. ``wait``: how long the second was in the
-        upstream's accept queue, where it is known to have left that.
+        """Relay these two; they belong to the relay from now on. ``wait``: how long the client has waited so far;
+        ended where the upstream is known to have accepted the second.
 
         Raises OSError (ENOMEM, ENOSPC) where the kernel has no room to watch them; both are closed then.
         """
         tap, relay = self.tap, self.relay
         waits = self.waits
-        is_new = wait is None and upstream.family == socket.AF_UNIX
-        if is_new and not tap.quiet:
+        is_new = (wait is None or not wait.ended) and upstream.family == socket.AF_UNIX
+        if wait is None and is_new and not tap.quiet:
             wait = AcceptWait(monotonic_ns())
         observation = None if tap.quiet else tap.observe(self.proxy, number, wait, waits.has_answer)
         connection = Connection(self, number, client, upstream, observation, wait)

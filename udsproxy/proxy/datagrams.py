@@ -20,7 +20,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic_ns
 from typing import cast
@@ -205,6 +205,9 @@ class Datagrams:
             if not self._forward(self._held):
                 self._heed(False)
                 return
+
+    def queued(self, before: int) -> Iterable[tuple[int, int]]:
+        return ()
 
     @property
     def holds(self) -> bool:

@@ -17,16 +17,17 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic_ns
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from udsproxy import endpoints
 from udsproxy.endpoints import Listener, Socket
 from udsproxy.events import errno_message
 from udsproxy.kernel.credentials import Actor, Credentials
 from udsproxy.proxy.connection import Connections
+from udsproxy.proxy.own_queue import Levels, OwnQueue
 
 STARVED = {
     errno.EMFILE: "raise the limit on open files of this process (ulimit -n)",
@@ -68,12 +69,20 @@ class Unseen(Exception):
 class Door(Protocol):
     """See the module."""
 
-    edge: bool
-    """It wants to be called once for each client that comes, not for as long as one waits."""
+    @property
+    def edge(self) -> bool:
+        """It wants to be called once for each client that comes, not for as long as one waits."""
+        ...
+
     backlog: int
     """So many clients and one more may wait."""
 
     def admit(self) -> None: ...
+
+    def queued(self, before: int) -> Iterable[tuple[int, int]]:
+        """Who came before that time (ns) and is still in our queue, as far as it is seen: the number of the
+        connection to be, and since when (ns)."""
+        ...
 
     @property
     def holds(self) -> bool:
@@ -84,6 +93,16 @@ class Door(Protocol):
         """Connections to the upstream that no client has got are closed. (Clients who have none are left to the
         next door.)"""
         ...
+
+
+class Limits(NamedTuple):
+    """A queue of ours that stands for the server's."""
+
+    queue: int
+    """So many wait."""
+    backlog: int
+    workers: int | None
+    """So many are served at a time; None: nobody is, for now, whatever the server's workers do."""
 
 
 class Upstream:
@@ -195,33 +214,45 @@ class Pool:
     """`ConnectFirst`, with at most ``workers`` connections at a time, and a queue of ``backlog`` + 1 behind them.
 
     A worker that is free takes a client at once, so there is room for backlog + 1 and for each of those that are.
+    While none is, each client that comes is noticed: the queue is told of as a server's own would be. Without
+    workers everybody waits.
     """
-
-    edge = False
 
     def __init__(
         self,
         listener: Listener,
         upstream: Upstream,
         connections: Connections,
+        own: OwnQueue,
         held: deque[Socket],
         backlog: int,
         workers: int,
-        watch: Callable[[bool], None],
+        resume: Callable[[], None],
+        levels: Levels,
     ) -> None:
-        """``watch``: is told whether somebody who waits is to be looked at."""
+        """``resume``: makes the accept loop call `admit` if somebody waits."""
         self.backlog = backlog
         self._workers = workers
         self._listener = listener
         self._connections = connections
-        self._watch = watch
-        self._door = ConnectFirst(listener, upstream, connections, held)
+        self._own = own
+        self._resume = resume
+        self._levels = levels
+        self._door = ConnectFirst(listener, upstream, connections, own, held)
         connections.freed = self._freed
         self._set_limit()
 
+    @property
+    def edge(self) -> bool:
+        return not self._free
+
+    @property
+    def _free(self) -> int:
+        return max(0, self._workers - self._connections.active)
+
     def admit(self) -> None:
-        if self._connections.active >= self._workers:
-            self._watch(False)
+        self._tell(self._own.look())
+        if not self._free:
             return
         # First the limit, then the place that becomes free (as in the mirror).
         self._set_limit(1)
@@ -230,6 +261,10 @@ class Pool:
         except BaseException:
             self._set_limit()
             raise
+        self._tell(len(self._own))
+
+    def queued(self, before: int) -> Iterable[tuple[int, int]]:
+        return self._door.queued(before)
 
     @property
     def holds(self) -> bool:
@@ -237,14 +272,22 @@ class Pool:
 
     def close(self) -> None:
         self._connections.freed = None
+        self._tell(0)  # (this limit is no more)
         self._door.close()
 
+    def limits(self) -> Limits:
+        return Limits(self._levels.queue, self.backlog, self._workers or None)
+
+    def _tell(self, waiting: int) -> None:
+        queue = min(max(0, waiting - self._free), self.backlog + 1)
+        self._levels.tell(queue, self.backlog, lambda: self._connections.active + waiting - queue)
+
     def _set_limit(self, taken: int = 0) -> None:
-        self._listener.limit(self.backlog + max(0, self._workers - self._connections.active - taken))
+        self._listener.limit(self.backlog + max(0, self._free - taken))
 
     def _freed(self) -> None:
         self._set_limit()
-        self._watch(True)
+        self._resume()
 
 
 class ConnectFirst:
@@ -253,21 +296,34 @@ class ConnectFirst:
     edge = False
 
     def __init__(
-        self, listener: Listener, upstream: Upstream, connections: Connections, held: deque[Socket]
+        self,
+        listener: Listener,
+        upstream: Upstream,
+        connections: Connections,
+        own: OwnQueue,
+        held: deque[Socket],
     ) -> None:
         """``held``: clients who were accepted, and for whom no connection could be made yet."""
         self.backlog = listener.backlog
         self._accept = listener.accept
         self._upstream = upstream
         self._connections = connections
+        self._own = own
         self._connected: tuple[Socket, float] | None = None
         """A connection whose client could not be accepted yet."""
         self._held = held
 
     def admit(self) -> None:
-        if self._upstream.as_client:
-            self._admit_as_client()
-            return
+        try:
+            if self._upstream.as_client:
+                self._admit_as_client()
+            else:
+                self._admit()
+        except Full:
+            self._own.look()
+            raise
+
+    def _admit(self) -> None:
         connected = self._connected
         if connected is None:
             connected = self._connected = self._upstream.connect()
@@ -275,7 +331,7 @@ class ConnectFirst:
                 raise Full
         client = self._accept()
         self._connected = None
-        self._connections.open(client, connected[0], self._connections.number(), connected[1])
+        self._let_in(client, connected)
 
     def _admit_as_client(self) -> None:
         held = self._held
@@ -285,10 +341,18 @@ class ConnectFirst:
             connected = self._upstream.connect_for(held[0])
         except Denied:
             held.popleft()
+            self._own.pop()
             raise
         if connected is None:
             raise Full
-        self._connections.open(held.popleft(), connected[0], self._connections.number(), connected[1])
+        self._let_in(held.popleft(), connected)
+
+    def _let_in(self, client: Socket, connected: tuple[Socket, float]) -> None:
+        number, wait = self._own.take(client)
+        self._connections.open(client, connected[0], number, connected[1], wait)
+
+    def queued(self, before: int) -> Iterable[tuple[int, int]]:
+        return self._own.queued(before)
 
     @property
     def holds(self) -> bool:
@@ -313,6 +377,9 @@ class AcceptFirst:
 
     def admit(self) -> None:
         self._start_connecting(self._accept())
+
+    def queued(self, before: int) -> Iterable[tuple[int, int]]:
+        return ()
 
     @property
     def holds(self) -> bool:

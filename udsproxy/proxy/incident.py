@@ -37,6 +37,8 @@ class Gathered:
         self.refused: int | None = None
         self._uncounted: list[str] = []
         """What of the refusals is not counted."""
+        self._log_left_out = False
+        """So is something of nginx's log."""
         self._errors: Counter[str] = Counter()
         self._nginx: Counter[int] = Counter()
         self._queue = self._busy = self._workers = 0
@@ -94,6 +96,10 @@ class Gathered:
             self.sign(at)
         if number in self._nginx or len(self._nginx) < _MAX_ERRORS:
             self._nginx[number] += count
+
+    def left_out(self) -> None:
+        """Not all of nginx's log was read."""
+        self._log_left_out = True
 
     def sample(self, at: int, sample: Sample, in_flight: Sequence[InFlight]) -> None:
         """What was seen at this time. ``in_flight``: oldest first."""
@@ -187,6 +193,8 @@ class Gathered:
     def _unseen(self) -> str | None:
         counted = "not counted" if self.refused is None else "not all counted"
         parts = [f"EAGAINs are {counted}: {why}" for why in self._uncounted]
+        if self._log_left_out:
+            parts.append("nginx's lines are not all counted: its log grew faster than it was read")
         if not self._workers and self._activator is not None:
             parts.append(f"no worker runs yet: {self._activator}, is to start the service")
         elif not self._workers:
@@ -197,22 +205,26 @@ class Gathered:
 def loads(in_flight: Sequence[InFlight], slowest: InFlight | None) -> tuple[Load, ...]:
     """By script, the most first; the slowest is among them in any case."""
     counts: Counter[str] = Counter()
-    oldest: dict[str, float] = {}
+    oldest: dict[str, InFlight] = {}
     for each in in_flight:
         counts[_script(each)] += 1
-        oldest[_script(each)] = max(oldest.get(_script(each), 0.0), each.age_s)
+        oldest[_script(each)] = _older(each, oldest.get(_script(each)))
     if slowest is not None:
         script = _script(slowest)
         counts[script] = max(counts[script], 1)
-        oldest[script] = max(oldest.get(script, 0.0), slowest.age_s)
+        oldest[script] = _older(slowest, oldest.get(script))
     kept = counts.most_common(_MAX_LOADS)
     if slowest is not None and all(script != _script(slowest) for script, _ in kept):
         kept[-1] = (_script(slowest), counts[_script(slowest)])
-    return tuple(Load(script, count, oldest[script]) for script, count in kept)
+    return tuple(Load(script, count, oldest[script].age_s, oldest[script].accept_wait_s) for script, count in kept)
 
 
 def _script(exchange: InFlight) -> str:
     return exchange.script or exchange.uri or "?"
+
+
+def _older(one: InFlight, other: InFlight | None) -> InFlight:
+    return one if other is None or one.age_s >= other.age_s else other
 
 
 def _higher(one: Level, other: Level | None = None) -> Level:

@@ -6,7 +6,7 @@ known is not said.
 
 from __future__ import annotations
 
-from udsproxy.events import Incident, InFlight, WaitingOn
+from udsproxy.events import Incident, InFlight, WaitingOn, is_long_wait
 
 _MAX_NAME = 200
 _MAX_ERRORS = 3
@@ -25,7 +25,7 @@ def sentence(event: Incident) -> str:
     if event.gone_running:
         parts.append(f"{event.gone_running} of them for clients that have left")
     if event.slowest is not None:
-        parts.append(f"the oldest is {named(event.slowest)}, {_short(event.slowest.age_s)}")
+        parts.append(f"the oldest is {named(event.slowest)}, {_age(event.slowest)}")
     if event.began_with is not None and event.phase == "close":
         parts.append(f"it began with {named(event.began_with)}")
     if event.gone_waiting:
@@ -37,6 +37,12 @@ def named(exchange: InFlight) -> str:
     """``GET /report.php``."""
     what = (exchange.script or exchange.uri or f"connection {exchange.conn}")[:_MAX_NAME]
     return f"{exchange.method} {what}" if exchange.method else what
+
+
+def _age(exchange: InFlight) -> str:
+    """``6.0 s (5.9 s of it in the queue)``."""
+    age, wait_s = _short(exchange.age_s), exchange.accept_wait_s or 0.0
+    return f"{age} ({_short(wait_s)} of it in the queue)" if is_long_wait(wait_s, exchange.age_s) else age
 
 
 def _what(event: Incident) -> str:

@@ -150,6 +150,11 @@ class Incidents:
         self._gather(at).logged(number, count, at)
         self._meet()
 
+    def left_out(self) -> None:
+        """Not all of nginx's log was read."""
+        if self._gathered is not None:
+            self._gathered.left_out()
+
     def waited(self, since: int | None, until: int) -> None:
         """Somebody waits since then, and still does; None: nobody does. ``until``: when that was seen."""
         self._waiting = since is not None or self._full

@@ -42,6 +42,7 @@ from udsproxy.proxy.doors import (
     Door,
     Full,
     Gone,
+    Limits,
     Pool,
     Unseen,
     Upstream,
@@ -49,6 +50,7 @@ from udsproxy.proxy.doors import (
 from udsproxy.proxy.mirror import Mirrored, backlog_of, listener_inode, look_at
 from udsproxy.proxy.nginx_log import NginxLog
 from udsproxy.proxy.observer import Observer
+from udsproxy.proxy.own_queue import Levels, OwnQueue
 from udsproxy.proxy.plugging import Plugging, somebody_waits
 from udsproxy.proxy.relay import Relay
 from udsproxy.proxy.vigil import Vigil
@@ -114,6 +116,8 @@ class AcceptLoop:
         self._held: deque[Socket] = deque()
         """Clients who were accepted, and for whom no connection could be made yet: one door leaves them to the
         next."""
+        diag = relay.unread.diag if relay.unread.sees else None
+        self._own = OwnQueue(listener, self.connections, self._held, diag)
         self._edge = False
         self._connecting = 0
         """Clients that wait for a TCP upstream."""
@@ -203,7 +207,11 @@ class AcceptLoop:
     def queued(self, before: int) -> list[tuple[int, int]]:
         """Who came before that time (ns) and is still in our queue, as far as we see: the number of the connection
         to be, and since when (ns)."""
-        return list(self._door.queued(before)) if isinstance(self._door, Mirrored) else []
+        return [] if self._door is None else list(self._door.queued(before))
+
+    def limits(self) -> Limits | None:
+        """Of the queue and the workers, where these are ours (a fault's) and not the upstream's."""
+        return self._door.limits() if isinstance(self._door, Pool) else None
 
     def upstream_inode(self) -> int:
         """Of the socket that listens there; 0: it is not known."""
@@ -299,7 +307,9 @@ class AcceptLoop:
 
     @property
     def _may_accept(self) -> bool:
-        return not (self._door is None or self._parked.is_set() or self._gate.hold or self.listener.plugged)
+        # (A pool holds by itself: it sees who comes.)
+        holds = self._gate.hold and not isinstance(self._door, Pool)
+        return not (self._door is None or self._parked.is_set() or holds or self.listener.plugged)
 
     def _is_resting(self) -> bool:
         return self._parked.is_set()
@@ -342,6 +352,7 @@ class AcceptLoop:
         """Who was accepted will not be served."""
         while self._held:
             self._held.popleft().close()
+        self._own.clear()
 
     def _leave_door(self) -> Door | None:
         """Accept no more. The door is to be closed; until then it keeps what it holds."""
@@ -390,11 +401,11 @@ class AcceptLoop:
             self._reopen()
 
     def _take_waiting(self) -> bool:
-        """Let somebody in, if that may be."""
+        """Let somebody in, if that may be. Returns whether another one may follow."""
         if not self._may_accept:
             return False
         self._ready()
-        return self._door is not None
+        return self._door is not None and not self._door.edge
 
     def _heed_plug(self) -> None:
         """The plug is in, or out."""
@@ -429,15 +440,26 @@ class AcceptLoop:
                 lambda queue, backlog: self._tell_queue(queue, backlog, self.connections.active),
             )
         gate = self._gate
-        if gate.workers is not None:
+        if gate.workers is not None or gate.hold:
             backlog = gate.backlog
             if backlog is None:
                 backlog = config.backlog if config.backlog is not None else backlog_of(config.upstream)
             if backlog is None:
-                if (failed := upstream.probe()) not in (0, errno.EAGAIN):
+                if not gate.hold and (failed := upstream.probe()) not in (0, errno.EAGAIN):
                     raise Gone(failed)
                 backlog = listener.most
-            return Pool(listener, upstream, self.connections, self._held, backlog, gate.workers, self._heed)
+            resume = partial(self._heed, True)
+            return Pool(
+                listener,
+                upstream,
+                self.connections,
+                self._own,
+                self._held,
+                backlog,
+                0 if gate.hold else gate.workers or 0,
+                resume,
+                self._levels(),
+            )
         fixed = gate.backlog if gate.backlog is not None else config.backlog
         if fixed is None and gate.eagain is not None:
             fixed = listener.most  # it is full when we say so
@@ -450,12 +472,12 @@ class AcceptLoop:
                     upstream,
                     config.upstream,
                     self.connections,
+                    self._own,
                     self._held,
                     self._relay,
                     self._look,
                     self._is_resting,
-                    self._tell_queue,
-                    self._tell_level,
+                    self._levels(),
                     partial(self._tell_error, "connect", errno.EXDEV),
                 )
             except Unseen as unseen:
@@ -463,12 +485,15 @@ class AcceptLoop:
             except OSError as error:
                 self._tell_starved(error, "sock_diag")
             return self._plain_door(upstream)
-        return ConnectFirst(listener, upstream, self.connections, self._held)
+        return ConnectFirst(listener, upstream, self.connections, self._own, self._held)
 
     def _plain_door(self, upstream: Upstream) -> Door:
         """Our own queue is as long as the system allows."""
         self.listener.limit(self.listener.most)
-        return ConnectFirst(self.listener, upstream, self.connections, self._held)
+        return ConnectFirst(self.listener, upstream, self.connections, self._own, self._held)
+
+    def _levels(self) -> Levels:
+        return Levels(self._tell_queue, self._tell_level)
 
     async def _count_servers(self, door: Mirrored) -> None:
         servers = await trio.to_thread.run_sync(count_servers, door.there, abandon_on_cancel=True)

@@ -35,7 +35,8 @@ from udsproxy.kernel.server_diag import NotShown, ServerDiag
 from udsproxy.kernel.sock_diag import Unsure
 from udsproxy.protocols.decoder import AcceptWait
 from udsproxy.proxy.connection import Connections
-from udsproxy.proxy.doors import STARVED, Gone, Unseen, Upstream
+from udsproxy.proxy.doors import STARVED, Denied, Gone, Unseen, Upstream
+from udsproxy.proxy.own_queue import Levels, OwnQueue, has_sent
 from udsproxy.proxy.relay import Relay
 
 _SHARE = 8
@@ -126,20 +127,18 @@ class Mirrored:
         upstream: Upstream,
         address: UnixPath | UnixAbstract,
         connections: Connections,
+        early: OwnQueue,
         held: deque[Socket],
         relay: Relay,
         ready: Callable[[], None],
         is_resting: Callable[[], bool],
-        tell_queue: Callable[[int, int, int], None],
-        tell_level: Callable[[int, int], None],
+        levels: Levels,
         tell_settled: Callable[[str], None],
     ) -> None:
-        """``held``: clients who were accepted, and for whom no connection could be made yet. ``ready``: makes the
-        accept loop call `admit`. ``is_resting``: nobody is to be accepted now (a fault that a connection has met
-        may have said so). ``tell_queue``: is given queue, backlog, and how many clients the upstream has accepted
-        besides, when the queue has become full, and when it no longer is. ``tell_level``: is given queue and
-        backlog at each change. ``tell_settled``: is told what it took to find the upstream's socket, where that was
-        more than a look.
+        """``early``: who came before this door was there, if anybody. ``held``: clients who were accepted, and for
+        whom no connection could be made yet. ``ready``: makes the accept loop call `admit`. ``is_resting``: nobody
+        is to be accepted now (a fault that a connection has met may have said so). ``tell_settled``: is told what
+        it took to find the upstream's socket, where that was more than a look.
 
         Raises `Unseen`; OSError (a descriptor is needed).
         """
@@ -150,8 +149,7 @@ class Mirrored:
         self._relay = relay
         self._ready = ready
         self._is_resting = is_resting
-        self._tell_queue = tell_queue
-        self._tell_level = tell_level
+        self._levels = levels
         self._tell_settled = tell_settled
         self.edge = False
         """We are near the limit."""
@@ -159,10 +157,8 @@ class Mirrored:
         self._waits = connections.waits
         """Who came in at once, and may still wait in the upstream's queue."""
         self._waits.counted = True
+        self._early = early
         self._held = held
-        self._full = False
-        self._level = 0
-        """How many waited, as it was told."""
         self._look_at = 0
         """When the next look is due; of calls that were asked for, only this one counts."""
         self._pause = _FIRST_LOOK_NS
@@ -200,8 +196,7 @@ class Mirrored:
         self._look_at = 0
         self._waits.wait_ahead(None)
         self._waits.counted = False
-        if self._level:
-            self._tell_level(0, self.backlog)
+        self._levels.end(self.backlog)
         self._connections.freed = None
         for each in self._ahead:
             each.sock.close()
@@ -251,9 +246,10 @@ class Mirrored:
         except OSError:
             # We ran out of descriptors; it is this client's, and there is a place for that.
             self._come_near()
-            self._ahead.append(_Ahead(sock, connect_s, None))
+            self._add_ahead(sock, connect_s, None)
             raise
-        self._connections.open(client, sock, self._connections.number(), connect_s)
+        number, wait = self._early.take(client)
+        self._connections.open(client, sock, number, connect_s, wait)
 
     def _connect_held(self) -> bool:
         """Connect, each as itself, for clients who were accepted. Returns whether there was room for all."""
@@ -261,6 +257,9 @@ class Mirrored:
             client = self._held.popleft()
             try:
                 connected = self._upstream.connect_for(client)
+            except Denied:
+                self._early.pop()
+                raise
             except (Gone, OSError):
                 self._held.appendleft(client)
                 raise
@@ -268,7 +267,8 @@ class Mirrored:
                 self._held.appendleft(client)
                 return False
             sock, connect_s = connected
-            self._connections.open(client, sock, self._connections.number(), connect_s)
+            number, wait = self._early.take(client)
+            self._connections.open(client, sock, number, connect_s, wait)
             # As far as we know it waits in the upstream's queue: no server is at work for it.
             self._others += 1
             self._before += 1
@@ -398,7 +398,7 @@ class Mirrored:
                 continue
             wait = AcceptWait(first.connected_at)
             wait.end(self._stepped_at, now)
-            wait.hold(now, had_sent=_has_sent(client))
+            wait.hold(now, had_sent=has_sent(client))
             number = connections.number() if first.number is None else first.number
             connections.open(client, first.sock, number, first.connect_s, wait)
         self._stepped_at = now
@@ -409,7 +409,7 @@ class Mirrored:
             connected = self._upstream.connect(as_)
             if connected is None:
                 break
-            ahead.append(_Ahead(*connected, as_))
+            self._add_ahead(*connected, as_)
             came = True
         queue, before = self._look(), self._before
         self._others = max(0, queue - len(ahead))
@@ -423,6 +423,12 @@ class Mirrored:
             self._go_far()
         elif waiting or self._others or self._held:
             self._later(now)
+
+    def _add_ahead(self, sock: Socket, connect_s: float, as_: Credentials | None) -> None:
+        made = _Ahead(sock, connect_s, as_)
+        if (first := self._early.pop()) is not None:
+            made.connected_at, made.number = first.since, first.number
+        self._ahead.append(made)
 
     def _count_servers(self, now: int, taken: int, left: int) -> None:
         at_work = self._at_work(taken)
@@ -504,14 +510,7 @@ class Mirrored:
         """``queue``: who waits in the upstream's queue, or would without us. (Servers at rest have a client each in
         a moment: those do not count. That there are fewer of them is found out late.)"""
         queue = min(max(0, queue), self.backlog + 1)
-        if queue != self._level:
-            self._level = queue
-            self._tell_level(queue, self.backlog)
-        full = queue > self.backlog
-        if full != self._full:
-            self._full = full
-            clients = self._connections.active + self._waiting()
-            self._tell_queue(queue, self.backlog, max(0, clients - queue))
+        self._levels.tell(queue, self.backlog, lambda: max(0, self._connections.active + self._waiting() - queue))
 
     def queued(self, before: int) -> Iterator[tuple[int, int]]:
         """Who came before that time (ns) and is still in our queue: the number of the connection to be, and since
@@ -522,9 +521,3 @@ class Mirrored:
             if each.number is None:
                 each.number = self._connections.number()
             yield each.number, each.connected_at
-
-
-def _has_sent(client: Socket) -> bool:
-    with contextlib.suppress(OSError):
-        return bool(client.recv(1, _PEEK))
-    return False

@@ -2,8 +2,9 @@
 
 Rules: it begins at the log's end. What another has made of the name since is opened anew (rotation), what was cut
 starts over. The file is read in a thread, a bounded piece at a time, and its lines a few at a time between other
-work; a log that grows faster than that for long is caught up with by leaving lines out. Nothing here raises while
-it is followed: a log that cannot be read has nothing to say until it can be.
+work; a log that grows faster than that for long is caught up with by leaving lines out, which is known then. Who
+reads may be cancelled at any time: what was not given out by then the next `read` gives out. Nothing here raises
+while it is followed: a log that cannot be read has nothing to say until it can be.
 
 A line's time is whole seconds of nginx's local time, taken to be ours.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from functools import lru_cache
 
@@ -41,6 +42,8 @@ class LogReader:
         self._fd: int | None = open_to_follow(path)
         self._at = os.fstat(self._fd).st_size
         self._rest = b""
+        self.left_out = False
+        """Lines were, because too much was added at once."""
 
     def read(self) -> list[bytes]:
         """Whole lines, of one piece; none where nothing was added."""
@@ -59,7 +62,7 @@ class LogReader:
         if size < self._at:
             self._at, self._rest = 0, b""
         if size - self._at > _MAX_BEHIND:
-            self._at, self._rest = size - _MAX_PIECE, b""
+            self._at, self._rest, self.left_out = size - _MAX_PIECE, b"", True
         data = os.pread(self._fd, _MAX_PIECE, self._at)
         self._at += len(data)
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -95,26 +98,35 @@ class NginxLog:
         self._listen = listen
         self._lock = trio.Lock()
         self._closed = False
+        self._lines: deque[bytes] = deque()
+        """Read, and not given out yet."""
 
     async def read(self) -> AsyncIterator[tuple[int, int, int]]:
         """What was added: an error number, how often, and when about (CLOCK_MONOTONIC, ns: not later than now)."""
         async with self._lock:
             while not self._closed:
-                try:
-                    lines = await trio.to_thread.run_sync(self._reader.read)
-                except RuntimeError:  # (there is no thread to be had)
-                    return
-                if not lines:
-                    return
-                for found in await self._failures(lines):
+                if not self._lines:
+                    try:
+                        lines = await trio.to_thread.run_sync(self._reader.read)
+                    except RuntimeError:  # (there is no thread to be had)
+                        return
+                    if not lines:
+                        return
+                    self._lines.extend(line for line in lines if _SIGN in line)
+                for found in self._failures():
                     yield found
-
-    async def _failures(self, lines: list[bytes]) -> list[tuple[int, int, int]]:
-        counts: Counter[tuple[int, float]] = Counter()
-        for number, line in enumerate(line for line in lines if _SIGN in line):
-            if number % _FEW == _FEW - 1:
                 await trio.lowlevel.checkpoint()
-            found = failure_of(line, self._listen)
+
+    def take_left_out(self) -> bool:
+        """Were lines left out since this was last called?"""
+        was, self._reader.left_out = self._reader.left_out, False
+        return was
+
+    def _failures(self) -> list[tuple[int, int, int]]:
+        """Of the next few lines."""
+        counts: Counter[tuple[int, float]] = Counter()
+        for _ in range(min(_FEW, len(self._lines))):
+            found = failure_of(self._lines.popleft(), self._listen)
             if found is not None:
                 counts[found] += 1
         now, wall = time.monotonic_ns(), time.time()

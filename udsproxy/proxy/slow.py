@@ -105,6 +105,7 @@ class SlowOnes:
             snapshot = Snapshot(
                 at_s=(now - pending.began_at) / 1e9,
                 queued=connection.number in sample.waiting,
+                accept_wait_s=connection.accept_wait_s(pending.began_at),
                 worker=worker,
                 doing=doing,
             )

@@ -13,12 +13,14 @@ from time import monotonic_ns
 from typing import Protocol
 
 import trio
+from msgspec.structs import replace
 
 from udsproxy.config import ProxyConfig
 from udsproxy.events import Close, Event, InFlight, Request
 from udsproxy.inspection.workers import Ask, Sample
 from udsproxy.protocols.tap import Tap
 from udsproxy.proxy.connection import Connection, Connections
+from udsproxy.proxy.doors import Limits
 from udsproxy.proxy.incidents import Incidents
 from udsproxy.proxy.nginx_log import NginxLog
 from udsproxy.proxy.observer import Observer
@@ -35,6 +37,10 @@ _ASKED_NS = 2_000_000_000
 """So often the observer is asked for refusals at least: it counts no longer where nobody asks."""
 _SHARE, _LOOK_SHARE = 100, 5
 """The time between two looks, in times of what the last one took, at least: who has accepted; what workers do."""
+_LAST_LOG_S = 1.0
+"""How long an incident's end waits for the rest of nginx's log."""
+_LATE_LOG_S = 0.05
+"""nginx may write so long after its client was refused."""
 _CUT = {"upstream closed": "closed", "reset by upstream": "reset"}
 """What the upstream did to an exchange, by why that is incomplete."""
 
@@ -51,6 +57,8 @@ class Door(Protocol):
     def upstream_inode(self) -> int: ...
 
     def queued(self, before: int) -> list[tuple[int, int]]: ...
+
+    def limits(self) -> Limits | None: ...
 
 
 class Watch:
@@ -169,8 +177,8 @@ class Watch:
         finally:
             while self._accepted:
                 self._accepted.popleft().tell_accepted(None)
-            if self._incidents is not None and self._incidents.is_open:
-                self._tap.put(self._incidents.ended(monotonic_ns(), self._connections.active))
+            if self._incidents is not None:
+                await self._end(self._incidents)
 
     async def _follow(self, log: NginxLog) -> None:
         """Read nginx's log as it grows."""
@@ -179,10 +187,35 @@ class Watch:
             await trio.sleep(_TICK_S)
 
     async def _read_log(self, log: NginxLog) -> None:
+        """To its end."""
+        incidents = self._incidents
         async for number, count, at in log.read():
-            if self._incidents is not None:
-                self._incidents.logged(number, count, at)
-                self._wake()
+            if incidents is not None:
+                incidents.logged(number, count, at)
+                if not incidents.is_open:
+                    self._wake()
+        if log.take_left_out() and incidents is not None:
+            incidents.left_out()
+
+    async def _read_last(self, log: NginxLog, incidents: Incidents, wait_s: float) -> None:
+        """To its end, but not for long; ``wait_s``: what is written so soon after it counts too."""
+        with trio.move_on_after(_LAST_LOG_S) as scope:
+            await self._read_log(log)
+            await trio.sleep(wait_s)
+            await self._read_log(log)
+        if scope.cancelled_caught:
+            incidents.left_out()
+
+    async def _end(self, incidents: Incidents) -> None:
+        """We end: an incident that goes on is told as it is."""
+        if self._log is not None:
+            with trio.CancelScope(shield=True):
+                await self._read_last(self._log, incidents, _LATE_LOG_S)
+        now, active = monotonic_ns(), self._connections.active
+        if incidents.step(now):
+            self._tap.put(incidents.begun(now, active))
+        if incidents.is_open:
+            self._tap.put(incidents.ended(now, active))
 
     def _pause_s(self) -> float:
         pauses = [_TICK_S]
@@ -201,7 +234,6 @@ class Watch:
         now = monotonic_ns()
         incidents = self._incidents
         slow = [] if self._slow is None else self._slow.due(now)
-        identify = list(self._accepted) if self._accepted and now >= self._identify_at else []
         starts = ends = continues = is_due = False
         if incidents is not None:
             incidents.waited(self._connections.waits.since, now)
@@ -211,10 +243,11 @@ class Watch:
             starts = not ends and incidents.step(now)
             continues = incidents.is_open and not ends and now >= self._look_at
             is_due = now - self._asked_at > _ASKED_NS
-        if not (slow or identify or starts or continues or ends or is_due):
+        looked = bool(slow or starts or continues)
+        identify = list(self._accepted) if looked or now >= self._identify_at else []
+        if not (looked or identify or ends or is_due):
             return
         asked = {each.number: each for each, _, _ in slow} | {each.number: each for each in identify}
-        looked = bool(slow or starts or continues)
         sample = await self._ask(asked, looked=looked, stack=bool(slow))
         if looked or identify:  # (else it was asked for refusals alone, the first time when it starts)
             took = monotonic_ns() - now
@@ -249,6 +282,8 @@ class Watch:
                 clients=tuple(self._connections.clients()),
             )
         )
+        if sample is not None and (limits := self._door.limits()) is not None:
+            sample = as_limited(sample, limits)
         now = monotonic_ns()
         self._asked_at = now if sample is not None else now - _ASKED_NS + int(_TICK_S * 1e9)
         if self._incidents is not None:
@@ -273,7 +308,7 @@ class Watch:
             self._tap.put(incidents.begun(now, self._connections.active))
         if ends:
             if self._log is not None:
-                await self._read_log(self._log)
+                await self._read_last(self._log, incidents, 0)
             now = monotonic_ns()
             if incidents.is_ending(now):
                 self._tap.put(incidents.ended(now, self._connections.active))
@@ -298,9 +333,16 @@ class Watch:
                         uri=pending.uri,
                         script=pending.script,
                         age_s=(now - began_at) / 1e9,
+                        accept_wait_s=connection.accept_wait_s(began_at),
                     )
                 )
         return found
+
+
+def as_limited(sample: Sample, limits: Limits) -> Sample:
+    """As a server with these limits would show it."""
+    workers = sorted(sample.workers, key=lambda worker: not worker.is_busy)[: limits.workers]  # (None: all)
+    return replace(sample, queue=limits.queue, backlog=limits.backlog, workers=tuple(workers))
 
 
 def _ended(event: Request, conn: int) -> InFlight:
@@ -311,4 +353,5 @@ def _ended(event: Request, conn: int) -> InFlight:
         uri=event.uri,
         script=event.script,
         age_s=event.total_s,
+        accept_wait_s=event.accept_wait_s,
     )

@@ -27,6 +27,7 @@ from udsproxy.events import (
     Slow,
     Summary,
     UpstreamError,
+    is_long_wait,
     pid_text,
 )
 from udsproxy.layout import shortened
@@ -172,6 +173,7 @@ class ConsoleRenderer:
         what = ""
         if event.request is not None:
             what = f" {event.method or '-'} {self._shortened(event.uri or '-')}"
+        age += _queued(event.snapshot.accept_wait_s, event.snapshot.at_s)
         line = f"{self._start(event)} {self._paint(f'slow {age}', YELLOW)}{what}  {event.snapshot.text}{so_long}"
         stack = event.snapshot.doing.stack if event.snapshot.doing is not None else None
         if stack and self._verbosity:
@@ -185,6 +187,7 @@ class ConsoleRenderer:
         lines += [f"{indent}{each.workers:>5} × {each.doing}" for each in event.waiting_on or ()]
         lines += [
             f"{indent}{load.count:>5} × {self._shortened(load.script)}, the oldest {duration(load.oldest_s)}"
+            f"{_queued(load.accept_wait_s, load.oldest_s)}"
             for load in event.in_flight or ()
         ]
         if event.unseen and (event.proxy, event.unseen) not in self._unseen:
@@ -308,6 +311,11 @@ def _notes(event: Request) -> list[Note]:
     if event.unseen:
         notes.append((event.unseen, DIM))
     return notes
+
+
+def _queued(wait_s: float | None, of_s: float) -> str:
+    """`` (5.87 s of it in the queue)``, where that is worth telling."""
+    return f" ({duration(wait_s)} of it in the queue)" if wait_s and is_long_wait(wait_s, of_s) else ""
 
 
 def _conn(event: Event) -> str:

@@ -40,9 +40,10 @@ class Symptom(msgspec.Struct, frozen=True):
             return False
         return self._search(line) is not None
 
-    def named(self, file: str | None) -> str:
-        """Its words, with the file that the line names."""
-        return self.words if file is None else self.words.replace('"FILE"', f'"{file}"')
+    def named(self, call: str | None, file: str | None) -> str:
+        """Its words, with the call and the file that the line names."""
+        words = self.words if call is None else re.sub(r"^open\(\)", f"{call}()", self.words)
+        return words if file is None else words.replace('"FILE"', f'"{file}"')
 
     def file_in(self, line: LogLine) -> str | None:
         """The file that the line names, where the pattern has a group for it."""
