@@ -284,7 +284,7 @@ class _Table:
     def choice(self, key: str, choices: Any, default: str) -> Any:
         found = self.take(key, str, default)
         if found not in get_args(choices):
-            raise ConfigError(f"{self.at(key)} = {found!r}: it is one of {', '.join(get_args(choices))}")
+            raise ConfigError(f"{self.at(key)} = {found!r}: choose one of {', '.join(get_args(choices))}")
         return found
 
     def duration(self, key: str, default: float) -> float:

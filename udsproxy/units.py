@@ -28,7 +28,7 @@ _SIZE_UNITS = {
 _NUMBER_AND_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Zµ]*)")
 
 
-def hint(word: str, known: Iterable[str], otherwise: str = "it is one of") -> str:
+def hint(word: str, known: Iterable[str], otherwise: str = "choose one of") -> str:
     """The end of a line that says that ``word`` is not known: what was meant, or all that would do."""
     names = list(known)
     if close := get_close_matches(word, names, n=1):

@@ -7,6 +7,8 @@ import resource
 import subprocess
 import sys
 
+import pytest
+
 from udsproxy.kernel import process_table
 
 GONE = 2**22 + 1
@@ -38,7 +40,30 @@ def test_a_child_by_its_title() -> None:
         cat.communicate()
 
 
+COMMAND_LINES = [
+    (["/usr/local/bin/udsproxy", "run", "/l", "/u"], ["/l", "/u"]),
+    (["/opt/bin/python3.11", "-I", "/opt/bin/udsproxy", "tap", "/p"], ["/p"]),
+    (["python3", "-m", "udsproxy", "run", "--config", "/c"], ["--config", "/c"]),
+    (["udsproxy", "run"], []),
+    (["udsproxy", "state", "run"], None),
+    (["udsproxy"], None),
+    (["sudo", "-u", "www-data", "udsproxy", "run", "/l", "/u"], None),
+    (["sh", "-c", "udsproxy run /l /u"], None),
+    (["python3", "-I", "-c", "...", "/src/udsproxy", "udsproxy.inspection.observer"], None),
+    (["grep", "udsproxy", "run"], None),
+    ([""], None),
+]
+
+
+@pytest.mark.parametrize(("words", "after"), COMMAND_LINES)
+def test_what_follows_a_command(monkeypatch: pytest.MonkeyPatch, words: list[str], after: list[str] | None) -> None:
+    """Of a udsproxy, however it was started; not of what starts one, nor of what else names it."""
+    monkeypatch.setattr(process_table, "read_arguments", lambda _: words)
+    assert process_table.words_after(1, "run", "tap") == after
+
+
 def test_who_is_gone() -> None:
     """Nothing is known, and nothing raised."""
     assert process_table.read_title(GONE) == ""
+    assert process_table.words_after(GONE, "run") is None
     assert process_table.read_descriptors(GONE) == process_table.Descriptors()

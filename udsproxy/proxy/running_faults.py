@@ -107,7 +107,9 @@ class RunningFaults:
         `ConfigError`, `NoSuch`."""
         meant = self._meant(proxy)
         if missed := [rule for rule in rules if not any(rule.is_for(name) for name in meant)]:
-            raise ConfigError(f"fault {format_rule(missed[0])!r}: no proxy of that name{hint('', meant)}")
+            raise ConfigError(
+                f"fault {format_rule(missed[0])!r}: no proxy of that name{hint('', meant, 'there is')}"
+            )
         added = {}
         for name in meant:
             book = self._proxies[name][1].book
@@ -153,7 +155,7 @@ class RunningFaults:
         if proxy is None:
             return list(self._proxies)
         if proxy not in self._proxies:
-            raise NoSuch(f"no proxy is called {proxy!r}{hint(proxy, self._proxies)}")
+            raise NoSuch(f"no proxy is called {proxy!r}{hint(proxy, self._proxies, 'there is')}")
         return [proxy]
 
     def _having(self, fault: str, proxy: str | None) -> list[tuple[str, Book]]:

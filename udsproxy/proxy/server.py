@@ -236,7 +236,7 @@ class Server:
                 proxy=self._proxies[0].name,
                 op="observe",
                 errno=errno_,
-                message=f"workers cannot be looked at: {why}",
+                message=f"the workers cannot be seen: {why}",
             )
         )
 
