@@ -91,11 +91,12 @@ def _explain_logs(names: tuple[str, ...], *, follow: bool) -> None:
         raise Failure(FAILED, "cannot read standard input: it is closed")
     logs = [Log(name) for name in dict.fromkeys(names)]
     summary = Summary()
-    readers = {log.name: Reader(_today()) for log in logs}
     # Of a pipe that is followed nothing can be said to be all.
     whole = [log for log in logs if log.is_file or not follow]
     lines = {log.name: log.newest() for log in whole}
-    for at, found in Doubles().without(merged([readers[log.name].read(lines[log.name]) for log in whole])):
+    readers = {log.name: Reader(_today(), is_cut=log.is_cut) for log in logs}
+    newest = [readers[log.name].read(lines[log.name], whole=not follow) for log in whole]
+    for at, found in Doubles().without(merged(newest)):
         summary.add(found, at)
     if summary.runs:
         clocks = [_clock(log, readers[log.name]) for log in whole]

@@ -166,8 +166,9 @@ class Summary:
 class Reader:
     """The lines of one file or stream: what each says, and when."""
 
-    def __init__(self, today: date) -> None:
-        self._records = Records(today)
+    def __init__(self, today: date, *, is_cut: bool = False) -> None:
+        """``is_cut``: the first line may be of a record that began before it."""
+        self._records = Records(today, is_cut=is_cut)
         self.has_zone = True
         """No time came without one."""
         self.last: datetime | None = None

@@ -12,8 +12,9 @@ from datetime import datetime
 
 import msgspec
 
-MAX_LINE = 4096
-"""Characters of a line that are read: nginx cuts its lines at 2048 bytes (NGX_MAX_ERROR_STR)."""
+MAX_LINE = 4 * 2048
+"""Characters of a line that are read: nginx cuts its lines at 2048 bytes (NGX_MAX_ERROR_STR), and a byte that is
+no UTF-8 is shown as four characters."""
 
 _LINE = re.compile(
     r"\s*(?:(?P<date>\d{4}/\d\d/\d\d) (?P<time>\d\d:\d\d:\d\d) )?"

@@ -16,7 +16,7 @@ from udsproxy.logs.forms import FORMS_OF_LINES, Form
 from udsproxy.logs.line import CUT, LogLine
 from udsproxy.logs.nginx_error import NginxError
 from udsproxy.logs.times import parse_time
-from udsproxy.logs.wrapping import unwrap
+from udsproxy.logs.wrapping import MAX_LAYERS, unwrap
 
 MAX_LINE = 16 * 1024
 MAX_SAID = 4 * 1024
@@ -39,9 +39,9 @@ _TCP = re.compile(r"(?:\w{1,12}://)?((?!unix:)[^/\"]{1,80})(?=/|$)(?<!:)")
 _TO_TCP = re.compile(r"\w{4,10}\(\) to (\[?[\da-fA-F.:]{2,45}\]?:\d{1,5}) failed")
 
 
-def read(text: str, today: date | None = None) -> LogLine:
+def read(text: str, today: date | None = None, layers: int = MAX_LAYERS) -> LogLine:
     """The record of ``text``. ``today`` gives a year to the times of the journal, which have none."""
-    wrapped = unwrap(text[:MAX_LINE], today)
+    wrapped = unwrap(text[:MAX_LINE], today, layers)
     line = _nginx(wrapped.text) or _of_a_form(wrapped.text, today)
     if line is None:
         line = LogLine(said=_REQUEST.sub(CUT, wrapped.text), program=wrapped.program)

@@ -32,7 +32,7 @@ _MESSAGE = ("msg", "message", "MESSAGE", "log")
 _ERROR = ("error", "err", "Error", "exception")
 _TIME = ("ts", "time", "timestamp", "@timestamp", "__REALTIME_TIMESTAMP")
 _REQUEST = ("request", "httpRequest")
-_MAX_LAYERS = 4
+MAX_LAYERS = 4
 
 
 class Wrapped(msgspec.Struct, frozen=True):
@@ -43,16 +43,18 @@ class Wrapped(msgspec.Struct, frozen=True):
     program: str = ""
     """As the journal names it: ``nginx``, ``php-fpm8.2``, ``kernel``."""
     request: str | None = None
+    layers: int = 0
+    """Those that were taken off."""
 
 
-def unwrap(text: str, today: date | None = None) -> Wrapped:
-    """The program's own line in ``text``."""
+def unwrap(text: str, today: date | None = None, layers: int = MAX_LAYERS) -> Wrapped:
+    """The program's own line in ``text``, with no more than this many ``layers`` around it."""
     found = Wrapped(text.strip())
-    for _ in range(_MAX_LAYERS):
+    for number in range(min(layers, MAX_LAYERS)):
         inner = _one_layer(found, today)
         if inner is None:
             break
-        found = inner
+        found = msgspec.structs.replace(inner, layers=number + 1)
     return found
 
 
