@@ -275,6 +275,20 @@ def test_following_a_file(tmp_path: Path, following: Callable[..., Following]) -
     assert explaining.process.wait(60) == 0
 
 
+def test_following_a_record_that_is_cut(tmp_path: Path, following: Callable[..., Following]) -> None:
+    """What a script wrote is its text, also where the log ends in it while the rest is still to come."""
+    log = tmp_path / "error.log"
+    log.write_text('2026/11/23 09:33:42 [error] 1#1: *2 FastCGI sent in stderr: "PHP message: one\n')
+    explaining = following(str(log))
+    explaining.until("Following; Ctrl-C ends it.")
+    with log.open("a") as file:
+        file.write("connect() to unix:/x failed (13: Permission denied)\nend")
+        file.write('" while reading response header from upstream, client: 192.0.2.1, server: , ')
+        file.write('request: "GET /a.php HTTP/1.1", upstream: "fastcgi://unix:/run/p.sock:", host: "a"\n')
+    seen = explaining.until(r"FastCGI sent in stderr, /run/p\.sock, /a\.php")
+    assert not [line for line in seen if "EACCES" in line]
+
+
 def test_following_a_pipe(following: Callable[..., Following]) -> None:
     """Lines are shown as they come, and the end of the pipe is the end."""
     explaining = following("-")

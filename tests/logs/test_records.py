@@ -130,6 +130,27 @@ def test_a_text_of_several_lines_in_the_log_of_php_fpm() -> None:
     assert said == ["NOTICE: PHP message: PHP Warning:  a", "b", "NOTICE: PHP message: c", "d", "e"]
 
 
+@given(
+    st.lists(
+        st.one_of(st.sampled_from([*FORGED, ", script '/x' (request: \"GET /x\")", "ERROR: x"]), NO_RECORD),
+        max_size=9,
+    )
+)
+def test_what_a_script_writes_to_php_fpm(texts: list[str]) -> None:
+    """All of it is its text, whatever it is, and php-fpm's line about a script stays one of its own."""
+    slow = (
+        "[23-Nov-2026 09:33:42] WARNING: [pool www] child 7, script '/a said into stderr: \"b' "
+        '(request: "GET /a.php") executing too slow (1.1 sec), logging'
+    )
+    begin = WORKER.format(1, 7, "NOTICE: PHP message: a")
+    first, *more, last = Records().all([begin, *(WORKER.format(1, 7, text) for text in texts), slow])
+    for each in (first, *more):
+        assert (each.program, each.said) == ("php-fpm", "[pool www] child 7 said into stderr: …")
+        assert (each.call, each.script, each.request, each.path) == (None, None, None, None)
+    assert (last.script, last.request) == ('/a said into stderr: "b', "GET /a.php")
+    assert last.said.endswith("executing too slow (1.1 sec), logging")
+
+
 @given(st.lists(st.one_of(st.sampled_from([OTHER, END, *MORE, WORKER.format(1, 7, "x")]), st.text()), max_size=9))
 def test_lines_of_their_own(lines: list[str]) -> None:
     """Where none begins a text, each line is a record."""

@@ -32,6 +32,13 @@ def _form(program: str, line: str, *foreign: str) -> Form:
 _LEVEL = r"[A-Za-z]{1,9}"
 _C_FILE = r"\(?[\w./]{1,40}\.c[.:]\d{1,5}\)?:? "
 
+_OF_A_WORKER = (
+    r"^(?P<own>\[pool [^\]\s]{1,100}\] child \d{1,10} said into std(?:err|out): )"
+    r"\"?(?P<text>.*?)\"?(?:, pipe is closed)?$",
+    r"(?P<own>, script )'(?P<script>.*)' \(request: \"(?P<request>.*)\"\)",
+)
+"""A script's text may hold the words of the second, and a script's name those of the first."""
+
 FORMS_OF_LINES: tuple[Form, ...] = (
     _form(
         "audit",
@@ -42,14 +49,12 @@ FORMS_OF_LINES: tuple[Form, ...] = (
         "php-fpm",
         rf"(?:\[(?P<at>{FORMS['php']})\] )(?:DEBUG|NOTICE|WARNING|ERROR|ALERT): "
         r"(?:pid \d{1,10}, \w{1,60}\(\), line \d{1,6}: )?(?P<said>.*)",
-        r"(?P<own>, script )'(?P<script>.*)' \(request: \"(?P<request>.*)\"\)",
-        r"(?P<own>said into std(?:err|out): )\"?(?P<text>.*?)\"?(?:, pipe is closed)?$",
+        *_OF_A_WORKER,
     ),
     _form(
         "php-fpm",
         r"(?:(?:DEBUG|NOTICE|WARNING|ERROR|ALERT): )?(?P<said>\[pool [^\]\s]{1,100}\] .*)",
-        r"(?P<own>, script )'(?P<script>.*)' \(request: \"(?P<request>.*)\"\)",
-        r"(?P<own>said into std(?:err|out): )\"?(?P<text>.*?)\"?(?:, pipe is closed)?$",
+        *_OF_A_WORKER,
     ),
     _form(
         "apache",

@@ -36,7 +36,7 @@ _ALONE = "nginx: ["
 _NO_LEVEL = ("", "access")
 """Programs whose lines have a time and no level: a script's text often has such lines."""
 _BEGIN = re.compile(r"(?:NOTICE|WARNING|ERROR|ALERT|DEBUG): |PHP message: ")
-_WORKER = re.compile(r"\bchild (\d{1,10}) said into std(?:err|out): ")
+_WORKER = re.compile(r"\[pool [^\]\s]{1,100}\] child (\d{1,10}) said into std(?:err|out): ")
 
 
 class Records:
@@ -106,7 +106,7 @@ class Records:
             yield from self._said(read("\n".join(lines), self._today, layers=0))
 
     def _said(self, line: LogLine) -> Iterator[LogLine]:
-        worker = _WORKER.search(line.said)
+        worker = _WORKER.match(line.said)
         if worker is not None and self._is_more(worker[1], line):
             return
         yield line
