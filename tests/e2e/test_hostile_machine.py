@@ -214,6 +214,7 @@ _TELLS = {
     "doctor/gathering.py",
     "logs/times.py",
     "cli/explain.py",
+    "cli/state.py",
     "proxy/nginx_log.py",
 }
 """Where the time of day is told to people, or compared with that of a log."""

@@ -175,7 +175,8 @@ def test_nobody_has_accepted(place: Place, database: Database) -> None:
             assert receive_all(sock).startswith(b"HTTP/1.1 200")
     [event] = place.proxy.wait_for("request", uri="/hello.php")
     assert event["accept_wait_s"] > 0.1
-    assert event["ttfb_s"] > event["accept_wait_s"]
+    # (The one counts from connect(), the other from when the request was read, which may be a little later.)
+    assert event["ttfb_s"] > 0.1
     assert place.proxy.wait_for("accepted", conn=event["conn"])[0]["accept_wait_s"] > 0.1
     first = place.proxy.wait_for("accepted", conn=1)[0]
     assert first["worker"]["comm"].startswith("php-fpm")

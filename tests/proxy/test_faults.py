@@ -332,14 +332,23 @@ async def test_a_slow_accept_loop_near_the_limit(site: Site, autojump_clock: tri
 
 
 async def test_a_slow_accept_loop(site: Site, autojump_clock: trio.testing.MockClock) -> None:
-    """accept-delay: who comes second is accepted so much later."""
-    with site.serve() as listener:
+    """accept-delay: who comes second is accepted so much later, and has been in the queue until then."""
+    with site.serve() as listener, contextlib.ExitStack() as stack:
         async with running(faulty(site, "accept-delay=30s")):
-            with site.connect(), site.connect(), await accepted(listener), contextlib.ExitStack() as stack:
-                await trio.sleep(20)
-                assert not accept_all(listener, stack)
-                await trio.sleep(20)
-                assert len(accept_all(listener, stack)) == 1
+            first, second = stack.enter_context(site.connect()), stack.enter_context(site.connect())
+            server = stack.enter_context(await accepted(listener))
+            await trio.sleep(20)
+            began = time.monotonic()
+            assert not accept_all(listener, stack)
+            await trio.sleep(5)
+            waited_s = time.monotonic() - began
+            await trio.sleep(15)
+            [other] = accept_all(listener, stack)
+            for client, upstream in ((first, server), (second, trio.socket.from_stdlib_socket(other))):
+                await upstream.send(b"x")
+                assert await client.recv(10) == b"x"
+    wait = next(event for event in site.events("close") if event["conn"] == 2)
+    assert wait["accept_wait_s"] + wait["accept_error_s"] >= waited_s
 
 
 async def test_what_a_fault_holds_is_closed_at_the_end(site: Site, autojump_clock: trio.testing.MockClock) -> None:

@@ -92,7 +92,7 @@ class AcceptLoop:
         """What of it is in force."""
         self._plugging: Plugging | None = None
         self.connections = Connections(config.name, relay, tap, book, unix_clients=listener.is_unix)
-        self.connections.rest = self._park
+        self.connections.rest = self._rest
         self.listener = listener
         self._config = config
         self._relay = relay
@@ -258,6 +258,10 @@ class AcceptLoop:
         """Somebody waits in our queue."""
         door = self._door
         if door is None:
+            return
+        if self._parked.is_set():
+            if not door.edge:  # (near the limit the mirror itself knows who waits)
+                self._own.look()
             return
         try:
             door.admit()
@@ -551,6 +555,12 @@ class AcceptLoop:
         self._parked.set()
         if self._door is not None:
             self._relay.pause(self.listener.sock)
+
+    def _rest(self, seconds: float) -> None:
+        """The same for a fault: it is noticed who comes meanwhile."""
+        self._park(seconds)
+        if self._door is not None:
+            self._relay.resume(self.listener.sock, edge=True)
 
     def _wait_for_room(self) -> None:
         if not self._upstream_full:

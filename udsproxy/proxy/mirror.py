@@ -521,3 +521,4 @@ class Mirrored:
             if each.number is None:
                 each.number = self._connections.number()
             yield each.number, each.connected_at
+        yield from self._early.queued(before)

@@ -170,6 +170,7 @@ class Watch:
             self._connections.waits.accepted = self._connections.waits.crowded = None
             self._connections.on_end = None
             self._tap.watchers.pop(self._proxy, None)
+            self._log = None  # (it may be that which failed)
             found = error
             while isinstance(found, ExceptionGroup):
                 found = found.exceptions[0]
