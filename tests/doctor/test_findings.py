@@ -58,6 +58,15 @@ def pool(**settings: str) -> Pool:
     return Pool(name="www", file="/etc/www.conf", settings={**SETTINGS, **changed}, owner=33, group=33)
 
 
+def dynamic(most: int, least: int, kept: int) -> Pool:
+    return pool(
+        pm="dynamic",
+        pm__max_children=str(most),
+        pm__min_spare_servers=str(least),
+        pm__max_spare_servers=str(kept),
+    )
+
+
 def nginx(*peers: Peer, keepalive: int = 0, keep_conn: bool = False, next_upstream: str = "error") -> Nginx:
     upstreams = (Upstream("php", "/etc/nginx.conf:1", peers, keepalive),) if peers else ()
     to = "php" if peers else None
@@ -370,6 +379,28 @@ CASES = [
     Case("note", "pm = ondemand: workers", {"pool": pool(pm="ondemand")}),
     Case("note", "pm = dynamic: a burst finds about 1 idle worker, of 4", {"pool": pool(pm="dynamic")}),
     Case("warning", "pm = dynamic", {"pool": pool(pm="dynamic", pm__max_children="50")}),
+    Case("note", "pm = dynamic: a burst finds about 4 idle workers, of 9", {"pool": dynamic(9, 1, 6)}),
+    Case("note", "pm = dynamic: a burst finds about 4 idle workers, of 20", {"pool": dynamic(20, 1, 6)}),
+    Case("warning", "pm = dynamic: a burst finds about 3 idle workers, of 20", {"pool": dynamic(20, 1, 3)}),
+    Case("note", "pm = dynamic: a burst finds about 3 idle workers, of 4", {"pool": dynamic(4, 1, 3)}),
+    Case(
+        "note",
+        "pm = dynamic: a burst finds about 2 idle workers, of 9",
+        {"pool": dynamic(9, 2, 6), "servers": FULL},
+    ),
+    Case(
+        "note", "pm = dynamic: a burst finds about 2 idle workers, of 4", {"pool": dynamic(4, 2, 4), "servers": ()}
+    ),
+    Case(
+        "note",
+        "pm = dynamic: a burst finds about 3 idle workers, of 4",
+        {"pool": dynamic(4, 1, 4), "servers": WORKERS[:3]},
+    ),
+    Case(
+        "fine",
+        "pm = dynamic: all 4 workers are there, and stay (pm.max_spare_servers = 4)",
+        {"pool": dynamic(4, 1, 4)},
+    ),
     Case("note", "pm.max_requests = 0", {"pool": pool(pm__max_requests="0")}),
     Case("warning", "pm.max_requests = 50", {"pool": pool(pm__max_requests="50")}),
     Case(
