@@ -35,7 +35,7 @@ class Looked(NamedTuple):
 
 
 def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked:
-    """``began_at``: when the socket's server was started (seconds since 1970)."""
+    """``began_at``: when the process that listens at the path was started (seconds since 1970)."""
     if known.path is None:
         return Looked()
     found: list[Nginx] = []
