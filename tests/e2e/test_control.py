@@ -171,7 +171,7 @@ def test_one_that_is_controlled_elsewhere(
         said = capfd.readouterr()
         assert said.out.startswith(f"other ({other.socket} -> ")
         assert said.err == f"udsproxy: not listed: {hidden}; name its control socket with --control PATH\n"
-        with pytest.raises(ControlError, match=re.escape(f"one has its control socket elsewhere ({hidden})")):
+        with pytest.raises(ControlError, match=re.escape(f"some with a control socket elsewhere ({hidden})")):
             finding.choose(None, None)
         for asked in ((None, "other"), (control, None), (control, "mine")):
             (chosen,) = finding.choose(*asked)

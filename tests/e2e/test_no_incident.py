@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tests.e2e.proxy import StartProxy
@@ -110,3 +111,23 @@ def test_one_process_for_many_clients(stage: Stage, start_proxy: StartProxy, tmp
     assert "have left" not in opened["what"]
     for incident in proxy.events("incident"):
         assert sum(each["workers"] for each in incident.get("waiting_on", [])) <= incident["busy"]
+
+
+def test_a_server_that_ends_while_nobody_comes(stage: Stage, start_tap: StartTap) -> None:
+    """A tap tells that the server is gone; that is no incident, as no client met it."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(stage.path("server.sock"))
+        listener.listen()
+        tap = start_tap(stage.path("server.sock"))
+    tap.wait_for("upstream_error", errno="ECONNREFUSED")
+    tap.stop()
+    assert tap.events("incident") == []
+
+
+def test_a_client_of_a_server_that_is_gone(stage: Stage, start_proxy: StartProxy) -> None:
+    """It meets an error, and that is an incident."""
+    proxy = start_proxy(stage.path("p.sock"), stage.path("server.sock"))
+    with connect(proxy.socket) as sock, suppress(ConnectionResetError):
+        receive_all(sock)
+    [incident] = proxy.wait_for("incident", phase="open")
+    assert incident["errors"] == {"connect() ENOENT": 1}

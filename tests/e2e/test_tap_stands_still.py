@@ -295,4 +295,4 @@ def test_restoring_while_taps_come_and_go(served: str, start_tap: StartTap) -> N
             ended.set()
         restoring.result()
     assert beside(served) == before
-    assert {line.split(": ")[1][:20] for line in complaints} <= {"nothing is to be put", "somebody listens the"}
+    assert {line.split(": ")[1][:20] for line in complaints} <= {"nothing to restore", "somebody listens the"}

@@ -300,13 +300,15 @@ def test_names_that_are_refused(stage: Stage, served: str, start_tap: StartTap) 
     tap = start_tap(served)
     before = beside(served)
     for asked in (aside_of(served), aside):
-        assert f"take {served} itself" in refused(tap_command, asked)
+        assert f"use {served} itself" in refused(tap_command, asked)
     for asked in (link, os.path.join(directory, os.path.basename(served))):
         done = udsproxy("tap", asked, "--control", "none")
         assert done.returncode == 4
         assert b"tapped already" in done.stderr
     for words, what in (((aside_of(served), served), "listen on"), ((other, aside_of(served)), "forward to")):
-        assert f"cannot {what} {aside_of(served)}: a name that ends in {SUFFIX} is" in refused(run_command, *words)
+        assert f"cannot {what} {aside_of(served)}: names that end in {SUFFIX} belong" in refused(
+            run_command, *words
+        )
     assert not os.path.lexists(other)
     assert beside(served) == before
     tap.await_seen()

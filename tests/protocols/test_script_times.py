@@ -145,7 +145,7 @@ def test_ten_thousand_scripts() -> None:
 def test_errors_and_the_queue() -> None:
     """An error has no proper end or a status of 500 or more; percentiles of the queue are of the waits known."""
     made = ByScript(several=False)
-    made.add(request("/a", status=200, protocol_status="REQUEST_COMPLETE", accept_wait_s=0.5))
+    made.add(request("/a", status=200, protocol_status="REQUEST_COMPLETE", accept_wait_s=0.5, total_s=0.6))
     made.add(request("/a", status=404))
     made.add(request("/a", status=503))
     made.add(request("/a", incomplete="client left"))

@@ -137,7 +137,8 @@ def test_columns_of_each_width(width: int | None, names: list[str], color: bool)
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
 def test_notes_that_do_not_fit_go_below(width: int) -> None:
     """Why an exchange has no end is never cut: it stands beside the URI, or under it."""
-    event = replace(REQUEST, uri=LONG_URI, incomplete="client left", faults=("latency",), accept_wait_s=0.99)
+    changes = {"incomplete": "client left", "faults": ("latency",), "accept_wait_s": 0.99, "total_s": 1.0}
+    event = replace(REQUEST, uri=LONG_URI, **changes)
     _, row, *below = lines_of(on_terminal(width), event)
     assert "#3" in row
     notes = " ".join((row + " " + " ".join(below)).split())

@@ -107,8 +107,8 @@ def choose(control: str | None, wanted: str | None) -> list[Running]:
         )
     if hidden and wanted is None:
         raise ControlError(
-            f"several run, and one has its control socket elsewhere ({elsewhere.listed(hidden)}); choose one "
-            f"with --proxy NAME or PATH, or --control PATH: {listed(there)}"
+            f"several run, some with a control socket elsewhere ({elsewhere.listed(hidden)}); choose one with "
+            f"--proxy NAME or PATH, or --control PATH: {listed(there)}"
         )
     if len({each.client.path for each in found}) > 1 or (wanted is not None and len(found) > 1):
         which = "several proxies run" if wanted is None else f"several proxies are meant by {printable(wanted)!r}"

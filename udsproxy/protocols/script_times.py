@@ -64,7 +64,7 @@ class ByScript:
         times.sum_s += total_s
         times.total.add(total_s)
         if wait_s is not None:
-            times.queue.add(wait_s)
+            times.queue.add(min(wait_s, total_s))  # (it is known to within some time)
         if event.incomplete or (status and status >= 500) or event.protocol_status not in _FINE:
             times.errors += 1
 

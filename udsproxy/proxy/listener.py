@@ -270,7 +270,7 @@ class AcceptLoop:
             self._wait_for_room()
             return
         except Gone as gone:
-            self._withdraw(gone)
+            self._withdraw(gone, met=True)
             return
         except Unseen as unseen:
             self._unmirror(unseen)
@@ -574,8 +574,10 @@ class AcceptLoop:
 
     # --- the upstream is gone ---
 
-    def _withdraw(self, gone: Gone) -> None:
-        """Who waits in our queue gets what the kernel gives to those in a queue whose server ends: ECONNRESET.
+    def _withdraw(self, gone: Gone, *, met: bool = False) -> None:
+        """``met``: a client was to be connected; otherwise it is we who have looked.
+
+        Who waits in our queue gets what the kernel gives to those in a queue whose server ends: ECONNRESET.
 
         So does who was accepted already and has sent something (net/unix/af_unix.c, unix_release_sock: it was not
         read); else the end. But that comes last: whom it tells to try again is to meet what the upstream's clients
@@ -584,6 +586,8 @@ class AcceptLoop:
         door = self._leave_door()
         if isinstance(door, Datagrams):
             door.ended_by = "upstream"
+        if met or self._held:
+            self._meet("connect", gone.number)
         self._tell_upstream_error("connect", gone.number, None)
         self._gone = gone
         self._parked.set()
@@ -769,9 +773,12 @@ class AcceptLoop:
             )
         )
 
-    def _tell_upstream_error(self, op: str, number: int, conn: int | None, message: str | None = None) -> None:
-        if self._watch is not None and number != errno.EAGAIN:
+    def _meet(self, op: str, number: int) -> None:
+        """A client meets this error."""
+        if self._watch is not None:
             self._watch.error(f"{op}() {errno_name(number)}")
+
+    def _tell_upstream_error(self, op: str, number: int, conn: int | None, message: str | None = None) -> None:
         self._tap.put(
             UpstreamError(
                 at=monotonic_ns(),

@@ -306,8 +306,9 @@ def _notes(event: Request) -> list[Note]:
         notes.append((f"fault: {', '.join(event.faults)}", YELLOW))
     if event.app_status:
         notes.append((f"app status {event.app_status}", ""))
-    if event.accept_wait_s is not None and event.accept_wait_s >= _WAIT_SHOWN_S:
-        notes.append((f"after {duration(event.accept_wait_s)} in the queue", YELLOW))
+    # (The wait is known to within some time: it is never told as longer than the request.)
+    if event.accept_wait_s is not None and (wait_s := min(event.accept_wait_s, event.total_s)) >= _WAIT_SHOWN_S:
+        notes.append((f"after {duration(wait_s)} in the queue", YELLOW))
     if event.unseen:
         notes.append((event.unseen, DIM))
     return notes

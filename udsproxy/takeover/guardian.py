@@ -5,6 +5,7 @@ Rule: a guardian that has died, or does not run, is replaced: without one the pa
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import mmap
@@ -14,8 +15,10 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 
+from udsproxy.events import errno_name
 from udsproxy.kernel.own_processes import command, environment
 from udsproxy.takeover.guardian_process import ARM, BEATS, HELLO, IGNORED
 from udsproxy.takeover.names import Names
@@ -82,7 +85,8 @@ class Guardian:
             )
         except OSError as error:
             ours.close()
-            raise GuardianError(f"the guardian cannot be started: {error.strerror}") from None
+            what = f"{error.filename or sys.executable}: {error.strerror} ({errno_name(error.errno or errno.EIO)})"
+            raise GuardianError(f"the guardian cannot be started: {what}") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             its.close()
