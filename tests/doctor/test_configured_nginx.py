@@ -17,7 +17,12 @@ from udsproxy.inspection.machine import Machine
 def running(conf: Path) -> Iterator[int]:
     """A process with the title of an nginx."""
     title = f"nginx: master process nginx -c {conf}"
-    with subprocess.Popen([title], executable="/bin/cat", stdin=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([title], executable="/bin/cat", stdin=pipe, stdout=pipe, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"!")
+        assert process.stdout.read(1) == b"!"  # (Just after exec() it has no title yet.)
         yield process.pid
 
 

@@ -1,46 +1,27 @@
-"""When the process that listens at a path was started."""
+"""Who listens at a path, and by whose start errors at it are dated."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-
-import msgspec
+import pytest
 
 from udsproxy.doctor.facts import Process
-from udsproxy.doctor.gathering import began
+from udsproxy.doctor.gathering import listeners
 from udsproxy.inspection.forwarding import Hop, Route
 from udsproxy.inspection.taps import Holder
-from udsproxy.kernel import procfs
 
 PATH = "/run/x.sock"
+SERVERS = (Process(10, "php-fpm8.2", master=True), Process(11, "php-fpm8.2"))
+TAP = Hop(kind="tap", path=PATH, to=f"{PATH}.udsproxy", process=Holder(3, "udsproxy"))
+RUN = Hop(kind="run", path=PATH, to="/run/b.sock", process=Holder(4, "udsproxy"))
+BEHIND = Hop(kind="run", path="/run/b.sock", to="/run/c.sock", process=Holder(5, "udsproxy"))
+HIDDEN = Hop(kind="run", path=PATH, to="/run/b.sock")
 
 
-def test_the_start_of_who_listens_at_the_path() -> None:
-    """A ``run`` in front of the server has its own start. A tap has none that counts: the server was at the path
-    before it."""
-    server = Process(os.getpid(), "server")
-    while (procfs.read_age(os.getpid()) or 0.0) < 0.1:
-        time.sleep(0.01)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        later = Holder(child.pid, "udsproxy")
-        run = Hop(kind="run", path=PATH, to="/run/b.sock", process=later)
-        tap = Hop(kind="tap", path=PATH, to=f"{PATH}.udsproxy", process=Holder(os.getpid(), "udsproxy"))
-        of_server = began(Route(address=PATH), (server,))
-        of_run = began(Route(address="/run/b.sock", hops=(tap, run)), (server,))
-        of_tap = began(Route(address=PATH, hops=(msgspec.structs.replace(tap, process=later),)), (server,))
-    assert of_server is not None
-    assert of_run is not None
-    assert of_tap is not None
-    assert of_server + 0.05 < of_run
-    assert abs(of_server - of_tap) < 0.05
-
-
-def test_who_listens_may_not_be_seen() -> None:
-    """Then nothing is told: the server's start is not that of a ``run``."""
-    server = Process(os.getpid(), "server")
-    unseen = Hop(kind="run", path=PATH, to="/run/b.sock")
-    assert began(Route(address="/run/b.sock", hops=(unseen,)), (server,)) is None
-    assert began(Route(address=None), ()) is None
+@pytest.mark.parametrize(
+    ("hops", "pids"),
+    [((), [10, 11]), ((TAP,), [10, 11]), ((RUN,), [4]), ((TAP, RUN), [4]), ((RUN, BEHIND), [4]), ((HIDDEN,), [])],
+)
+def test_who_listens_at_the_path(hops: tuple[Hop, ...], pids: list[int]) -> None:
+    """A ``run`` there, and not the server behind it; of a tap's path, whom it stands in front of. A process that
+    may not be seen is none: the server's start is not that of a ``run``."""
+    assert listeners(Route(address=PATH, hops=hops), SERVERS) == pids
