@@ -58,6 +58,15 @@ def pool(**settings: str) -> Pool:
     return Pool(name="www", file="/etc/www.conf", settings={**SETTINGS, **changed}, owner=33, group=33)
 
 
+def dynamic(most: int, least: int, kept: int) -> Pool:
+    return pool(
+        pm="dynamic",
+        pm__max_children=str(most),
+        pm__min_spare_servers=str(least),
+        pm__max_spare_servers=str(kept),
+    )
+
+
 def nginx(*peers: Peer, keepalive: int = 0, keep_conn: bool = False, next_upstream: str = "error") -> Nginx:
     upstreams = (Upstream("php", "/etc/nginx.conf:1", peers, keepalive),) if peers else ()
     to = "php" if peers else None
@@ -128,6 +137,8 @@ class Case:
     load: Load = field(default=LOAD)
 
 
+RUN: dict[str, object] = {"hops": (Hop(kind="run", path=PATH, to="/run/b.sock", process=TAP),)}
+"""A ``udsproxy run`` listens at the path."""
 HERE, THERE = Peer(f"unix:{PATH}", True), Peer("unix:/run/php/y.sock", False)
 GONE: dict[str, object] = {"failure": "ENOENT", "state": None, "entries": (), "servers": ()}
 FULL = tuple(msgspec.structs.replace(each, busy=True) for each in WORKERS)
@@ -334,7 +345,17 @@ CASES = [
         logged("connect 11", None) | GONE,
     ),
     Case("warning", "nginx logged error 2 for this socket 10 times, last at", logged("connect 2", None) | GONE),
-    Case("warning", "nginx logged error 2 for this socket 1 time since", logged("connect 2", 1)),
+    Case("warning", "nginx logged error 2 for this socket 1 time since the server was", logged("connect 2", 1)),
+    Case(
+        "warning",
+        "nginx logged error 2 for this socket 1 time since udsproxy run was",
+        logged("connect 2", 1) | RUN,
+    ),
+    Case(
+        "note",
+        "nginx logged error 2 for this socket 10 times, last at 2026-11-29 03:12:44 +0100, before udsproxy run was",
+        logged("connect 2", 0) | RUN,
+    ),
     Case("warning", "nginx logged error 104 for this socket 3 times", logged("recv 104", 3)),
     Case("problem", "nginx logged `connect() to", logged("no live upstreams", 3)),
     Case("warning", "nginx logged error 99 for this socket", logged("sendmsg 99", 3)),
@@ -370,6 +391,28 @@ CASES = [
     Case("note", "pm = ondemand: workers", {"pool": pool(pm="ondemand")}),
     Case("note", "pm = dynamic: a burst finds about 1 idle worker, of 4", {"pool": pool(pm="dynamic")}),
     Case("warning", "pm = dynamic", {"pool": pool(pm="dynamic", pm__max_children="50")}),
+    Case("note", "pm = dynamic: a burst finds about 4 idle workers, of 9", {"pool": dynamic(9, 1, 6)}),
+    Case("note", "pm = dynamic: a burst finds about 4 idle workers, of 20", {"pool": dynamic(20, 1, 6)}),
+    Case("warning", "pm = dynamic: a burst finds about 3 idle workers, of 20", {"pool": dynamic(20, 1, 3)}),
+    Case("note", "pm = dynamic: a burst finds about 3 idle workers, of 4", {"pool": dynamic(4, 1, 3)}),
+    Case(
+        "note",
+        "pm = dynamic: a burst finds about 2 idle workers, of 9",
+        {"pool": dynamic(9, 2, 6), "servers": FULL},
+    ),
+    Case(
+        "note", "pm = dynamic: a burst finds about 2 idle workers, of 4", {"pool": dynamic(4, 2, 4), "servers": ()}
+    ),
+    Case(
+        "note",
+        "pm = dynamic: a burst finds about 3 idle workers, of 4",
+        {"pool": dynamic(4, 1, 4), "servers": WORKERS[:3]},
+    ),
+    Case(
+        "fine",
+        "pm = dynamic: all 4 workers are there, and stay (pm.max_spare_servers = 4)",
+        {"pool": dynamic(4, 1, 4)},
+    ),
     Case("note", "pm.max_requests = 0", {"pool": pool(pm__max_requests="0")}),
     Case("warning", "pm.max_requests = 50", {"pool": pool(pm__max_requests="50")}),
     Case(
@@ -496,6 +539,29 @@ def test_a_tap_may_be_what_was_killed() -> None:
         found = examine(msgspec.structs.replace(GOOD, **logged(kind, 3)), LOAD)
         [told] = [each for each in found if each.title.startswith("nginx logged")]
         assert "(a tap" in told.why
+
+
+@pytest.mark.parametrize(
+    ("kind", "since_start", "says", "blames_php_fpm"),
+    [
+        ("connect 2", 0, "udsproxy run was not there", False),
+        ("connect 2", 3, "get the error that it gets from the socket behind it. ", True),
+        ("connect 2", None, "from the socket behind it, or it was not there itself. ", True),
+        ("connect 111", 0, "an earlier udsproxy run had been killed", False),
+        ("connect 11", 3, "from the socket behind it. The queue was full", False),
+        ("connect 11", None, "from the socket behind it. The queue was full", False),
+        ("closed", 3, "before a whole answer had come", False),
+    ],
+)
+def test_errors_at_the_path_of_a_run(
+    kind: str, since_start: int | None, says: str, *, blames_php_fpm: bool
+) -> None:
+    """Before it was started, it was not there: php-fpm is not to blame. From then on, clients get from it what it
+    gets from the server."""
+    found = examine(msgspec.structs.replace(GOOD, **logged(kind, since_start), **RUN), LOAD)
+    [told] = [each for each in found if each.title.startswith("nginx logged")]
+    assert says in told.why
+    assert ("php-fpm" in told.why) == blames_php_fpm
 
 
 def test_what_fails_now_comes_first() -> None:

@@ -34,7 +34,8 @@ _MEANINGS = {
     "connect 11": _Meaning("problem", _QUEUE_WAS_FULL, ""),
     "connect 2": _Meaning(
         "warning",
-        "There was no such path: php-fpm removes its socket when it stops, and makes it when it starts.",
+        "There was no such path: the server was not there. php-fpm and `udsproxy run` remove their sockets when "
+        "they stop, and make them when they start.",
         "Reload the server instead of restarting it; see its own log for why it stopped.",
     ),
     "connect 13": _Meaning(
@@ -72,6 +73,21 @@ _MEANINGS = {
         "max_fails=0 on each `server unix:...` of the block.",
     ),
 }
+_BEFORE_RUN = {
+    "connect 2": _Meaning(
+        "note",
+        "udsproxy run was not there: it makes its socket when it starts, and removes it when it ends.",
+        "Start udsproxy run before nginx is told to connect to it, and name the server's own socket again before "
+        "udsproxy ends.",
+    ),
+    "connect 111": _Meaning(
+        "note",
+        "The file was there, and nobody listened: an earlier udsproxy run had been killed.",
+        "See dmesg (the OOM killer), and who sent it SIGKILL, at that time.",
+    ),
+}
+"""What they mean where a ``udsproxy run`` listens at the path, and was started later."""
+_PASSED_ON = "Clients of udsproxy run get the error that it gets from the socket behind it"
 _OF_A_SERVER = ("connect 11", "recv 104", "timed out 110", "closed")
 """Kinds that tell of a server which was there."""
 _OTHER = _Meaning("warning", "", "udsproxy explain tells what such a line means.")
@@ -99,17 +115,18 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 
 def _logged(facts: Facts, log: ErrorLog, logged: Logged) -> Finding:
-    meaning = _MEANINGS.get(logged.kind, _OTHER)
+    meaning = _meaning(facts, logged)
+    who = "the server" if facts.run is None else "udsproxy run"
     number = logged.kind.rpartition(" ")[2]
     what = f"error {number}" if number.isdecimal() else f"`{logged.words}`"
     level, do = meaning.level, meaning.do
     last = f"last at {_at(log, logged.last)}"
     if logged.since_start:
-        when = f"{plural(logged.since_start, 'time')} since the server was started, {last}"
+        when = f"{plural(logged.since_start, 'time')} since {who} was started, {last}"
     else:
         when = f"{plural(logged.count, 'time')}, {last}"
         if logged.since_start is not None:
-            level, when = "note", f"{when}, before the server was started"
+            level, when = "note", f"{when}, before {who} was started"
         elif facts.has_no_server and logged.kind in _OF_A_SERVER:
             level, when = "note", f"{when}, while there was a server"
     part = "" if log.is_whole else f" Only its end was read, from {_at(log, log.begin) or 'some time'} on."
@@ -123,6 +140,16 @@ def _logged(facts: Facts, log: ErrorLog, logged: Logged) -> Finding:
         do,
         _search(log, logged),
     )
+
+
+def _meaning(facts: Facts, logged: Logged) -> _Meaning:
+    meaning = _MEANINGS.get(logged.kind, _OTHER)
+    if facts.run is None or not logged.kind.startswith("connect "):
+        return meaning
+    if logged.since_start == 0:
+        return _BEFORE_RUN.get(logged.kind, meaning)
+    either = ", or it was not there itself" if logged.since_start is None and logged.kind in _BEFORE_RUN else ""
+    return meaning._replace(why=f"{_PASSED_ON}{either}. {meaning.why}".strip())
 
 
 def _at(log: ErrorLog, time: str) -> str:

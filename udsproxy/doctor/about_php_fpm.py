@@ -109,18 +109,31 @@ def _manager(facts: Facts, pool: Pool) -> Iterator[Finding]:
             f"ps {_workers_of(facts)} | wc -l   (before a burst, and in it)",
         )
     elif kind == "dynamic":
-        spare = number(pool.settings.get("pm.min_spare_servers"), 0)
-        rate = number(pool.settings.get("pm.max_spawn_rate"), 32)
-        level = "warning" if most >= 20 and spare * 5 < most else "note"
-        yield Finding(
-            "warning" if level == "warning" else "note",
-            f"pm = dynamic: a burst finds about {plural(max(spare, 1), 'idle worker')}, of {most}",
-            f"More are forked once a second, 1, 2, 4 and so on up to {rate} at a time, until {spare} "
-            "(pm.min_spare_servers) are idle again. The queue must hold a burst for as long.",
-            f"pm = static ({pool.at('pm')}) where memory is there for all of them anyway, or a larger "
-            "pm.min_spare_servers.",
-            _search("seems busy", pool),
+        yield _dynamic(facts, pool, most)
+
+
+def _dynamic(facts: Facts, pool: Pool, most: int) -> Finding:
+    """php-fpm forks workers while fewer than min_spare_servers are idle, and ends idle ones only while there are
+    more than max_spare_servers (fpm_process_ctl.c, fpm_pctl_perform_idle_server_maintenance())."""
+    least = number(pool.settings.get("pm.min_spare_servers"), 0)
+    kept = number(pool.settings.get("pm.max_spare_servers"), 0)
+    there, busy = len(facts.workers), facts.busy
+    if 0 < most <= min(kept, there):
+        return Finding(
+            "fine",
+            f"pm = dynamic: all {plural(most, 'worker')} are there, and stay (pm.max_spare_servers = {kept})",
         )
+    rate = number(pool.settings.get("pm.max_spawn_rate"), 32)
+    idle = max(1, least, 0 if busy is None else min(kept, there - busy))
+    return Finding(
+        "warning" if most >= 20 and idle * 5 < most else "note",
+        f"pm = dynamic: a burst finds about {plural(idle, 'idle worker')}, of {most}",
+        f"More are forked once a second, 1, 2, 4 and so on up to {rate} at a time, while fewer than {least} "
+        "(pm.min_spare_servers) are idle. The queue must hold a burst for as long.",
+        f"pm = static ({pool.at('pm')}) where memory is there for all of them anyway, or a larger "
+        "pm.min_spare_servers.",
+        _search("seems busy", pool),
+    )
 
 
 def _renewal(facts: Facts, pool: Pool) -> Iterator[Finding]:

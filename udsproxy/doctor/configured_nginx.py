@@ -1,6 +1,7 @@
 """The nginx that run, what their configurations have about a socket, and what their error logs say of it.
 
-Rules: it only looks. What cannot be read is told.
+Rules: it only looks. What cannot be read is told; of an nginx that is not known to pass requests on to the socket
+only where no other is, since it may be the one that does.
 """
 
 from __future__ import annotations
@@ -35,44 +36,50 @@ class Looked(NamedTuple):
 
 
 def look(known: KnownSocket, machine: Machine, began_at: float | None) -> Looked:
-    """``began_at``: when the socket's server was started (seconds since 1970)."""
+    """``began_at``: when the process that listens at the path was started (seconds since 1970)."""
     if known.path is None:
         return Looked()
     found: list[Nginx] = []
     refused: list[Refused] = []
     unseen: list[str] = []
+    unseen_of_others: list[str] = []
+    refused_of_others: list[Refused] = []
     logs_left = _MAX_LOGS
     masters = list(process_table.titled(nginx_start.TITLE))
     for pid, title in masters[:_MAX_MASTERS]:
         root = Root(pid)
         if root.is_hidden:
-            unseen.append(f"the configuration of nginx (pid {pid}): it is in a container (run as root)")
+            unseen_of_others.append(f"the configuration of nginx (pid {pid}): it is in a container (run as root)")
             continue
         try:
             reader = Reader(root)
             start = nginx_start.started(pid, title, root)
             if start is None:
                 hint = "" if os.geteuid() == 0 else " (run as root)"
-                unseen.append(f"the configuration of nginx (pid {pid}): nothing says where it is{hint}")
+                unseen_of_others.append(f"the configuration of nginx (pid {pid}): nothing says where it is{hint}")
                 continue
             sockets = known.seen_from(root, pid)
             seen, keep_it_from_starting = nginx.look(reader, start, pid, sockets)
-            if seen is not None or _is_trusted(pid):
-                refused += keep_it_from_starting
+            if seen is None:
+                unseen_of_others += reader.notes
+                refused_of_others += keep_it_from_starting if _is_trusted(pid) else []
+                continue
             there, way = sockets.there(), sockets.way()
-            if seen is not None:
-                here = "" if root.is_ours else f"/proc/{pid}/root"
-                logs = _logs(reader, seen, start, sockets, began_at, logs_left, here)
-                logs_left -= len(logs)
-                found.append(
-                    msgspec.structs.replace(seen, workers=_workers(machine, pid), logs=logs, there=there, way=way)
-                )
-            # What another nginx has that could not be read is of interest all the same.
+            here = "" if root.is_ours else f"/proc/{pid}/root"
+            logs = _logs(reader, seen, start, sockets, began_at, logs_left, here)
+            logs_left -= len(logs)
+            found.append(
+                msgspec.structs.replace(seen, workers=_workers(machine, pid), logs=logs, there=there, way=way)
+            )
+            refused += keep_it_from_starting
             unseen += reader.notes
         finally:
             root.close()
     if len(masters) > _MAX_MASTERS:
-        unseen.append(f"{len(masters) - _MAX_MASTERS} more nginx that run")
+        unseen_of_others.append(f"{len(masters) - _MAX_MASTERS} more nginx that run")
+    if not any(each.is_sure and _is_trusted(each.pid) for each in found):
+        unseen += unseen_of_others
+        refused += refused_of_others
     return Looked(tuple(found), tuple(refused), tuple(unseen))
 
 

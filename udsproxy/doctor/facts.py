@@ -171,7 +171,8 @@ class Logged(msgspec.Struct, frozen=True):
     last: str
     """When, in nginx's local time: ``2026-11-29 03:12:44``."""
     since_start: int | None
-    """How many of them since the server was started; None: that is not known, or there is no server."""
+    """How many of them since the process that listens at the path was started (the server, or a ``udsproxy run``);
+    None: that is not known, or nobody listens."""
     upstream: str = ""
     """What of the upstream's name is in each of them, too, where `words` has no path: ``fastcgi://unix:/x.sock:``."""
 
@@ -274,6 +275,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     unseen: tuple[str, ...] = ()
 
     @property
+    def run(self) -> Hop | None:
+        """The ``udsproxy run`` that listens at the path. (A tap has put it aside where that comes first.)"""
+        return next((hop for hop in self.hops if hop.kind == "run"), None)
+
+    @property
     def server_path(self) -> str:
         """Of the server's own socket."""
         return self.behind or self.tapped or self.path
@@ -290,7 +296,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def was_full(self) -> bool:
-        """nginx was refused for a full queue since the server was started, or that may be."""
+        """nginx was refused for a full queue since who listens was started, or that may be."""
         logged = (each for nginx in self.nginx for log in nginx.logs for each in log.logged)
         return any(each.kind == "connect 11" and each.since_start != 0 for each in logged)
 

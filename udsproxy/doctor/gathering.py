@@ -104,7 +104,7 @@ class _Gathering:
         servers = self._servers(found)
         known = KnownSocket(None if self._abstract else self._path, self._bound(found))
         php_fpm = configured_php_fpm.look(known.known_as(self._paths), servers)
-        serving_nginx = configured_nginx.look(known, self._machine, self._began(servers))
+        serving_nginx = configured_nginx.look(known, self._machine, _began(listeners(route, servers)))
         clients = (client,) if client is not None else self._clients(serving_nginx.found)
         unseen = [*self._machine.without, *self._unseen, *php_fpm.unseen, *serving_nginx.unseen]
         if _line_of("/sys/fs/selinux/enforce") == "1":
@@ -217,11 +217,6 @@ class _Gathering:
         name = None if sock is None or not sock.name else os.fsdecode(sock.name.partition(b"\0")[0])
         return name or None
 
-    def _began(self, servers: tuple[Process, ...]) -> float | None:
-        """When the first of them was started (seconds since 1970). A reload of php-fpm keeps it, and its socket."""
-        ages = [age for each in servers if (age := procfs.read_age(each.pid)) is not None]
-        return time.time() - max(ages) if ages else None
-
     def _clients(self, found: tuple[Nginx, ...]) -> tuple[User, ...]:
         """The users of nginx's workers, each once."""
         users: dict[tuple[object, ...], User] = {}
@@ -268,6 +263,20 @@ class _Gathering:
             return True, False
         mount = there.mount
         return False, mount is not None and mount.is_replaced and mount.point == path
+
+
+def listeners(route: Route, servers: tuple[Process, ...]) -> list[int]:
+    """The pids of who listens at the path: a ``run``, or else the servers (a tap comes and goes before them)."""
+    run = next((hop for hop in route.hops if hop.kind == "run"), None)
+    if run is None:
+        return [each.pid for each in servers]
+    return [] if run.process is None else [run.process.pid]
+
+
+def _began(pids: list[int]) -> float | None:
+    """When the first of them was started (seconds since 1970). A reload of php-fpm keeps it, and its socket."""
+    ages = [age for pid in pids if (age := procfs.read_age(pid)) is not None]
+    return time.time() - max(ages) if ages else None
 
 
 def _line_of(path: str) -> str | None:

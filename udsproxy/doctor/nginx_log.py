@@ -54,8 +54,8 @@ def summarize(
     upstreams: Container[str],
 ) -> ErrorLog:
     """The log with what its end, ``data``, says. ``written_at``: when the file was written last, and ``began_at``:
-    when the server was started (seconds since 1970; None: not known); ``upstreams``: the names of blocks that have
-    the socket."""
+    when the process that listens was started (seconds since 1970; None: not known); ``upstreams``: the names of
+    blocks that have the socket."""
     lines = data.split(b"\n")
     if not log.is_whole:
         lines = lines[1:]
