@@ -45,10 +45,6 @@ FLOOD = 128 * 1024 * 1024
 """Much more than that."""
 
 
-def open_descriptors(proxy: Proxy) -> int:
-    return len(os.listdir(f"/proc/{proxy.pid}/fd"))
-
-
 class Others:
     """Clients that behave: they ask php-fpm for pages all the time, and check them. A context manager."""
 
@@ -104,7 +100,7 @@ def garbage() -> Iterator[bytes]:
 def test_random_bytes_harm_nobody_else(stage: Stage, before_php_fpm: Proxy) -> None:
     """Connections full of garbage end without a trace but their events; meanwhile all others are served."""
     proxy = before_php_fpm
-    idle = open_descriptors(proxy)
+    idle = proxy.descriptors
     with Others(stage, proxy) as others:
         for data in garbage():
             with connect(proxy.socket) as sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -112,7 +108,7 @@ def test_random_bytes_harm_nobody_else(stage: Stage, before_php_fpm: Proxy) -> N
                 sock.shutdown(socket.SHUT_WR)
                 receive_all(sock)
         others.wait_for_answers(10)
-    until(lambda: open_descriptors(proxy) <= idle, "all connections to be closed")
+    until(lambda: proxy.descriptors <= idle, "all connections to be closed")
     until(lambda: len(proxy.events("close")) == len(proxy.events("open")), "as many ends as beginnings")
     assert proxy.events("decode_error")
     assert {"direction", "offset", "reason"} <= proxy.events("decode_error")[0].keys()
@@ -292,7 +288,7 @@ async def test_two_thousand_connections_at_once(
         listener.listen(MANY)
         listener.setblocking(False)
         proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"))
-        idle = open_descriptors(proxy)
+        idle = proxy.descriptors
         async with trio.open_nursery() as serving:
             serving.start_soon(
                 trio.serve_listeners, _echo_stream, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
@@ -301,14 +297,14 @@ async def test_two_thousand_connections_at_once(
             async with trio.open_nursery() as nursery:
                 for number, client in enumerate(clients):
                     nursery.start_soon(_check_echo, client, b"%d!" % number)
-            assert open_descriptors(proxy) >= idle + 2 * MANY
+            assert proxy.descriptors >= idle + 2 * MANY
             async with trio.open_nursery() as nursery:
                 for number, client in enumerate(clients):
                     nursery.start_soon(_check_echo, client, b"%d," % number * (number % 1000))
             for client in clients:
                 await client.aclose()
             with trio.fail_after(30):
-                while open_descriptors(proxy) > idle:
+                while proxy.descriptors > idle:
                     await trio.sleep(0.01)
             serving.cancel_scope.cancel()
     assert len(proxy.wait_for("close", count=MANY)) == MANY

@@ -200,10 +200,6 @@ def test_state_and_doctor(stage: Stage, stack: contextlib.ExitStack) -> None:
     assert b"ECONNREFUSED" not in done.stdout
 
 
-def descriptors(running: Running) -> int:
-    return len(os.listdir(f"/proc/{running.pid}/fd"))
-
-
 @pytest.mark.parametrize("command", ["run", "tap"])
 def test_a_server_that_is_started_anew(
     stage: Stage, start_tap: StartTap, start_proxy: StartProxy, command: str
@@ -214,9 +210,9 @@ def test_a_server_that_is_started_anew(
     with container(stage, path, BACKLOG):
         running = start_tap(path) if command == "tap" else start_proxy(stage.path("p.sock"), path)
         assert running.wait_for("listening")[0]["backlog"] == BACKLOG
-        held = descriptors(running)
+        held = running.descriptors
     # (Who keeps a socket in its namespace keeps that.)
-    until(lambda: descriptors(running) < held, "the container to be let go")
+    until(lambda: running.descriptors < held, "the container to be let go")
     with socket.socket(socket.AF_UNIX) as client:  # (`run` learns by that)
         client.connect_ex(running.socket)
     running.wait_for("upstream_error", op="connect")

@@ -15,7 +15,7 @@ import struct
 
 import pytest
 
-from tests.e2e.proxy import Proxy, StartProxy
+from tests.e2e.proxy import StartProxy
 from tests.e2e.tools import LIMIT_S, SocketServer, connect, echoes, peak_memory, receive_all, until
 from tests.stage import Stage
 from udsproxy.protocols import fastcgi as wire
@@ -45,10 +45,6 @@ class Sink(SocketServer):
             data = connection.recv(1 << 20)
 
 
-def descriptors(proxy: Proxy) -> int:
-    return len(os.listdir(f"/proc/{proxy.pid}/fd"))
-
-
 def patient(path: str) -> socket.socket:
     """A connection, as soon as the queue has room."""
     sock = socket.socket(socket.AF_UNIX)
@@ -76,7 +72,7 @@ def test_connections_that_are_half_open(stage: Stage, start_proxy: StartProxy) -
         listener.listen(100)
         listener.settimeout(LIMIT_S)
         proxy = start_proxy(stage.path("p"), stage.path("up"))
-        idle, before = descriptors(proxy), peak_memory(proxy.pid)
+        idle, before = proxy.descriptors, peak_memory(proxy.pid)
         clients, servers = [], []
         for number in range(HALF_OPEN):
             client = patient(proxy.socket)
@@ -84,7 +80,7 @@ def test_connections_that_are_half_open(stage: Stage, start_proxy: StartProxy) -
             servers.append(stack.enter_context(listener.accept()[0]))
             if number % 2:
                 client.shutdown(socket.SHUT_WR)
-        assert descriptors(proxy) >= idle + 2 * HALF_OPEN
+        assert proxy.descriptors >= idle + 2 * HALF_OPEN
         with patient(proxy.socket) as good:
             good.sendall(b"hello")
             server, _ = listener.accept()
@@ -101,7 +97,7 @@ def test_connections_that_are_half_open(stage: Stage, start_proxy: StartProxy) -
         print(f"{HALF_OPEN} half open: {(peak_memory(proxy.pid) - before) / HALF_OPEN / 1024:.1f} KiB each")
         for each in (*clients, *servers):
             each.close()
-        until(lambda: descriptors(proxy) <= idle, "the descriptors to be closed")
+        until(lambda: proxy.descriptors <= idle, "the descriptors to be closed")
 
 
 def test_bytes_one_at_a_time(stage: Stage, start_proxy: StartProxy) -> None:
@@ -109,7 +105,7 @@ def test_bytes_one_at_a_time(stage: Stage, start_proxy: StartProxy) -> None:
     request = wire.encode_request({b"REQUEST_URI": b"/loris", b"REQUEST_METHOD": b"GET"})
     with Sink(stage.path("up")) as sink, contextlib.ExitStack() as stack:
         proxy = start_proxy(stage.path("p"), stage.path("up"))
-        idle, before = descriptors(proxy), peak_memory(proxy.pid)
+        idle, before = proxy.descriptors, peak_memory(proxy.pid)
         clients = [stack.enter_context(patient(proxy.socket)) for _ in range(LORIS)]
         for at in range(len(request)):
             for client in clients:
@@ -123,7 +119,7 @@ def test_bytes_one_at_a_time(stage: Stage, start_proxy: StartProxy) -> None:
         for client in clients:
             client.close()
         proxy.wait_for("request", uri="/loris", count=LORIS)
-        until(lambda: descriptors(proxy) <= idle, "the descriptors to be closed")
+        until(lambda: proxy.descriptors <= idle, "the descriptors to be closed")
 
 
 def test_all_request_numbers_at_once(stage: Stage, start_proxy: StartProxy) -> None:

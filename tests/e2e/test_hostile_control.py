@@ -172,7 +172,7 @@ def test_a_flood_of_connections(stage: Stage, proxy: Proxy, runtime: str) -> Non
     memory, and keep nobody from asking."""
     path = control_socket(runtime, proxy)
     assert faults() == "  no faults\n"
-    idle, before = len(os.listdir(f"/proc/{proxy.pid}/fd")), peak_memory(proxy.pid)
+    idle, before = proxy.descriptors, peak_memory(proxy.pid)
     beginnings = [
         b"",
         b"GET /fau",
@@ -188,10 +188,10 @@ def test_a_flood_of_connections(stage: Stage, proxy: Proxy, runtime: str) -> Non
                 sock.sendall(beginnings[number % len(beginnings)])
             if number % 100 == 0:
                 assert echoes(proxy.socket)
-                assert len(os.listdir(f"/proc/{proxy.pid}/fd")) <= idle + MAX_CONNECTIONS + SLACK
+                assert proxy.descriptors <= idle + MAX_CONNECTIONS + SLACK
         assert faults() == "  no faults\n"
         assert echoes(proxy.socket)
-    until(lambda: len(os.listdir(f"/proc/{proxy.pid}/fd")) <= idle, "the descriptors to be closed")
+    until(lambda: proxy.descriptors <= idle, "the descriptors to be closed")
     assert peak_memory(proxy.pid) - before < MEMORY
     assert proxy.said == ""
 

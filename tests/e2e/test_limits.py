@@ -66,11 +66,6 @@ def patient(path: str) -> socket.socket:
     return sock
 
 
-def descriptors(proxy: Running) -> int:
-    """How many a process has open; a file that it reads at that moment counts, too."""
-    return len(os.listdir(f"/proc/{proxy.pid}/fd"))
-
-
 def resident(proxy: Running) -> int:
     """Memory that a process has resident (bytes)."""
     match = re.search(r"VmRSS:\s*(\d+) kB", read(f"/proc/{proxy.pid}/status"))
@@ -113,7 +108,7 @@ def test_as_many_connections_as_there_are_descriptors(stage: Stage, start_proxy:
         listener.listen(100)
         listener.settimeout(LIMIT_S)
         proxy = start_proxy(stage.path("p.sock"), stage.path("up.sock"))
-        before = descriptors(proxy)
+        before = proxy.descriptors
 
         def open_some(numbers: range) -> list[tuple[socket.socket, socket.socket]]:
             """These connections, in the order of their numbers: client and server."""
@@ -134,7 +129,7 @@ def test_as_many_connections_as_there_are_descriptors(stage: Stage, start_proxy:
                 server.close()
 
         close(open_some(range(50)))  # memory that is taken once and kept is there from here on
-        until(lambda: descriptors(proxy) <= before, f"{before} descriptors")
+        until(lambda: proxy.descriptors <= before, f"{before} descriptors")
         memory = resident(proxy)
         pairs: list[tuple[socket.socket, socket.socket]] = []
         began = time.monotonic()
@@ -154,11 +149,11 @@ def test_as_many_connections_as_there_are_descriptors(stage: Stage, start_proxy:
             f"\n{room:,} connections at once, opened in {took:.1f} s: {memory / 1048576:.1f} MiB before,",
             f"{resident(proxy) / 1048576:.1f} MiB with them, {each / 1024:.2f} KiB each",
         )
-        assert descriptors(proxy) >= before + 2 * room
+        assert proxy.descriptors >= before + 2 * room
         assert each < EACH_BYTES
         chance.shuffle(pairs)
         close(pairs)
-        until(lambda: descriptors(proxy) <= before, f"{before} descriptors")
+        until(lambda: proxy.descriptors <= before, f"{before} descriptors")
         assert echo_through(listener, proxy.socket)
     assert proxy.stop() == 0
     ends_seen = Counter((event["by"], event["c2s_bytes"], event["s2c_bytes"]) for event in proxy.events("close"))
