@@ -269,7 +269,7 @@ def test_watch_of_a_server_that_goes_and_comes(stage: Stage) -> None:
     assert "Traceback" not in read(stage.path("out"))
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
 def test_width(stage: Stage, columns: int) -> None:
     """On a narrow terminal the list has fewer columns, and a long name loses its middle; `state PATH` folds it, and
     a pipe has it on one line."""
@@ -278,7 +278,8 @@ def test_width(stage: Stage, columns: int) -> None:
         text, status = on_terminal("state", columns=columns)
         assert status == 0
         assert "…" + "s" * 10 in text
-        assert ("CONNECTED" in text) == (columns > 60)
+        if columns != 60:  # (there it depends on how long the names of other sockets' holders are)
+            assert ("CONNECTED" in text) == (columns > 60)
         one, status = on_terminal("state", path, columns=columns)
         assert status == 0
         assert path in "".join(line.strip() for line in plain_lines(one))
