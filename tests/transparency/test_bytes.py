@@ -13,6 +13,7 @@ import random
 import select
 import socket
 import threading
+import time
 
 from tests.e2e.tools import receive_exactly
 from tests.transparency.ends import (
@@ -340,3 +341,17 @@ def test_slow_start_of_the_reader(one_way: OneWay) -> None:
         stream.write(receiver.recv(next(sizes)))
     assert stream.getvalue() == data
     assert waiting(receiver) == 0
+
+
+def test_many_small_messages(one_way: OneWay) -> None:
+    """Who has sent as many bytes, each for itself, as are taken may send again once they were read: the kernel
+    charges each of them with some hundred bytes. So it is after a pause."""
+    sender, receiver = one_way
+    sender.setblocking(False)
+    for _ in range(2):
+        sender.send(b"y")
+        assert receive_exactly(receiver, 1) == b"y"
+        time.sleep(0.1)  # what is left unread in between is looked at after 50 ms
+        sent = send_until_full(lambda: sender.send(b"x"), sender, BOUND)
+        assert receive_exactly(receiver, sent) == b"x" * sent
+        await_polled(sender, select.POLLOUT)

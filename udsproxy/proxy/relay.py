@@ -466,8 +466,7 @@ class Relay:
                 flow.outbox = deque([(memoryview(bytes(data[sent:])), None if sent else cargo)])
                 self._arm(flow)
             if looks and drained:
-                if not flow.unread:
-                    self.unread.look_after(flow)
+                self.unread.look_after(flow)
                 flow.unread += nbytes
                 flow.charge += nbytes + CHUNK
                 if flow.charge > flow.most:

@@ -17,7 +17,7 @@ from time import monotonic_ns
 
 from udsproxy.endpoints import Socket, unix_socket
 from udsproxy.kernel import namespaces
-from udsproxy.kernel.receive_queue import set_peek_offset
+from udsproxy.kernel.receive_queue import set_peek_offset, waiting
 from udsproxy.kernel.sock_diag import SockDiag
 from udsproxy.proxy.cargo import ROOM_FOR_SENDER
 from udsproxy.proxy.flow import CHUNK, MOST_CHARGE, Flow, shutdown
@@ -74,7 +74,7 @@ class Unread:
         flow.follows = True
 
     def look_after(self, flow: Flow) -> None:
-        """From now on something is left unread."""
+        """Something more is left unread, and may be what is too much for its sender."""
         if not self._keepers:
             self._call_at(monotonic_ns() + _HINDERED_NS, self._look_after_keepers)
         self._keepers[flow] = None
@@ -110,7 +110,9 @@ class Unread:
         while self._keepers and now - began < _LOOKS_NS:
             flow = next(iter(self._keepers))
             del self._keepers[flow]
-            if flow.unread and not flow.done and self.hinders(flow):
+            # (What is left may be of many small messages, each of which the kernel charges for itself. Where more
+            # than that waits to be read, it is looked again after the next read.)
+            if flow.unread and not flow.done and waiting(flow.src) <= flow.unread and self.hinders(flow):
                 flow.keeps = False
                 flow.most = 0
                 self.read_all(flow)
