@@ -108,15 +108,7 @@ class Doing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def text(self) -> str:
         """``poll() on tcp 10.0.0.1:41234 → 10.0.0.5:3306 (mysqld, pid 9)``."""
         kind, space, remote = (self.on or "").partition(" ")
-        return self._told(f"{kind} {self.local} → {remote}" if self.local and space else self.on)
-
-    @property
-    def common_text(self) -> str:
-        """The same without the address of its own end, which no other process has: ``poll() on tcp 10.0.0.5:3306
-        (mysqld, pid 9)``."""
-        return self._told(self.on)
-
-    def _told(self, what: str | None) -> str:
+        what = f"{kind} {self.local} → {remote}" if self.local and space else self.on
         call = f"{self.call}()" if self.call else _WITHOUT_CALL[self.what]
         on = f" on {what}" if what else ""
         who = f" ({'held by ' if self.what == 'lock' else ''}{self.who})" if self.who else ""

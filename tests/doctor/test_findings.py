@@ -35,7 +35,7 @@ from udsproxy.inspection.taps import Holder, Tapped
 from udsproxy.kernel.process_table import Descriptors
 
 PATH = "/run/php/x.sock"
-WWW = User("www-data", 33, (33,), "nginx's worker, pid 7", "www-data")
+WWW = User("www-data", 33, (33,), "nginx's worker, pid 7", "www-data", pid=7)
 SETTINGS = {
     "listen": PATH, "listen.backlog": "511", "pm": "static", "pm.max_children": "4", "pm.max_requests": "1000",
     "request_terminate_timeout": "30s",

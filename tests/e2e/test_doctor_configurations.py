@@ -227,6 +227,19 @@ http {{
 """
 
 
+def spawn_nginx(stage: Stage, argv: list[str], port: int) -> subprocess.Popen[bytes]:
+    """An nginx, as soon as it accepts on that port."""
+    process = stage.spawn("nginx", argv, stage.path("nginx.out"))
+
+    def accepts() -> bool:
+        assert process.poll() is None, read(stage.path("nginx.out"))
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(accepts, "nginx")
+    return process
+
+
 def start_nginx(stage: Stage, sites: dict[str, str], port: int) -> subprocess.Popen[bytes]:
     """nginx, started in the stage's directory with ``-p . -c conf/nginx.conf``."""
     for name, text in sites.items():
@@ -244,15 +257,7 @@ def start_nginx(stage: Stage, sites: dict[str, str], port: int) -> subprocess.Po
         "-e",
         "stderr",
     ]
-    process = stage.spawn("nginx", argv, stage.path("nginx.out"))
-
-    def accepts() -> bool:
-        assert process.poll() is None, read(stage.path("nginx.out"))
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    until(accepts, "nginx")
-    return process
+    return spawn_nginx(stage, argv, port)
 
 
 def nginx_accepts_its_files(stage: Stage) -> bool:
@@ -361,14 +366,7 @@ def start_contained(stage: Stage, port: int, socket_there: str, mounts: str) -> 
         f'exec "$0" -p {place} -c conf/nginx.conf -e stderr'
     )
     argv = ["unshare", *_USER, "--mount", "sh", "-c", script, program("nginx")]
-    process = stage.spawn("nginx", argv, stage.path("nginx.out"))
-
-    def accepts() -> bool:
-        assert process.poll() is None, read(stage.path("nginx.out"))
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    until(accepts, "nginx")
+    spawn_nginx(stage, argv, port)
     return inner
 
 

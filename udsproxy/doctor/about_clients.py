@@ -51,7 +51,8 @@ def _may_connect(facts: Facts, user: User) -> Iterator[Finding]:
             "mount leads to the old one.",
             f"Mount the directory {shlex.quote(os.path.dirname(facts.path))} instead of the file, and restart the "
             "container.",
-            f"grep {path} /proc/{_pid_of(user)}/mountinfo   (//deleted: the file that is mounted is there no more)",
+            f"grep {path} /proc/{user.pid or 'PID'}/mountinfo   "
+            "(//deleted: the file that is mounted is there no more)",
         )
     elif user.sees is False:
         yield Finding(
@@ -97,10 +98,6 @@ def _goes_on(facts: Facts, user: User) -> Finding:
         f"{_way_in(facts, stopped, user, stopped is user.way[-1])} Or run udsproxy as root.",
         f"namei -l {shlex.quote(socket)}",
     )
-
-
-def _pid_of(user: User) -> str:
-    return user.where.rpartition(" ")[2]
 
 
 def _way_in(facts: Facts, stopped: Entry, user: User, at_socket: bool) -> str:

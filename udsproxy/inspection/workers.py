@@ -78,13 +78,11 @@ class Did(msgspec.Struct, frozen=True):
     doing: Doing | None
     who: str | None
 
-    @property
-    def key(self) -> str:
-        return "something that we may not see" if self.doing is None else _PID.sub("", self.doing.text)
-
     def text(self, who: str | None) -> str:
         """With that one behind it."""
-        return self.key if self.doing is None else _PID.sub("", replace(self.doing, who=who).text)
+        if self.doing is None:
+            return "something that we may not see"
+        return _PID.sub("", replace(self.doing, who=who).text)
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
